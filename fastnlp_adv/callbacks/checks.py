@@ -1,0 +1,62 @@
+"""What a Trainer must be like, checked when it is built and again when training begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchSingleDriver
+from torch import nn
+
+if TYPE_CHECKING:
+    from .base import MethodCallback
+
+__all__ = ["check_trainer"]
+
+
+def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
+    """
+    Refuse what the batch step cannot work with.
+
+    :param trainer: the Trainer.
+    :param driver: its driver.
+    :param callback: the callback that asks.
+    :raises ValueError: with what was found and what to do instead.
+    """
+    name = type(callback).__name__
+    if type(driver) not in (TorchSingleDriver, TorchDDPDriver):
+        raise ValueError(
+            f"Expected {name} to run on fastNLP's torch driver, on one device or under DistributedDataParallel, but got "
+            f"{type(driver).__name__}. Build the Trainer with `driver='torch'`."
+        )
+    if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
+        raise ValueError(
+            f"Expected {name} to train a model on one device a process, but got nn.DataParallel over "
+            f"{len(driver.model.device_ids)} devices. Give the Trainer the bare model and `device=[0, 1]`."
+        )
+    _check_step_is_free(trainer, name)
+    _check_alone(trainer, callback)
+
+
+def _check_step_is_free(trainer: Any, name: str) -> None:
+    from .step import BatchStep
+
+    found = getattr(trainer.train_batch_loop, "batch_step_fn", None)
+    if trainer.batch_step_fn is not None or (
+        found is not TrainBatchLoop.batch_step_fn and not isinstance(found, BatchStep)
+    ):
+        culprit = getattr(trainer.batch_step_fn or found, "__name__", type(trainer.train_batch_loop).__name__)
+        raise ValueError(
+            f"Expected a Trainer with fastNLP's own batch step, since {name} replaces it, but got `{culprit}`. Remove "
+            "`batch_step_fn` (or the custom `train_batch_loop`), or call the attack object yourself in it: see FGM and PGD."
+        )
+
+
+def _check_alone(trainer: Any, callback: MethodCallback) -> None:
+    from .base import AttackCallback
+
+    kind = AttackCallback if isinstance(callback, AttackCallback) else type(callback)
+    same = [type(other).__name__ for other in trainer.callback_manager.class_callbacks if isinstance(other, kind)]
+    if len(same) > 1:
+        what = "attack" if kind is AttackCallback else kind.__name__
+        raise ValueError(f"Expected at most one {what} in a Trainer, but got {' and '.join(same)}. Keep one of them.")

@@ -1,0 +1,121 @@
+"""The batch step: what the Trainer does with a batch while one of this package's callbacks is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..attacks import Attack, Pass
+
+if TYPE_CHECKING:
+    from .base import MethodCallback
+
+__all__ = ["BatchStep", "install", "uninstall"]
+
+
+class BatchStep:
+    """
+    Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all callbacks of a Trainer, whatever their order.
+
+    :param original: the function to put back when the last callback leaves.
+    """
+
+    def __init__(self, original: Callable):
+        self.original = original
+        self.callbacks: list[MethodCallback] = []
+
+    def add(self, callback: MethodCallback) -> None:
+        self.callbacks.append(callback)
+
+    def __call__(self, trainer: Any, batch: Any) -> None:
+        attack = self._attack(trainer)
+        objective = self._objective(trainer)
+        if attack is None:
+            _Run(trainer, objective, batch).plain()
+        else:
+            _Run(trainer, objective, batch).under(attack)
+        trainer.step()
+        trainer.zero_grad()
+
+    def _attack(self, trainer: Any) -> Attack | None:
+        attacks = [c.attack_ for c in self.callbacks if getattr(c, "attack_", None) is not None and c.due(trainer)]
+        return attacks[0] if attacks else None
+
+    def _objective(self, trainer: Any) -> Callable[[Any], Any]:
+        regularizers = [callback for callback in self.callbacks if hasattr(callback, "regularize")]
+        return reduce(lambda forward, c: c.regularize(forward, c.due(trainer)), regularizers, trainer.train_step)
+
+
+class _Run:
+    """One batch on its way through the passes."""
+
+    def __init__(self, trainer: Any, objective: Callable[[Any], Any], batch: Any):
+        self.trainer = trainer
+        self.objective = objective
+        self.batch = batch
+        self.hooks_are_due = True
+        self.state = trainer.state.setdefault("adv", {})
+
+    def plain(self) -> None:
+        self.train(self.objective(self.batch), Pass(last=True))
+
+    def under(self, attack: Attack) -> None:
+        with attack.running() as passes:
+            for each in passes:
+                with nullcontext() if each.last else self.trainer.driver.get_model_no_sync_context()():
+                    outputs = self.objective(self.batch)
+                    if each.trains:
+                        self.train(outputs, each)
+                    else:
+                        attack.differentiate(self.trainer.driver.grad_scaler.scale(self.loss(outputs)))
+        self.record(attack)
+
+    def loss(self, outputs: Any) -> Tensor:
+        return self.trainer.extract_loss_from_outputs(outputs) / self.trainer.accumulation_steps
+
+    def train(self, outputs: Any, each: Pass) -> None:
+        """As ``trainer.backward``, but the hooks fire in the first pass of a batch only."""
+        fire, self.hooks_are_due = self.hooks_are_due, False
+        if fire:
+            self.trainer.on_before_backward(outputs)
+        self.note(outputs, each)
+        self.trainer.driver.backward(self.loss(outputs) * each.weight)
+        if fire:
+            self.trainer.on_after_backward()
+
+    def note(self, outputs: Any, each: Pass) -> None:
+        self.state["adv_loss" if each.adversarial else "loss"] = self.trainer.extract_loss_from_outputs(
+            outputs
+        ).detach()
+        if not each.adversarial and isinstance(outputs, dict) and "kl" in outputs:
+            self.state["kl"] = outputs["kl"]
+
+    def record(self, attack: Attack) -> None:
+        scale = getattr(
+            self.trainer.driver.grad_scaler, "_scale", None
+        )  # a tensor; `get_scale()` would wait for the device
+        unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
+        self.state["grad_norm"] = attack.grad_norm * unit
+        self.state["perturbation_norm"] = attack.perturbation_norm
+        self.state["skipped"] = attack.skipped
+
+
+def install(trainer: Any) -> BatchStep:
+    """The step of a Trainer; put in place when it is not there yet."""
+    loop = trainer.train_batch_loop
+    if not isinstance(loop.batch_step_fn, BatchStep):
+        loop.batch_step_fn = BatchStep(loop.batch_step_fn)
+    return loop.batch_step_fn
+
+
+def uninstall(trainer: Any, callback: MethodCallback) -> None:
+    """Take a callback out of the step, and with the last one the step off the Trainer."""
+    step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
+    if isinstance(step, BatchStep):
+        step.callbacks = [other for other in step.callbacks if other is not callback]
+        if not step.callbacks:
+            trainer.train_batch_loop.batch_step_fn = step.original

@@ -1,0 +1,132 @@
+"""Which embeddings a model has, and the tap that watches their lookups and adds perturbations to them.
+
+The weight is never written: what is perturbed is the output of the lookup. For the loss that is the same thing, since
+:math:`(W + R)[ids] = W[ids] + R[ids]`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
+
+
+@dataclass
+class Embedding:
+    """An embedding weight and the modules that look it up (several when it is tied, as in encoder-decoder models)."""
+
+    name: str
+    weight: nn.Parameter
+    modules: list[nn.Module]
+
+    def describe(self) -> str:
+        return f"`{self.name}` ({' x '.join(str(n) for n in self.weight.shape)})"
+
+
+@dataclass
+class Matches:
+    """What an ``emb_name`` stands for: embeddings, and other parameters, which can only be perturbed in place."""
+
+    embeddings: list[Embedding] = field(default_factory=list)
+    weights: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        return [embedding.name for embedding in self.embeddings] + list(self.weights)
+
+
+def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
+    r"""
+    The parameters of a model that an attack is to perturb.
+
+    :param model: the model.
+    :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None`` for the
+        input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method, else the only
+        :class:`torch.nn.Embedding`, else the one with the most rows.
+    :return: the embeddings, and the matched parameters that are not looked up.
+    :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
+
+    Example::
+
+        >>> model = nn.ModuleDict({"words": nn.Embedding(100, 8), "positions": nn.Embedding(16, 8)})
+        >>> find_embeddings(model).names()
+        ['words.weight']
+        >>> find_embeddings(model, "pos").names()
+        ['positions.weight']
+    """
+    if emb_name is None:
+        weights = [_input_embedding(model)]
+        matched = {name: param for name, param in model.named_parameters() if param is weights[0]}
+    else:
+        matched = {name: param for name, param in model.named_parameters() if fits(name, emb_name)}
+    matches = Matches()
+    for name, param in matched.items():
+        modules = [module for module in _lookup_modules(model) if module.weight is param]
+        if modules and all(_looks_up(module) for module in modules):
+            matches.embeddings.append(_checked(Embedding(name, param, modules)))
+        elif param.requires_grad:
+            matches.weights[name] = param
+    if not matches.names():
+        raise ValueError(
+            f"Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got {emb_name!r}. "
+            f"The model has {_candidates(model)}. Give part of one of these names, a glob, or None for the input embedding."
+        )
+    return matches
+
+
+def scale_of(module: nn.Module) -> Tensor | float:
+    """The factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one."""
+    return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
+
+
+def _looks_up(module: nn.Module) -> bool:
+    return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+
+
+def _lookup_modules(model: nn.Module) -> list[nn.Embedding]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+def fits(name: str, emb_name: str) -> bool:
+    """Whether a parameter's name contains ``emb_name``, or matches it where it is a glob."""
+    return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
+
+
+def _input_embedding(model: nn.Module) -> nn.Parameter:
+    for module in model.modules():
+        if callable(getattr(module, "get_input_embeddings", None)):
+            try:
+                found = _lookup_modules(module.get_input_embeddings())
+            except (AttributeError, NotImplementedError):  # a base class that only declares the method
+                continue
+            if found:
+                return max(found, key=lambda embedding: embedding.num_embeddings).weight
+    embeddings = _lookup_modules(model)
+    if not embeddings:
+        raise ValueError(
+            f"Expected the model to have an nn.Embedding, but got {type(model).__name__} without one. "
+            f"Give `emb_name`, part of the name of the parameter to perturb; the model has {_candidates(model)}."
+        )
+    return max(embeddings, key=lambda embedding: embedding.num_embeddings).weight
+
+
+def _checked(embedding: Embedding) -> Embedding:
+    for module in embedding.modules:
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(
+                f"Expected embedding {embedding.describe()} to have no `max_norm`, but got {module.max_norm}, which rewrites "
+                "the rows at every lookup and would undo the perturbation. Build it with `max_norm=None`."
+            )
+    return embedding
+
+
+def _candidates(model: nn.Module) -> str:
+    weights = {id(module.weight) for module in _lookup_modules(model)}
+    found = [Embedding(name, param, []) for name, param in model.named_parameters()]
+    embeddings = [e for e in found if id(e.weight) in weights]
+    if embeddings:
+        return "the embeddings " + ", ".join(e.describe() for e in embeddings)
+    return "no nn.Embedding; its parameters are " + ", ".join(e.describe() for e in found[:10])

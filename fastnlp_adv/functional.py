@@ -1,0 +1,129 @@
+"""The geometry of perturbations: norms, steepest ascent, projection, random starts.
+
+Pure functions on tensors. A *group* is the set of elements that share one norm; ``dims`` names the dimensions it spans, so
+``dims=(1, 2)`` on a ``(B, T, H)`` tensor means one group an example. Nothing here synchronizes the host with the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["NORMS", "ascend", "group_norm", "project", "random_in_ball", "steepest_direction"]
+
+#: the norms that a perturbation can be measured in, and their order
+NORMS = {"l2": 2.0, "linf": float("inf")}
+
+
+def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+    r"""
+    The norm of each group, in at least single precision, so that half-precision gradients do not overflow.
+
+    :param x: any shape.
+    :param dims: the dimensions that a group spans.
+    :param norm: ``"l2"`` or ``"linf"``.
+    :return: ``x``'s shape with ``dims`` reduced to 1.
+
+    Example::
+
+        >>> group_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), dims=(1,)).flatten()
+        tensor([5., 2.])
+    """
+    return torch.linalg.vector_norm(_at_least_single(x), NORMS[norm], dim=dims, keepdim=True)
+
+
+def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+    r"""
+    The step of length 1 that raises a linear function with gradient ``grad`` the most: :math:`g/\lVert g\rVert_2` for
+    ``"l2"`` (Miyato et al. 2017), :math:`\mathrm{sign}(g)` for ``"linf"`` (Goodfellow et al. 2015).
+
+    A group whose gradient is zero, infinite or NaN has no direction and gets 0.
+
+    :param grad: the gradient, any shape.
+    :param dims: the dimensions that a group spans.
+    :param norm: ``"l2"`` or ``"linf"``.
+    :return: a tensor of ``grad``'s shape.
+
+    Example::
+
+        >>> steepest_direction(torch.tensor([[3.0, -4.0], [0.0, 0.0]]), dims=(1,), norm="linf")
+        tensor([[ 1., -1.],
+                [ 0.,  0.]])
+    """
+    size = group_norm(grad, dims=dims, norm=norm)
+    direction = grad.sign() if norm == "linf" else grad / size
+    return torch.where(size.isfinite() & (size > 0), direction, 0)
+
+
+def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+    r"""
+    The nearest point of each group's ball of radius ``epsilon``.
+
+    :param x: the perturbation, any shape.
+    :param epsilon: the radius, in the units of the embedding, not negative.
+    :param dims: the dimensions that a group spans.
+    :param norm: ``"l2"`` or ``"linf"``.
+    :return: a tensor of ``x``'s shape.
+
+    Example::
+
+        >>> project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0, dims=(1,))
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+    """
+    if norm == "linf":
+        return x.clamp(-epsilon, epsilon)
+    size = group_norm(x, dims=dims, norm=norm)
+    return torch.where(size > epsilon, x * (epsilon / size), x)
+
+
+def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+    r"""
+    One step of steepest ascent, :math:`x + \mathrm{step}\cdot d(g)` with :func:`steepest_direction` :math:`d`.
+
+    :param x: the perturbation, any shape.
+    :param grad: the gradient at ``x``, of the same shape.
+    :param step: the length of the step, in the units of the embedding.
+    :param dims: the dimensions that a group spans.
+    :param norm: ``"l2"`` or ``"linf"``.
+    :return: a tensor of ``x``'s shape.
+
+    Example::
+
+        >>> ascend(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), 0.5, dims=(1,))
+        tensor([[0.3000, 0.4000]])
+    """
+    return x + step * steepest_direction(grad, dims=dims, norm=norm)
+
+
+def random_in_ball(
+    like: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2", generator: torch.Generator | None = None
+) -> Tensor:
+    r"""
+    A random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for ``"l2"`` a
+    uniform direction with a length uniform in ``[0, epsilon)``, since in hundreds of dimensions a point uniform in the ball
+    lies on its surface.
+
+    :param like: gives shape, dtype and device.
+    :param epsilon: the radius, in the units of the embedding.
+    :param dims: the dimensions that a group spans.
+    :param norm: ``"l2"`` or ``"linf"``.
+    :param generator: where the randomness comes from; the device's default one if ``None``.
+    :return: a tensor of ``like``'s shape.
+
+    Example::
+
+        >>> x = random_in_ball(torch.zeros(4, 3), 0.5, dims=(1,))
+        >>> bool((group_norm(x, dims=(1,)) <= 0.5).all())
+        True
+    """
+    if norm == "linf":
+        return torch.empty_like(like).uniform_(-epsilon, epsilon, generator=generator)
+    direction = torch.empty_like(like).normal_(generator=generator)
+    size = group_norm(direction, dims=dims, norm=norm)
+    radius = torch.empty_like(size).uniform_(0, epsilon, generator=generator)
+    return direction * (radius / size)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
