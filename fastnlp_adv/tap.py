@@ -7,6 +7,7 @@ looked up and perturbs them in place. Both are driven alike: ``begin_pass``, a f
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
@@ -85,7 +86,10 @@ class EmbeddingTap(Tap):
         self.reset()
 
     def _install(self) -> list[RemovableHandle]:
-        return [m.register_forward_hook(self._on_lookup, with_kwargs=True) for m in self._embedding.modules]
+        hook = self._on_lookup
+        if "torch._dynamo" in sys.modules:  # a compiled model breaks its graph here, for what changes from pass to pass
+            hook = torch.compiler.disable(hook)
+        return [m.register_forward_hook(hook, with_kwargs=True) for m in self._embedding.modules]
 
     def reset(self) -> None:
         self.perturbation: Perturbation | None = None
@@ -128,7 +132,8 @@ class EmbeddingTap(Tap):
         return (
             f"Expected the forward pass to look up embedding `{self.name}`, but it never did (with gradients on). "
             "Give the model ids rather than `inputs_embeds`, or name the embedding that is looked up with `emb_name`; "
-            "turn reentrant gradient checkpointing off (`use_reentrant=False`) where it spans the embedding."
+            "turn reentrant gradient checkpointing off (`use_reentrant=False`) where it spans the embedding; call "
+            "`torch.compiler.reset()` if the model was compiled and run before the attack was built."
         )
 
     def _on_lookup(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -98,7 +98,16 @@ class AttackCallback(MethodCallback):
         self.build(model)
 
     def begin(self, trainer: Any) -> None:
-        self.attack_ = self.build(trainer.driver.unwrap_model())
+        model = trainer.driver.unwrap_model()
+        self.attack_ = self.build(model)
+        if _is_compiled(model):  # its graphs do not notice hooks that come later, so these stay for the whole training
+            self.attack_.open()
 
     def end(self) -> None:
+        if self.attack_ is not None:
+            self.attack_.close()
         self.attack_ = None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
