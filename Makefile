@@ -1,0 +1,45 @@
+# The environment. One of your own (VENV=$$CONDA_PREFIX, say) is used as it is: a torch 2.13 in it, a CUDA build for
+# example, is kept, and one of another version stops the installation instead of being replaced.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fastnlp_adv
+# Two processes of one thread each are faster on the small models of the tests than one process of many threads.
+JOBS ?= 2
+
+.PHONY: help demo test lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
+	@echo "  PYTHON=EXE    make the environment with this Python 3.11"
+
+demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## Run the tests and the examples in the docstrings
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+
+lint: $(STAMP)  ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## Put the code into the style that lint checks
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## Remove .venv and all caches
+	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v[:2] == (3, 11) or sys.exit("Expected Python 3.11, but got %d.%d. Name one: make PYTHON=python3.11" % v[:2])'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: a package that asks for just any torch could pull the CUDA libraries, several GB.
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV), a few minutes the first time ..."
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -qq torch==2.13.0
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[examples,dev]' \
+		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
+	@touch $@
