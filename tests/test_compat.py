@@ -1,0 +1,328 @@
+"""Each scenario is what a user does. It must fail on fastNLP as it is, and work once its repair is made."""
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastNLP import (
+    Accuracy,
+    Callback,
+    CheckpointCallback,
+    DataSet,
+    LoadBestModelCallback,
+    TorchDataLoader,
+    Trainer,
+    prepare_dataloader,
+    prepare_torch_dataloader,
+)
+from fastNLP.core.dataloaders import MixDataLoader
+from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
+from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
+from fastNLP.io import DataBundle
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from fastnlp_adv import compat
+
+
+class Bag(nn.Module):
+    """The mean of the embeddings of a few tokens, then two classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.classify = nn.Linear(4, 2)
+
+    def train_step(self, tokens, target):
+        logits = self.classify(self.embed(tokens).mean(1))
+        return {"loss": nn.functional.cross_entropy(logits, target), "pred": logits.argmax(-1)}
+
+    def evaluate_step(self, tokens, target):
+        return {"pred": self.train_step(tokens, target)["pred"]}
+
+
+class NumpyState(Callback):
+    """Saves what a user's callback may well save: numbers, an array, numpy's random state."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded = None
+
+    def on_save_checkpoint(self, trainer):
+        return {"best": np.float64(0.75), "count": np.int64(3), "curve": np.float32([[1, 2]]), "rng": RNG}
+
+    def on_load_checkpoint(self, trainer, states):
+        self.loaded = states
+
+
+class Anything:
+    """A class that torch knows nothing about."""
+
+
+class UnknownState(Callback):
+    def on_save_checkpoint(self, trainer):
+        return {"object": Anything()}
+
+
+RNG = np.random.RandomState(0).get_state()
+ROWS = {"tokens": [[1, 2, 3][: 1 + i % 3] for i in range(12)], "target": [i % 2 for i in range(12)]}
+
+
+def loader(**options):
+    return prepare_torch_dataloader(DataSet(ROWS), batch_size=4, prefetch_factor=None, **options)
+
+
+def make_trainer(dataloader, seed=0, **options):
+    torch.manual_seed(seed)
+    model = Bag()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    options = {"n_epochs": 2, "driver": "torch", "device": "cpu", "progress_bar": None, **options}
+    return Trainer(model=model, optimizers=optimizer, train_dataloader=dataloader, **options)
+
+
+def save_halfway(folder, *callbacks, **loader_options):
+    """Train to the end, and leave a checkpoint of the first epoch; returns the trainer and the checkpoint's folder."""
+    save = CheckpointCallback(folder=folder, every_n_epochs=1, save_object="trainer")
+    trainer = make_trainer(loader(**loader_options), callbacks=[save, *callbacks])
+    trainer.run()
+    return trainer, str(next(Path(folder).glob("*/trainer-epoch_1")))
+
+
+def assert_same_weights(one, other):
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def use_defaults():
+    data = DataSet(ROWS)
+    for each in (TorchDataLoader(data), prepare_torch_dataloader(data), prepare_dataloader(data, backend="torch")):
+        (batch,) = each
+        assert batch["tokens"].tolist() == [[*row, 0, 0][:3] for row in ROWS["tokens"]]
+    for several in ({"train": data, "dev": data}, DataBundle(datasets={"train": data, "dev": data})):
+        loaders = prepare_torch_dataloader(several)
+        metrics = {"accuracy": Accuracy()}
+        trainer = make_trainer(loaders["train"], evaluate_dataloaders=loaders["dev"], metrics=metrics)
+        trainer.run()
+        assert 0 <= trainer.evaluator.run()["acc#accuracy"] <= 1
+
+
+def mix_data_sets():
+    mixed = MixDataLoader({"one": DataSet(ROWS), "two": DataSet(ROWS)}, mode="polling", batch_size=6)
+    assert [len(batch["target"]) for batch in mixed] == [6, 6, 6, 6]
+    make_trainer(mixed).run()
+
+
+def fetch_batches():
+    import datasets
+
+    rows = [{"tokens": [i, i], "target": i % 2} for i in range(4)]
+    for data in (datasets.Dataset.from_list(rows), Subset(rows, [0, 1, 2, 3])):
+        tokens = [batch["tokens"].tolist() for batch in TorchDataLoader(data, batch_size=2, prefetch_factor=None)]
+        assert tokens == [[[0, 0], [1, 1]], [[2, 2], [3, 3]]]
+    indices = TorchDataLoader(Subset(rows, [3, 2]), batch_size=2, prefetch_factor=None)
+    assert [(batch["target"].tolist(), indices.get_batch_indices()) for batch in indices] == [([1, 0], [0, 1])]
+
+
+def load_models():
+    best = LoadBestModelCallback(monitor="accuracy", only_state_dict=False)
+    dev, metrics = loader(), {"accuracy": Accuracy()}
+    trained = make_trainer(loader(), evaluate_dataloaders=dev, metrics=metrics, callbacks=[best])
+    trained.run()
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save_model(folder)
+        other = make_trainer(loader(), seed=1)
+        other.load_model(folder, only_state_dict=False)
+    assert_same_weights(trained.model, other.model)
+
+
+def resume_numpy():
+    with tempfile.TemporaryDirectory() as folder:
+        trained, checkpoint = save_halfway(folder, NumpyState())
+        restored = NumpyState()
+        resumed = make_trainer(loader(), seed=1, callbacks=[restored])
+        resumed.run(resume_from=checkpoint)
+    np.testing.assert_equal(restored.loaded, NumpyState().on_save_checkpoint(None))
+    assert restored.loaded["curve"].dtype == np.float32
+    assert_same_weights(trained.model, resumed.model)
+
+
+def resume_weights():
+    with tempfile.TemporaryDirectory() as folder:
+        _, checkpoint = save_halfway(folder)
+        trainer = make_trainer(loader(), seed=1)
+        trainer.load_checkpoint(checkpoint, resume_training=False)
+        saved = torch.load(Path(checkpoint, "fastnlp_model.pkl.tar"))
+        torch.testing.assert_close(dict(trainer.model.state_dict()), saved, rtol=0, atol=0)
+        trainer.run(resume_from=checkpoint, resume_training=False)
+    assert trainer.global_forward_batches == 2 * 3
+
+
+SCENARIOS = {
+    "prefetch_factor": use_defaults,
+    "mix_prefetch_factor": mix_data_sets,
+    "batched_fetch": fetch_batches,
+    "load_whole_model": load_models,
+    "load_numpy_state": resume_numpy,
+    "resume_weights_only": resume_weights,
+}
+
+
+def failures(names):
+    """Which of these scenarios fail now, each with the kind of its error."""
+    failed = {}
+    for name in names:
+        try:
+            SCENARIOS[name]()
+        except Exception as error:
+            failed[name] = type(error).__name__
+    return failed
+
+
+def main():
+    """For a fresh interpreter: report what fails in fastNLP as it is, and what still does after one more repair."""
+    names = list(SCENARIOS)
+    report = {"": failures(names)}
+    for index, each in enumerate(compat.REPAIRS):
+        assert each()
+        report[each.name] = failures(names[index:])
+    print(json.dumps(report))
+
+
+def test_each_scenario_fails_until_its_own_repair_is_made():
+    # In an interpreter of its own, since repairs cannot be taken back.
+    command = [sys.executable, "-m", "tests.test_compat"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    errors = {
+        "prefetch_factor": "ValueError",
+        "mix_prefetch_factor": "ValueError",
+        "batched_fetch": "TypeError",  # raised by the scenario: it gets a list of letters for a batch
+        "load_whole_model": "UnpicklingError",
+        "load_numpy_state": "UnpicklingError",
+        "resume_weights_only": "AttributeError",
+    }
+    left = dict(errors)
+    expected = {"": dict(left)}
+    for name in errors:
+        del left[name]
+        expected[name] = dict(left)
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_repaired(name):
+    assert name in compat.repair()
+    SCENARIOS[name]()
+
+
+def patched():
+    """Everything that a repair may write to."""
+    names = [name for name in dir(TorchDriver) if name.startswith(("load", "save"))]
+    return [
+        TorchDataLoader.__init__,
+        MixDataLoader.__init__,
+        mix_dataloader.torchversion,
+        fdl._FDataSet.__getitems__,
+        *(getattr(TorchDriver, name) for name in names),
+    ]
+
+
+def test_repairing_twice_is_repairing_once():
+    names = compat.repair()
+    before = patched()
+    assert compat.repair() == names == tuple(SCENARIOS)
+    assert patched() == before
+
+
+@pytest.mark.parametrize("each", compat.REPAIRS, ids=lambda each: each.name)
+def test_skipped_where_there_is_no_fault(each):
+    compat.repair()
+    before = patched()
+    again = compat.Repair(each._patch, each._fault)
+    assert again() is False and again.in_force is False
+    assert patched() == before
+
+
+def test_torch_stays_as_it_is(tmp_path):
+    compat.repair()
+    with pytest.raises(ValueError, match="prefetch_factor"):
+        DataLoader([0], prefetch_factor=2)
+    torch.save(Bag(), tmp_path / "model")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "model")
+    safe = torch.serialization.get_safe_globals()
+    resume_numpy()
+    assert set(torch.serialization.get_safe_globals()) == set(safe)
+
+
+def test_prefetch_factor_still_counts():
+    compat.repair()
+    data = DataSet(ROWS)
+    assert TorchDataLoader(data, 4, False, None, None, 2).prefetch_factor == 2
+    assert prepare_torch_dataloader(data, num_workers=1, prefetch_factor=5).prefetch_factor == 5
+    assert prepare_torch_dataloader(data).prefetch_factor is None
+    with pytest.raises(ValueError, match="prefetch_factor"):
+        prepare_torch_dataloader(data, prefetch_factor=5)
+    assert MixDataLoader({"one": data}, num_workers=1).prefetch_factor == 2
+
+
+def test_subclass_of_the_dataloader():
+    class Mine(TorchDataLoader):
+        def __init__(self, dataset, **kwargs):
+            super().__init__(dataset, batch_size=3, **kwargs)
+
+    compat.repair()
+    assert [len(batch["target"]) for batch in Mine(DataSet(ROWS))] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_the_middle_of_an_epoch_with_default_dataloaders(tmp_path, workers):
+    compat.repair()
+
+    def fresh():
+        return prepare_torch_dataloader(DataSet(ROWS), batch_size=4, shuffle=True, num_workers=workers)
+
+    save = CheckpointCallback(folder=tmp_path, every_n_batches=4, save_object="trainer")
+    whole = make_trainer(fresh(), callbacks=[save])
+    whole.run()
+    resumed = make_trainer(fresh(), seed=1)
+    resumed.run(resume_from=str(next(tmp_path.glob("*/trainer-epoch_1-batch_4"))))
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_a_whole_model_is_not_loaded_unasked(tmp_path):
+    compat.repair()
+    trainer = make_trainer(loader())
+    trainer.save_model(tmp_path)
+    with pytest.raises(pickle.UnpicklingError, match="only_state_dict=False"):
+        trainer.load_model(tmp_path)
+
+
+def test_loading_respects_strict_and_takes_state_dicts(tmp_path):
+    compat.repair()
+    trainer = make_trainer(loader())
+    trainer.save_model(tmp_path, only_state_dict=True)
+    other = make_trainer(loader(), seed=1)
+    other.load_model(tmp_path, only_state_dict=False)
+    assert_same_weights(trainer.model, other.model)
+    del other.model.classify
+    with pytest.raises(RuntimeError, match="classify"):
+        other.load_model(tmp_path, only_state_dict=False)
+    other.load_model(tmp_path, only_state_dict=False, strict=False)
+
+
+def test_unknown_objects_in_a_checkpoint_are_still_refused(tmp_path):
+    compat.repair()
+    _, checkpoint = save_halfway(tmp_path, UnknownState())
+    with pytest.raises(pickle.UnpicklingError, match="Anything"):
+        make_trainer(loader()).run(resume_from=checkpoint)
+
+
+if __name__ == "__main__":
+    main()
