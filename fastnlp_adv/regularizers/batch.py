@@ -1,0 +1,160 @@
+"""Doubling a batch, and halving the outputs again.
+
+A batch holds *fields*, by name or by position. A field has one row for each example: a tensor or an array along its
+first dimension, a list (raw text) along its length.
+"""
+
+from __future__ import annotations
+
+import copy
+import numbers
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["double_batch", "first_half"]
+
+_WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
+
+
+def double_batch(batch: Any) -> tuple[Any, int]:
+    """
+    The batch followed by itself, ``[x; x]`` along the rows of every field.
+
+    :param batch: a dict, a tuple or list of fields, one tensor, or a list of raw examples. Tensors, arrays and lists
+        are doubled, dicts and sequences of fields followed inwards; ``None``, strings, numbers and tensors of no
+        dimensions stay.
+    :return: the doubled batch, of the same type, and the number of rows before doubling.
+    :raises ValueError: if a field has another number of rows than the rest, or is of an unknown type; it is named.
+
+    Example::
+
+        >>> doubled, rows = double_batch({"words": torch.tensor([[1, 2], [3, 4]]), "text": ["a", "b"], "scale": 0.5})
+        >>> doubled["words"].tolist(), doubled["text"], doubled["scale"], rows
+        ([[1, 2], [3, 4], [1, 2], [3, 4]], ['a', 'b', 'a', 'b'], 0.5, 2)
+    """
+    reference, rows = _count_rows(batch)
+
+    def double(value: Any, path: str) -> Any:
+        if _stays(value):
+            return value
+        if isinstance(value, Mapping):
+            return _with_items(value, {key: double(item, f"{path}[{key!r}]") for key, item in value.items()})
+        if _is_array(value) and value.shape[0] == rows:
+            return torch.cat([value, value]) if isinstance(value, Tensor) else np.concatenate([value, value])
+        if isinstance(value, (list, tuple)):
+            holds = "fields" if path == "batch" and _holds_data(value) else _what_it_holds(value, rows)
+            if holds == "fields":
+                return _like(value, [double(item, f"{path}[{i}]") for i, item in enumerate(value)])
+            if holds == "rows":
+                return value * 2
+        raise ValueError(
+            f"Expected every field of the batch to have one entry for each example, but got {_describe(value)} for "
+            f"`{path}`, where `{reference}` has {rows} rows: mode='concat' cannot double it. {_WAY_OUT}"
+        )
+
+    return double(batch, "batch"), rows
+
+
+def first_half(value: Any, rows: int) -> Any:
+    """
+    What belongs to the first ``rows`` of ``2 * rows`` examples.
+
+    :param value: anything that a model returns. Where it is not clear that something has a row for each example, it
+        stays as it is.
+    :param rows: the number of examples before doubling.
+    :return: ``value`` with its tensors, arrays and lists of ``2 * rows`` rows cut to the first half; a dict inside
+        becomes a plain dict.
+
+    Example::
+
+        >>> first_half({"hidden": torch.arange(4), "layers": 12}, rows=2)
+        {'hidden': tensor([0, 1]), 'layers': 12}
+    """
+    if isinstance(value, Mapping):
+        return {key: first_half(item, rows) for key, item in value.items()}
+    if _is_array(value) and value.shape[0] == 2 * rows:
+        return value[:rows]
+    if isinstance(value, (list, tuple)):
+        holds = _what_it_holds(value, 2 * rows)
+        if holds == "fields":
+            return _like(value, [first_half(item, rows) for item in value])
+        if holds == "rows":
+            return value[:rows]
+    return value
+
+
+def _count_rows(batch: Any) -> tuple[str, int]:
+    """A field, and its number of rows, which most tensors have; lists do not vote, for they may hold fields as well."""
+    fields = list(_fields(batch, "batch"))
+    voters = [field for field in fields if _is_array(field[1])] or fields
+    if not voters:
+        raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {_WAY_OUT}")
+    rows = Counter(len(field) for _, field in voters).most_common(1)[0][0]
+    return next(path for path, field in voters if len(field) == rows), rows
+
+
+def _fields(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _fields(item, f"{path}[{key!r}]")
+    elif path == "batch" and isinstance(value, (list, tuple)) and _holds_data(value):
+        for i, item in enumerate(value):
+            yield from _fields(item, f"{path}[{i}]")
+    elif _is_array(value) or isinstance(value, (list, tuple)):
+        yield path, value
+
+
+def _what_it_holds(sequence: list | tuple, rows: int) -> str:
+    """``"rows"``, ``"fields"`` that each have all the rows, or ``""`` where that cannot be told."""
+    are_rows = len(sequence) == rows and not _is_named(sequence)
+    are_fields = len(sequence) > 0 and all(_has_rows(item, rows) for item in sequence)
+    if are_rows and are_fields and any(map(_is_array, sequence)):
+        return ""
+    return "rows" if are_rows else "fields" if are_fields else ""
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    if isinstance(value, (list, tuple)):
+        return _what_it_holds(value, rows) != ""
+    return _is_array(value) and value.shape[0] == rows
+
+
+def _holds_data(sequence: list | tuple) -> bool:
+    return any(isinstance(item, (Tensor, np.ndarray, Mapping, list, tuple)) for item in sequence)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+
+
+def _stays(value: Any) -> bool:
+    scalar = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
+    return scalar or value is None or isinstance(value, (str, bytes, numbers.Number, np.generic))
+
+
+def _like(sequence: list | tuple, items: list) -> Any:
+    return type(sequence)(*items) if _is_named(sequence) else type(sequence)(items)
+
+
+def _is_named(sequence: list | tuple) -> bool:
+    return hasattr(sequence, "_fields")  # how namedtuples are known
+
+
+def _with_items(mapping: Mapping, items: dict) -> Any:
+    """A shallow copy, so that a ``defaultdict`` or a ``BatchEncoding`` stays one."""
+    changed: Any = copy.copy(mapping)
+    for key, item in items.items():
+        changed[key] = item
+    return changed
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"shape {tuple(value.shape)}"
+    size = f" of length {len(value)}" if isinstance(value, (list, tuple)) else ""
+    return f"{type(value).__name__}{size}"

@@ -1,0 +1,144 @@
+"""R-Drop: two predictions of one batch under different dropout should agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..checks import check_choice, check_number
+from ..divergences import DIVERGENCES, REDUCTIONS, divergence
+from .batch import double_batch, first_half
+from .outputs import read_outputs
+
+__all__ = ["RDrop"]
+
+MODES = ("concat", "two_pass")
+
+#: where token labels are looked for, and the label that cross entropy ignores
+_LABELS = ("labels", "label", "targets", "target")
+_IGNORED = -100
+
+
+class RDrop:
+    r"""
+    The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448):
+
+    .. math:: \frac{L_1 + L_2}{2} + \lambda\, D(P_1, P_2), \qquad D = \frac{KL(P_1 \| P_2) + KL(P_2 \| P_1)}{2}
+
+    where :math:`L_i` and :math:`P_i` are loss and prediction of two forwards of the same batch.
+
+    :param kl_weight: :math:`\lambda`; finite, 0 or more.
+    :param reduction: ``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked
+        positions; ``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included.
+    :param divergence: ``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label),
+        ``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`).
+    :param mode: ``"concat"``, one forward of the batch doubled along its first dimension. The loss must be a mean over
+        the examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive
+        losses (which mix examples), and for batches or predictions that are not laid out by example.
+    :param mask: which positions count: the key of a batch field, or a callable that takes the batch and the outputs of
+        its first half; either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, predictions of
+        three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, ``targets``,
+        ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its labels inside needs
+        a callable that shifts too.
+    :raises ValueError: if an argument is out of its range.
+
+    Example::
+
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5))
+        >>> def step(batch):
+        ...     pred = model(batch["x"])
+        ...     return {"loss": torch.nn.functional.cross_entropy(pred, batch["labels"]), "pred": pred}
+        >>> rdrop = RDrop(kl_weight=1.0)
+        >>> outputs = rdrop(step, {"x": torch.randn(8, 4), "labels": torch.arange(8) % 3})
+        >>> outputs["loss"].backward()
+        >>> outputs["pred"].shape, bool(outputs["kl"] > 0)
+        (torch.Size([8, 3]), True)
+    """
+
+    def __init__(
+        self,
+        kl_weight: float = 1.0,
+        *,
+        reduction: str = "batchmean",
+        divergence: str | Callable[[Tensor, Tensor], Tensor] = "categorical",
+        mode: str = "concat",
+        mask: str | Callable[[Any, dict[str, Any]], Tensor] | None = None,
+    ) -> None:
+        check_number("kl_weight", kl_weight)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("mode", mode, MODES)
+        if not callable(divergence):
+            check_choice("divergence", divergence, DIVERGENCES)
+        if not (mask is None or isinstance(mask, str) or callable(mask)):
+            raise ValueError(f"Expected `mask` to be None, the key of a batch field or a callable, but got {mask!r}.")
+        self.kl_weight = kl_weight
+        self.reduction = reduction
+        self.divergence = divergence
+        self.mode = mode
+        self.mask = mask
+
+    def __call__(self, forward: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
+        """
+        Run ``forward`` on the batch twice, or once on the doubled batch, and combine the losses.
+
+        :param forward: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
+            ``logits``), floating-point logits or values of shape ``(examples, ...)``.
+        :param batch: what ``forward`` takes.
+        :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss,
+            ``pred`` the first and ``pred2`` the second prediction, and ``kl`` the divergence, unweighted and detached.
+        :raises ValueError: if the outputs lack a loss or a prediction, or the batch cannot be doubled.
+        """
+        run = self._concat if self.mode == "concat" else self._two_pass
+        outputs, pred2 = run(forward, batch)
+        kl = divergence(
+            outputs["pred"],
+            pred2,
+            kind=self.divergence,
+            reduction=self.reduction,
+            mask=self._find_mask(batch, outputs),
+        )
+        return {**outputs, "loss": outputs["loss"] + self.kl_weight * kl, "pred2": pred2, "kl": kl.detach()}
+
+    def _two_pass(self, forward: Callable[[Any], Any], batch: Any) -> tuple[dict[str, Any], Tensor]:
+        first, second = read_outputs(forward(batch)), read_outputs(forward(batch))
+        return {**first, "loss": (first["loss"] + second["loss"]) / 2}, second["pred"]
+
+    def _concat(self, forward: Callable[[Any], Any], batch: Any) -> tuple[dict[str, Any], Tensor]:
+        doubled, rows = double_batch(batch)
+        outputs = read_outputs(forward(doubled))
+        pred = outputs["pred"]
+        if pred.shape[:1] != (2 * rows,):
+            raise ValueError(
+                f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
+                f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
+            )
+        return first_half(outputs, rows), pred[rows:]
+
+    def _find_mask(self, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
+        if self.mask is None:
+            return _labelled_positions(batch, outputs["pred"])
+        mask = self.mask(batch, outputs) if callable(self.mask) else _field(batch, self.mask)
+        if isinstance(mask, Tensor):
+            return mask
+        names = f"the fields {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "no field by name"
+        raise ValueError(
+            f"Expected `mask` ({self.mask!r}) to give a tensor of shape {tuple(outputs['pred'].shape[:-1])}, but got "
+            f"{type(mask).__name__}; the batch holds {names}."
+        )
+
+
+def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
+    if pred.ndim < 3:
+        return None
+    for name in _LABELS:
+        labels = _field(batch, name)
+        if isinstance(labels, Tensor) and labels.shape == pred.shape[:-1] and not labels.is_floating_point():
+            return labels != _IGNORED
+    return None
+
+
+def _field(batch: Any, name: str) -> Any:
+    return batch.get(name) if isinstance(batch, Mapping) else None

@@ -1,0 +1,166 @@
+"""R-Drop inside a model: ``class MyModel(RDropMixin, nn.Module)``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .dropout import warn_without_dropout
+from .rdrop import RDrop
+
+__all__ = ["RDropMixin"]
+
+_SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
+
+
+class RDropMixin:
+    """
+    Gives a model a ``train_step`` that runs the user's own forward twice and returns R-Drop's loss (see
+    :class:`RDrop`).
+
+    The user's class defines ``train_step``, inherits it, or has only a ``forward``; either returns ``loss`` and
+    ``pred`` (or ``logits``). The signature stays, so fastNLP passes the same fields of the batch as before. Both
+    forwards happen inside one call of the model, which is what ``DistributedDataParallel`` needs. ``forward`` and
+    ``evaluate_step`` are not touched.
+
+    Settings are class attributes, named after the arguments of :class:`RDrop` and read at every step; an instance may
+    have its own. A callable written in the class body is a method like any other: ``def rdrop_mask(self, batch,
+    outputs)``, where ``batch`` holds the arguments of ``train_step`` by name. A ``staticmethod`` takes no ``self``.
+
+    A model that comes wrapped in ``DataParallel`` or ``DistributedDataParallel`` has its ``forward`` called by fastNLP,
+    not its ``train_step``, and so does without R-Drop: give the Trainer the bare model.
+
+    :raises ValueError: when the class is made, if a setting is out of its range or unknown.
+
+    Example::
+
+        >>> import torch
+        >>> class Classifier(RDropMixin, nn.Module):
+        ...     rdrop_kl_weight = 0.5
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
+        ...     def train_step(self, x, labels):
+        ...         pred = self.net(x)
+        ...         return {"loss": nn.functional.cross_entropy(pred, labels), "pred": pred}
+        >>> outputs = Classifier().train_step(x=torch.ones(3, 4), labels=torch.tensor([0, 1, 0]))
+        >>> sorted(outputs)
+        ['kl', 'loss', 'pred', 'pred2']
+    """
+
+    rdrop_kl_weight: Any = 1.0
+    rdrop_reduction: Any = "batchmean"
+    rdrop_divergence: Any = "categorical"
+    rdrop_mode: Any = "two_pass"
+    rdrop_mask: Any = None
+
+    #: whether the class has a ``train_step`` only because the mixin made one
+    _rdrop_from_forward = False
+    #: whether the model's dropout has been looked for, which happens in the first step
+    _rdrop_checked = False
+    #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
+    _rdrop_current: tuple[RDrop | None, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_settings(cls)
+        step = _users_step(cls)
+        cls._rdrop_from_forward = step is None
+        if step is None and _has_forward(cls):
+            step = _step_from_forward(cls)
+        if step is not None:
+            cls.train_step = _run_twice(step)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:
+        """
+        Train with another regularizer than the model's own settings say. Whoever chooses it looks for dropout.
+
+        :param regularizer: used by ``train_step`` until the end of the ``with`` block; ``None`` for a plain
+            ``train_step``.
+
+        Example::
+
+            >>> class Model(RDropMixin, nn.Linear):
+            ...     def train_step(self, x):
+            ...         return {"loss": self(x).mean(), "pred": self(x)}
+            >>> import torch
+            >>> model = Model(2, 2)
+            >>> with model.rdrop_as(None):
+            ...     sorted(model.train_step(torch.ones(1, 2)))
+            ['loss', 'pred']
+        """
+        outer = self._rdrop_current
+        self._rdrop_current = (regularizer,)
+        try:
+            yield
+        finally:
+            self._rdrop_current = outer
+
+    def _rdrop(self) -> RDrop | None:
+        if self._rdrop_current:
+            return self._rdrop_current[0]
+        if not self._rdrop_checked:
+            warn_without_dropout(self)  # type: ignore[arg-type]
+            self._rdrop_checked = True
+        return RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
+
+
+def _run_twice(step: Callable[..., Any]) -> Callable[..., Any]:
+    # functools.wraps leaves the user's signature for fastNLP to match the fields of the batch with.
+    names = [p.name for p in inspect.signature(step).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD][1:]
+
+    @functools.wraps(step)
+    def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        regularizer = self._rdrop()
+        if regularizer is None:
+            return step(self, *args, **kwargs)
+        # A step may call the step of its base class, which runs twice by itself: one of them is enough.
+        with self.rdrop_as(None):
+            if len(args) == 1 and not kwargs:  # the whole batch in one argument
+                return regularizer(functools.partial(step, self), args[0])
+            positional = [*names[: len(args)], *(f"args[{i}]" for i in range(len(names), len(args)))]
+
+            def forward(batch: dict[str, Any]) -> Any:
+                return step(self, *(batch[name] for name in positional), **{name: batch[name] for name in kwargs})
+
+            return regularizer(forward, {**dict(zip(positional, args, strict=True)), **kwargs})
+
+    return train_step
+
+
+def _users_step(cls: type) -> Callable[..., Any] | None:
+    """The ``train_step`` that ``cls`` would have without the mixin."""
+    for base in cls.__mro__:
+        if "train_step" in vars(base) and not vars(base).get("_rdrop_from_forward"):
+            return vars(base)["train_step"]
+    return None
+
+
+def _has_forward(cls: type) -> bool:
+    return getattr(cls, "forward", nn.Module.forward) is not nn.Module.forward
+
+
+def _step_from_forward(cls: Any) -> Callable[..., Any]:
+    @functools.wraps(cls.forward, assigned=("__module__", "__doc__"))
+    def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self(*args, **kwargs)
+
+    train_step.__qualname__ = f"{cls.__qualname__}.train_step"
+    return train_step
+
+
+def _check_settings(cls: type) -> None:
+    """Refuse bad settings where they are written. What a property gives is known at the first step only."""
+    own = {name: value for name, value in vars(cls).items() if name.startswith("rdrop_") and name != "rdrop_as"}
+    unknown = [n for n, v in own.items() if n.removeprefix("rdrop_") not in _SETTINGS and not callable(v)]
+    if unknown:
+        known = [f"rdrop_{name}" for name in _SETTINGS]
+        raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got {unknown}.")
+    values = {name: getattr(cls, f"rdrop_{name}") for name in _SETTINGS}
+    RDrop(**{name: value for name, value in values.items() if not isinstance(value, property)})

@@ -1,0 +1,188 @@
+"""Doubling a batch and halving outputs, field by field."""
+
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
+from transformers import BatchEncoding
+
+from fastnlp_adv.regularizers.batch import double_batch, first_half
+
+few = settings(max_examples=60, deadline=None)
+Pair = namedtuple("Pair", "words target")
+EXAMPLES = st.integers(0, 5)
+
+
+def rows_of(value):
+    return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else list(value)
+
+
+def field(rows):
+    """Any field of so many rows: tensors of all ranks, arrays, texts, ragged lists."""
+    tensors = st.lists(st.integers(1, 3), max_size=2).map(lambda rest: torch.randn(rows, *rest))
+    arrays = st.just(np.arange(rows))
+    texts = st.lists(st.text(max_size=3), min_size=rows, max_size=rows)
+    return st.one_of(tensors, arrays, texts, texts.map(tuple))
+
+
+batches = EXAMPLES.flatmap(
+    lambda rows: st.tuples(st.just(rows), st.dictionaries(st.text("abc", min_size=1), field(rows), min_size=1))
+)
+
+
+@few
+@given(batches)
+def test_every_field_is_followed_by_itself_and_halved_again(drawn):
+    rows, batch = drawn
+    doubled, counted = double_batch(batch)
+    assert counted == rows
+    assert list(doubled) == list(batch)
+    for name, value in batch.items():
+        assert type(doubled[name]) is type(value)
+        assert rows_of(doubled[name]) == rows_of(value) + rows_of(value)
+        assert rows_of(first_half(doubled[name], rows)) == rows_of(value)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "text", b"bytes", True, 3, 0.5, torch.tensor(2.0), np.float32(1), np.array(1), np.str_("s")]
+)
+def test_what_belongs_to_no_example_stays(value):
+    batch = {"x": torch.zeros(3, 2), "extra": value}
+    doubled, _ = double_batch(batch)
+    assert doubled["extra"] is value
+
+
+def test_dtype_device_and_graph_are_kept():
+    x = torch.ones(2, 3, requires_grad=True)
+    doubled, _ = double_batch({"x": x, "y": torch.ones(2, dtype=torch.int16)})
+    assert doubled["y"].dtype == torch.int16
+    doubled["x"].sum().backward()
+    assert (x.grad == 2).all()
+    meta, rows = double_batch(torch.ones(2, 3, device="meta"))
+    assert (meta.shape, rows) == ((4, 3), 2)
+
+
+def test_the_batch_itself_is_left_alone():
+    inner = {"ids": torch.zeros(2, 1)}
+    batch = {"x": inner, "text": ["a", "b"]}
+    double_batch(batch)
+    assert batch["x"] is inner
+    assert inner["ids"].shape == (2, 1)
+    assert batch["text"] == ["a", "b"]
+
+
+def test_dicts_inside_are_followed():
+    doubled, rows = double_batch({"inputs": {"ids": torch.tensor([[1], [2]]), "scale": 2.0}, "text": ["a", "b"]})
+    assert doubled["inputs"]["ids"].tolist() == [[1], [2], [1], [2]]
+    assert doubled["inputs"]["scale"] == 2.0
+    assert rows == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [OrderedDict, UserDict, BatchEncoding, lambda items: defaultdict(list, items)],
+    ids=["OrderedDict", "UserDict", "BatchEncoding", "defaultdict"],
+)
+def test_dicts_keep_their_type(make):
+    batch = make({"x": torch.tensor([1, 2])})
+    doubled, _ = double_batch(batch)
+    assert type(doubled) is type(batch)
+    assert doubled["x"].tolist() == [1, 2, 1, 2]
+    assert batch["x"].tolist() == [1, 2]
+
+
+def test_a_sequence_of_fields():
+    x, y = torch.tensor([[1], [2], [3]]), torch.tensor([4, 5, 6])
+    for batch in [(x, y), [x, y], Pair(x, y)]:
+        doubled, rows = double_batch(batch)
+        assert type(doubled) is type(batch)
+        assert [rows_of(f) for f in doubled] == [rows_of(x) * 2, rows_of(y) * 2]
+        assert rows == 3
+    doubled, rows = double_batch((x[:2], y[:2]))  # as many fields as examples
+    assert [len(f) for f in doubled] == [4, 4]
+    assert rows == 2
+
+
+def test_a_list_of_raw_examples():
+    assert double_batch(["a", "b", "c"]) == (["a", "b", "c", "a", "b", "c"], 3)
+
+
+def test_a_list_of_fields_inside_a_dict_is_told_from_a_list_of_rows():
+    # What default_collate makes of a field of two numbers: two tensors with all the rows.
+    spans = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])]
+    ragged = [torch.zeros(1), torch.zeros(2), torch.zeros(5)]
+    doubled, _ = double_batch({"x": torch.zeros(3, 2), "spans": spans, "ragged": ragged})
+    assert [s.tolist() for s in doubled["spans"]] == [[1, 2, 3, 1, 2, 3], [4, 5, 6, 4, 5, 6]]
+    assert [len(r) for r in doubled["ragged"]] == [1, 2, 5, 1, 2, 5]
+
+
+def test_raw_sentences_are_rows_whatever_their_length():
+    words = [["a", "b"], ["c", "d"]]  # two sentences of two words
+    doubled, _ = double_batch({"x": torch.zeros(2), "words": words})
+    assert doubled["words"] == [["a", "b"], ["c", "d"], ["a", "b"], ["c", "d"]]
+    assert double_batch({"words": words})[0]["words"] == words * 2
+
+
+def refusal(batch):
+    with pytest.raises(ValueError, match=r"mode='two_pass'") as caught:
+        double_batch(batch)
+    return str(caught.value)
+
+
+def test_the_field_that_does_not_fit_is_named():
+    batch = {"weights": torch.ones(3), "x": torch.zeros(4, 2), "labels": torch.zeros(4)}
+    assert "got shape (3,) for `batch['weights']`, where `batch['x']` has 4 rows" in refusal(batch)
+    assert "got list of length 3 for `batch['text']`" in refusal({"x": torch.zeros(4), "text": ["a", "b", "c"]})
+    assert "got shape (2, 1) for `batch['in']['ids']`" in refusal(
+        {"in": {"ids": torch.zeros(2, 1)}, "x": torch.zeros(4), "y": torch.zeros(4)}
+    )
+    assert "got shape (3,) for `batch[1]`" in refusal((torch.zeros(4), torch.zeros(3)))
+
+
+def test_a_field_of_an_unknown_type_is_named():
+    assert "got object for `batch['graph']`" in refusal({"x": torch.zeros(4), "graph": object()})
+    assert "got set for `batch['tags']`" in refusal({"x": torch.zeros(2), "tags": {"a", "b"}})
+    packed = pack_sequence([torch.zeros(3), torch.zeros(2)])
+    assert "got PackedSequence of length 4 for `batch['packed']`" in refusal({"x": torch.zeros(4), "packed": packed})
+
+
+def test_tensors_that_may_be_rows_or_fields_are_refused():
+    assert "got list of length 2 for `batch['spans']`" in refusal(
+        {"x": torch.zeros(2), "spans": [torch.zeros(2), torch.zeros(2)]}
+    )
+
+
+@pytest.mark.parametrize("batch", [{}, {"scale": 1.0}, None, 3, object(), "text"])
+def test_a_batch_without_fields_is_refused(batch):
+    assert refusal(batch).startswith("Expected the batch to hold tensors or lists")
+
+
+def test_outputs_are_halved_where_it_is_clear():
+    hidden = (torch.arange(6), torch.arange(6) * 2)
+    outputs = {
+        "loss": torch.tensor(1.0),
+        "pred": torch.arange(12).reshape(6, 2),
+        "hidden": hidden,
+        "texts": ["a"] * 6,
+        "nested": {"score": np.arange(6)},
+        "weights": torch.arange(5),
+        "name": "abcdef",
+        "count": 6,
+    }
+    half = first_half(outputs, rows=3)
+    assert half["loss"] is outputs["loss"]
+    assert half["pred"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert [h.tolist() for h in half["hidden"]] == [[0, 1, 2], [0, 2, 4]]
+    assert half["texts"] == ["a"] * 3
+    assert half["nested"]["score"].tolist() == [0, 1, 2]
+    assert half["weights"].tolist() == [0, 1, 2, 3, 4]
+    assert (half["name"], half["count"]) == ("abcdef", 6)
+
+
+def test_outputs_that_may_be_rows_or_fields_stay():
+    layers = (torch.zeros(2, 3), torch.zeros(2, 3))  # two layers, or one example twice
+    assert first_half(layers, rows=1) is layers

@@ -1,0 +1,499 @@
+"""R-Drop against loops that are written as the papers and tutorials have them."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertForSequenceClassification, BertForTokenClassification
+from transformers.utils import ModelOutput
+
+from fastnlp_adv.regularizers import RDrop, has_dropout, warn_without_dropout
+from tests.support import bert_config
+
+few = settings(max_examples=30, deadline=None)
+ROWS, CLASSES = 6, 4
+
+
+class Net(nn.Module):
+    def __init__(self, dropout=0.5, out=CLASSES):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, out))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def make(dropout=0.5, out=CLASSES, dtype=torch.float64, shape=(ROWS,)):
+    torch.manual_seed(0)
+    net = Net(dropout, out).to(dtype)
+    batch = {"x": torch.randn(*shape, 5, dtype=dtype), "labels": torch.randint(0, CLASSES, shape)}
+    return net, batch
+
+
+def step_of(net):
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred.flatten(0, -2), batch["labels"].flatten()), "pred": pred}
+
+    return step
+
+
+def gradients(net, loss):
+    return torch.autograd.grad(loss, list(net.parameters()))
+
+
+def kl_as_written_in_tutorials(p, q):
+    p_loss = F.kl_div(F.log_softmax(p, dim=-1), F.softmax(q, dim=-1), reduction="sum")
+    q_loss = F.kl_div(F.log_softmax(q, dim=-1), F.softmax(p, dim=-1), reduction="sum")
+    return (p_loss + q_loss) / 2
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("batchmean", ROWS), ("mean", ROWS * CLASSES)])
+@pytest.mark.parametrize("kl_weight", [0.1, 3.0])
+def test_two_pass_equals_two_forwards_written_out(reduction, divisor, kl_weight):
+    net, batch = make()
+    torch.manual_seed(1)
+    found = RDrop(kl_weight, reduction=reduction, mode="two_pass")(step_of(net), batch)
+    torch.manual_seed(1)
+    pred, pred2 = net(batch["x"]), net(batch["x"])
+    ce = 0.5 * (F.cross_entropy(pred, batch["labels"]) + F.cross_entropy(pred2, batch["labels"]))
+    kl = kl_as_written_in_tutorials(pred, pred2) / divisor
+    loss = ce + kl_weight * kl
+
+    torch.testing.assert_close([found["pred"], found["pred2"]], [pred, pred2], rtol=0, atol=0)
+    torch.testing.assert_close([found["loss"], found["kl"]], [loss, kl.detach()], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients(net, found["loss"]), gradients(net, loss), rtol=1e-10, atol=1e-12)
+    assert kl > 0.01
+
+
+def test_concat_equals_a_doubled_batch_written_out():
+    net, batch = make()
+    torch.manual_seed(1)
+    found = RDrop(2.0)(step_of(net), batch)
+    torch.manual_seed(1)
+    both = net(torch.cat([batch["x"], batch["x"]]))
+    ce = F.cross_entropy(both, torch.cat([batch["labels"], batch["labels"]]))
+    loss = ce + 2.0 * kl_as_written_in_tutorials(both[:ROWS], both[ROWS:]) / ROWS
+
+    torch.testing.assert_close([found["pred"], found["pred2"]], [both[:ROWS], both[ROWS:]], rtol=0, atol=0)
+    torch.testing.assert_close(found["loss"], loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients(net, found["loss"]), gradients(net, loss), rtol=1e-10, atol=1e-12)
+
+
+@few
+@given(
+    rows=st.integers(1, 5),
+    tokens=st.one_of(st.none(), st.integers(1, 4)),
+    kl_weight=st.floats(0, 10),
+    reduction=st.sampled_from(["batchmean", "sum", "mean"]),
+)
+def test_without_dropout_both_modes_are_the_plain_step(rows, tokens, kl_weight, reduction):
+    net, batch = make(dropout=0.0, shape=(rows,) if tokens is None else (rows, tokens))
+    plain = step_of(net)(batch)
+    for mode in ("concat", "two_pass"):
+        found = RDrop(kl_weight, reduction=reduction, mode=mode)(step_of(net), batch)
+        assert found["kl"].item() == pytest.approx(0, abs=1e-12)
+        for name in ("loss", "pred"):
+            torch.testing.assert_close(found[name], plain[name])
+        torch.testing.assert_close(found["pred2"], plain["pred"])
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_a_weight_of_zero_leaves_the_mean_of_the_losses(mode):
+    net, batch = make()
+    torch.manual_seed(2)
+    found = RDrop(0, mode=mode)(step_of(net), batch)
+    losses = [F.cross_entropy(found[name], batch["labels"]) for name in ("pred", "pred2")]
+    torch.testing.assert_close(found["loss"], sum(losses) / 2)
+    assert found["kl"] > 0
+    assert not found["kl"].requires_grad
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize(
+    ("divergence", "out", "by_hand"),
+    [
+        ("mse", 1, lambda a, b: (a - b) ** 2),
+        ("bernoulli", 3, lambda a, b: (a.sigmoid() - b.sigmoid()) * (a - b) / 2),
+        (lambda p, q: (p - q).abs(), 2, lambda a, b: abs(a - b)),
+    ],
+    ids=["mse", "bernoulli", "callable"],
+)
+def test_other_divergences(mode, divergence, out, by_hand):
+    net, batch = make(out=out)
+    batch["target"] = torch.rand(ROWS, out, dtype=torch.float64)
+
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.mse_loss(pred, batch["target"]), "pred": pred}
+
+    found = RDrop(1.0, divergence=divergence, mode=mode)(step, batch)
+    pairs = zip(found["pred"].flatten(), found["pred2"].flatten(), strict=True)
+    torch.testing.assert_close(found["kl"], (sum(by_hand(a, b) for a, b in pairs) / ROWS).detach())
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_regression_with_one_number_an_example(mode):
+    net, batch = make(out=1)
+
+    def step(batch):
+        pred = net(batch["x"]).squeeze(-1)
+        return {"loss": pred.square().mean(), "pred": pred}
+
+    found = RDrop(1.0, divergence="mse", mode=mode)(step, batch)
+    assert found["pred"].shape == found["pred2"].shape == (ROWS,)
+    torch.testing.assert_close(found["kl"], (found["pred"] - found["pred2"]).square().mean().detach())
+
+
+# Masks.
+
+
+def kl_of_positions(found, positions):
+    """The mean of both KL divergences at the given positions, from probabilities in Python floats."""
+    total = 0.0
+    for i, j in positions:
+        p, q = (found[name][i, j].softmax(-1).tolist() for name in ("pred", "pred2"))
+        total += sum((a - b) * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 2
+    return total / len(positions)
+
+
+KEPT = [(0, 0), (0, 1), (1, 0), (2, 2)]
+
+
+def kept_as_mask():
+    mask = torch.zeros(3, 3, dtype=torch.long)
+    for position in KEPT:
+        mask[position] = 1
+    return mask
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize("name", ["labels", "label", "targets", "target"])
+def test_positions_without_a_label_do_not_count(mode, name):
+    net, batch = make(shape=(3, 3))
+    labels = torch.where(kept_as_mask() == 1, batch["labels"], -100)
+
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred.flatten(0, 1), batch[name].flatten()), "pred": pred}
+
+    found = RDrop(mode=mode)(step, {"x": batch["x"], name: labels})
+    assert found["kl"].item() == pytest.approx(kl_of_positions(found, KEPT))
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_a_mask_is_a_field_or_computed(mode):
+    net, batch = make(shape=(3, 3))
+    batch["attention_mask"] = kept_as_mask()
+    seen = []
+
+    def mask(batch, outputs):
+        seen.append((batch["x"].shape, outputs["pred"].shape, "loss" in outputs))
+        return batch["attention_mask"].bool()
+
+    for choice in ("attention_mask", mask):
+        found = RDrop(mode=mode, mask=choice)(step_of(net), batch)
+        assert found["kl"].item() == pytest.approx(kl_of_positions(found, KEPT))
+    assert seen == [((3, 3, 5), (3, 3, CLASSES), True)]  # the rows of the batch, not twice as many
+
+
+def test_labels_that_are_no_token_labels_mask_nothing():
+    everywhere = [(i, j) for i in range(3) for j in range(3)]
+    net, batch = make(shape=(3, 3))
+    for labels in [torch.full((3,), -100), torch.full((3, 3), -100.0)]:
+
+        def step(batch):
+            return {"loss": net(batch["x"]).sum(), "pred": net(batch["x"])}
+
+        found = RDrop(mode="two_pass")(step, {"x": batch["x"], "labels": labels})
+        assert found["kl"].item() == pytest.approx(3 * kl_of_positions(found, everywhere))  # 9 positions, 3 examples
+
+
+def test_a_mask_that_is_not_there_is_refused():
+    net, batch = make(shape=(3, 3))
+    with pytest.raises(ValueError, match=r"\('words'\).* shape \(3, 3\), but got NoneType; .*\['labels', 'x'\]"):
+        RDrop(mask="words")(step_of(net), batch)
+    with pytest.raises(ValueError, match="the batch holds no field by name"):
+        RDrop(mask="words", mode="two_pass")(lambda x: {"loss": net(x).sum(), "pred": net(x)}, batch["x"])
+    with pytest.raises(ValueError, match=r"`mask` to have shape \(3, 3\), but got \(3,\)"):
+        RDrop(mask=lambda batch, outputs: torch.ones(3))(step_of(net), batch)
+
+
+# What comes in and goes out.
+
+
+@dataclass
+class Out:
+    loss: torch.Tensor
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+@dataclass
+class Tokens(ModelOutput):
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden: tuple | None = None
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize(
+    "make_output", [Out, Tokens, lambda **entries: entries], ids=["dataclass", "ModelOutput", "dict"]
+)
+def test_outputs_of_every_kind_become_a_dict(mode, make_output):
+    net, batch = make()
+    batch["text"] = list("abcdef")
+
+    def step(batch):
+        pred = net(batch["x"])
+        return make_output(loss=F.cross_entropy(pred, batch["labels"]), logits=pred, hidden=(2 * pred,))
+
+    found = RDrop(mode=mode)(step, batch)
+    assert type(found) is dict
+    assert set(found) == {"loss", "logits", "pred", "pred2", "kl", "hidden"}
+    assert found["logits"].shape == found["pred"].shape == (ROWS, CLASSES)
+    torch.testing.assert_close(found["logits"], found["pred"], rtol=0, atol=0)
+    torch.testing.assert_close(found["hidden"][0], 2 * found["pred"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_batches_that_are_not_dicts(mode):
+    net, batch = make()
+    fields = (batch["x"], batch["labels"])
+    forms = {
+        "tuple": (fields, lambda b: step_of(net)({"x": b[0], "labels": b[1]})),
+        "list": (list(fields), lambda b: step_of(net)({"x": b[0], "labels": b[1]})),
+        "tensor": (fields[0], lambda b: {"loss": net(b).logsumexp(-1).mean(), "pred": net(b)}),
+    }
+    for form, step in forms.values():
+        found = RDrop(mode=mode)(step, form)
+        assert found["pred2"].shape == (ROWS, CLASSES)
+        assert found["kl"] > 0
+
+
+def test_a_loss_for_each_example_is_averaged():
+    net, batch = make(dropout=0.0)
+
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred, batch["labels"], reduction="none"), "pred": pred}
+
+    for mode in ("concat", "two_pass"):
+        found = RDrop(mode=mode)(step, batch)
+        torch.testing.assert_close(found["loss"], F.cross_entropy(net(batch["x"]), batch["labels"]))
+
+
+def test_masked_token_losses_are_means_in_both_modes():
+    net, batch = make(dropout=0.0, shape=(3, 3))
+    batch["labels"] = torch.where(kept_as_mask() == 1, batch["labels"], -100)
+    plain = step_of(net)(batch)["loss"]
+    for mode in ("concat", "two_pass"):
+        torch.testing.assert_close(RDrop(mode=mode)(step_of(net), batch)["loss"], plain)
+
+
+def test_logits_are_taken_where_pred_is_an_argmax():
+    net, batch = make()
+
+    def step(batch):
+        logits = net(batch["x"])
+        return {"loss": logits.sum(), "pred": logits.argmax(-1), "logits": logits}
+
+    found = RDrop()(step, batch)
+    torch.testing.assert_close(found["pred"], found["logits"], rtol=0, atol=0)
+
+
+def test_one_empty_batch_does_no_harm():
+    net, batch = make(shape=(0,))
+    found = RDrop()(lambda b: {"loss": net(b["x"]).sum(), "pred": net(b["x"])}, batch)
+    assert found["loss"] == 0
+    assert found["pred"].shape == found["pred2"].shape == (0, CLASSES)
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_half_precision_predictions(mode):
+    net, batch = make()
+
+    def step(batch):
+        pred = net(batch["x"]).half()
+        return {"loss": F.cross_entropy(pred.float(), batch["labels"]), "pred": pred}
+
+    found = RDrop(mode=mode)(step, batch)
+    assert found["kl"].dtype == torch.float32
+    assert found["pred"].dtype == torch.float16
+    expected = kl_as_written_in_tutorials(found["pred"].float(), found["pred2"].float()) / ROWS
+    torch.testing.assert_close(found["kl"], expected.detach())
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_never_waits_for_the_device(mode):
+    net = Net().to("meta")  # without values: whatever asks for one raises
+    batch = {"x": torch.zeros(3, 2, 5, device="meta"), "labels": torch.zeros(3, 2, dtype=torch.long, device="meta")}
+    found = RDrop(mode=mode)(lambda b: {"loss": net(b["x"]).mean(), "pred": net(b["x"])}, batch)
+    assert found["loss"].shape == ()
+
+
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForTokenClassification])
+def test_models_of_transformers(model_class):
+    torch.manual_seed(0)
+    model = model_class(bert_config(dropout=0.3)).train()
+    tokens = model_class is BertForTokenClassification
+    labels = torch.randint(0, 3, (4, 6) if tokens else (4,))
+    if tokens:
+        labels[:, 4:] = -100
+    batch = {"input_ids": torch.randint(1, 50, (4, 6)), "attention_mask": torch.ones(4, 6).long(), "labels": labels}
+    torch.manual_seed(1)
+    found = RDrop(mode="two_pass")(lambda b: model(**b), batch)
+    torch.manual_seed(1)
+    first, second = model(**batch), model(**batch)
+    kept = (slice(None), slice(0, 4)) if tokens else slice(None)
+    p, q = first.logits[kept], second.logits[kept]
+    kl = kl_as_written_in_tutorials(p, q) / p[..., 0].numel()
+    torch.testing.assert_close(found["loss"], (first.loss + second.loss) / 2 + kl)
+    doubled = RDrop()(lambda b: model(**b), batch)
+    assert doubled["pred"].shape == first.logits.shape
+    assert doubled["kl"] > 0
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda p: {"pred": p}, r"dict or dataclass with `loss` and `pred` .* got the entries \['pred'\]"),
+        (lambda p: Out(None, p), r"got the entries .*'logits', 'loss'\]"),
+        (lambda p: {"loss": 1.0, "pred": p}, "got `loss` of type float"),
+        (lambda p: {"loss": p.sum()}, r"got the entries \['loss'\]\. Return the logits as `pred`"),
+        (lambda p: {"loss": p.sum(), "pred": p.argmax(-1)}, r"floating-point .* but got torch\.int64.*argmax"),
+        (lambda p: {"loss": p.sum(), "pred": [1, 2]}, r"entries \['loss', 'pred'\]"),
+        (lambda p: (p.sum(), p), "but got tuple"),
+        (lambda p: p, "but got Tensor"),
+    ],
+)
+def test_outputs_without_loss_or_prediction_are_refused(mode, outputs, message):
+    net, batch = make()
+    with pytest.raises(ValueError, match=message):
+        RDrop(mode=mode)(lambda b: outputs(net(b["x"])), batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [(lambda p: p.flatten(0, 1), r"\(48,\)"), (lambda p: p[:7], r"\(7, 4\)"), (lambda p: p.sum(), r"\(\)")],
+)
+def test_predictions_that_cannot_be_halved_are_refused(change, shape):
+    net, batch = make()
+    with pytest.raises(ValueError, match=rf"to have 12 rows, two for each of the 6 .* got shape {shape}.*'two_pass'"):
+        RDrop()(lambda b: {"loss": net(b["x"]).sum(), "pred": change(net(b["x"]))}, batch)
+
+
+def test_a_batch_that_cannot_be_doubled_is_refused_by_name():
+    net, batch = make()
+    batch["text"] = ["one", "two"]
+    with pytest.raises(ValueError, match=r"list of length 2 for `batch\['text'\]`.*mode='two_pass'"):
+        RDrop()(step_of(net), batch)
+    assert RDrop(mode="two_pass")(step_of(net), batch)["kl"] > 0
+
+
+def test_one_logit_is_no_distribution():
+    net, batch = make(out=1)
+    with pytest.raises(ValueError, match=r"at least 2 classes .*'bernoulli'.*'mse'"):
+        RDrop()(lambda b: {"loss": net(b["x"]).sum(), "pred": net(b["x"])}, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("kl_weight", [-0.1, math.inf, math.nan, "1", None, True]),
+        ("reduction", ["none", "", None, 1, []]),
+        ("divergence", ["kl", None, 1]),
+        ("mode", ["double", None, 2]),
+        ("mask", [1, torch.ones(2), ["labels"]]),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"Expected `{name}` to be .*, but got"):
+            RDrop(**{name: value})
+
+
+def test_an_error_in_the_model_passes_through():
+    def step(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RDrop()(step, {"x": torch.zeros(2)})
+
+
+def test_it_can_be_copied():
+    rdrop = RDrop(0.5, reduction="sum", divergence="bernoulli", mode="two_pass", mask="attention_mask")
+    assert vars(copy.deepcopy(rdrop)) == vars(rdrop)
+
+
+# Dropout.
+
+
+class DropPath(nn.Module):
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+class WordNoise(nn.Dropout):
+    pass
+
+
+class Attention(nn.Module):
+    def __init__(self, attention_dropout):
+        super().__init__()
+        self.attention_dropout = attention_dropout
+        self.drop_last = True
+        self.dropout_kind = "bernoulli"
+
+
+class TokenDrop(nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.AlphaDropout,
+        nn.FeatureAlphaDropout,
+        WordNoise,
+        DropPath,
+        Attention,
+        TokenDrop,
+        lambda p: nn.LSTM(2, 2, num_layers=2, dropout=p),
+        lambda p: nn.MultiheadAttention(4, 2, dropout=p),
+        lambda p: nn.TransformerEncoderLayer(4, 2, dropout=p),
+        lambda p: BertForSequenceClassification(bert_config(dropout=p)),
+    ],
+)
+def test_has_dropout(build):
+    for p, expected in [(0.1, True), (0.0, False)]:
+        model = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"inner": build(p)}))
+        assert has_dropout(model) is expected
+
+
+def test_a_recurrent_layer_alone_drops_nothing():
+    with pytest.warns(UserWarning, match="non-zero dropout"):  # torch's own
+        gru = nn.GRU(2, 2, num_layers=1, dropout=0.5)
+    assert not has_dropout(gru)
+
+
+def test_without_dropout_there_is_a_warning(recwarn):
+    warn_without_dropout(nn.Dropout(0.1))
+    assert not recwarn
+    with pytest.warns(UserWarning, match="no dropout above 0 in Linear: .* divergence is 0"):
+        warn_without_dropout(nn.Linear(2, 2))

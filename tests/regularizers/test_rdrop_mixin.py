@@ -1,0 +1,505 @@
+"""The mixin in every shape that a user's class can have, and in fastNLP's Trainer."""
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertForSequenceClassification, BertForTokenClassification
+
+from fastnlp_adv.regularizers import RDrop, RDropMixin
+from tests.support import CLASSES, Classifier, bert_config, build, collate, distance, samples
+
+
+class Counted(nn.Module):
+    """A model that keeps what its forwards were given."""
+
+    def __init__(self, dropout=0.5):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(dropout), nn.Linear(4, 3))
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return self.net(x)
+
+    def loss(self, x, labels):
+        pred = self(x)
+        return {"loss": F.cross_entropy(pred, labels), "pred": pred}
+
+
+class Defines(RDropMixin, Counted):
+    def train_step(self, x, labels):
+        return self.loss(x, labels)
+
+
+class Plain(Counted):
+    def train_step(self, x, labels):
+        return self.loss(x, labels)
+
+
+class Inherits(RDropMixin, Plain):
+    pass
+
+
+class MixinLast(Plain, RDropMixin):
+    pass
+
+
+class OnlyForward(RDropMixin, Counted):
+    def forward(self, x, labels):
+        pred = super().forward(x)
+        return {"loss": F.cross_entropy(pred, labels), "pred": pred}
+
+
+class Child(Defines):
+    pass
+
+
+class Overrides(Defines):
+    def train_step(self, x, labels):
+        return super().train_step(x, labels)
+
+
+class Grandchild(Overrides):
+    def train_step(self, x, labels):
+        return super().train_step(x=x, labels=labels)
+
+
+class OverridesForward(OnlyForward):
+    def forward(self, x, labels, scale=1.0):
+        return super().forward(scale * x, labels)
+
+
+class StepOverForward(OnlyForward):
+    def train_step(self, x, labels):
+        return self(x, labels)
+
+
+class StepFromElsewhere(OnlyForward, Plain):
+    def forward(self, x):
+        return Counted.forward(self, x)
+
+
+ALL = [Defines, Inherits, MixinLast, OnlyForward, Child, Overrides, Grandchild, OverridesForward, StepOverForward]
+ALL.append(StepFromElsewhere)
+
+
+def data(rows=5):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "x": torch.randn(rows, 4, generator=generator),
+        "labels": torch.randint(0, 3, (rows,), generator=generator),
+    }
+
+
+def two_forwards(model, batch, kl_weight, divisor):
+    """R-Drop as tutorials write it: two forwards, two cross entropies, two KL divergences."""
+    pred, pred2 = model.net(batch["x"]), model.net(batch["x"])
+    ce_loss = 0.5 * (F.cross_entropy(pred, batch["labels"]) + F.cross_entropy(pred2, batch["labels"]))
+    p_loss = F.kl_div(F.log_softmax(pred, dim=-1), F.softmax(pred2, dim=-1), reduction="none").sum()
+    q_loss = F.kl_div(F.log_softmax(pred2, dim=-1), F.softmax(pred, dim=-1), reduction="none").sum()
+    return pred, pred2, ce_loss + kl_weight * (p_loss + q_loss) / 2 / divisor
+
+
+@pytest.mark.parametrize("model_class", ALL)
+def test_every_kind_of_class_runs_its_forward_twice(model_class):
+    torch.manual_seed(0)
+    model, batch = model_class(), data()
+    torch.manual_seed(1)
+    found = model.train_step(**batch)
+    assert len(model.seen) == 2
+    assert all(torch.equal(x, batch["x"]) for x in model.seen)
+    torch.manual_seed(1)
+    pred, pred2, loss = two_forwards(model, batch, kl_weight=1.0, divisor=5)
+    torch.testing.assert_close([found["pred"], found["pred2"]], [pred, pred2], rtol=0, atol=0)
+    torch.testing.assert_close(found["loss"], loss)
+    for step in (model.train_step, type(model).train_step):
+        assert [name for name in inspect.signature(step).parameters if name != "self"][:2] == ["x", "labels"]
+
+
+def test_forwards_own_signature_becomes_that_of_train_step():
+    assert str(inspect.signature(OnlyForward().train_step)) == "(x, labels)"
+    assert str(inspect.signature(OverridesForward().train_step)) == "(x, labels, scale=1.0)"
+    assert OnlyForward.train_step.__qualname__ == "OnlyForward.train_step"
+
+
+def test_only_forward_goes_through_the_models_own_hooks():
+    model, calls = OnlyForward(), []
+    model.register_forward_hook(lambda *args: calls.append(1))
+    model.train_step(**data())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("model_class", ALL)
+def test_concat_runs_its_forward_once_with_twice_the_rows(model_class):
+    model, batch = model_class(), data()
+    model.rdrop_mode = "concat"
+    found = model.train_step(**batch)
+    assert [x.shape for x in model.seen] == [(10, 4)]
+    assert torch.equal(model.seen[0], torch.cat([batch["x"], batch["x"]]))
+    assert found["pred"].shape == found["pred2"].shape == (5, 3)
+
+
+def test_forward_and_evaluate_step_are_not_touched():
+    class Model(Defines):
+        def evaluate_step(self, x):
+            return {"pred": self(x)}
+
+    assert "forward" not in vars(Model)
+    model = Model().eval()
+    assert set(model.evaluate_step(data()["x"])) == {"pred"}
+    assert len(model.seen) == 1
+
+
+def test_a_class_without_forward_gets_no_train_step():
+    class MyMixin(RDropMixin):
+        pass
+
+    class Abstract(RDropMixin, nn.Module):
+        pass
+
+    assert not hasattr(MyMixin, "train_step")
+    assert not hasattr(Abstract, "train_step")
+
+    class Concrete(MyMixin, Plain):
+        pass
+
+    assert "pred2" in Concrete().train_step(**data())
+
+
+# Ways to be called.
+
+
+class ManyParameters(RDropMixin, Counted):
+    def train_step(self, x, labels, scale=2.0, *, offset, power=1, **rest):
+        self.seen.append((scale, offset, power, {name: len(value) for name, value in rest.items()}))
+        return self.loss(scale * x + offset, labels)
+
+
+@pytest.mark.parametrize("mode", ["two_pass", "concat"])
+def test_defaults_keywords_and_others(mode):
+    model, batch = ManyParameters(), data()
+    model.rdrop_mode = mode
+    assert str(inspect.signature(model.train_step)) == "(x, labels, scale=2.0, *, offset, power=1, **rest)"
+    forwards, rows = (2, 5) if mode == "two_pass" else (1, 10)
+    calls = {
+        (2.0, 1.0, 1): lambda: model.train_step(batch["x"], batch["labels"], offset=1.0, text=["a"] * 5),
+        (3.0, 1.0, 2): lambda: model.train_step(
+            batch["x"], labels=batch["labels"], scale=3.0, offset=1.0, power=2, text=["a"] * 5
+        ),
+        (4.0, 0.5, 1): lambda: model.train_step(batch["x"], batch["labels"], 4.0, offset=0.5, text=["a"] * 5),
+    }
+    for expected, call in calls.items():
+        model.seen.clear()
+        call()
+        assert model.seen[::2] == [(*expected, {"text": rows})] * forwards
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"x": 1, "labels": 2, "other": 3}], ids=["something is missing", "something is unknown"]
+)
+def test_arguments_that_do_not_fit_raise_as_before(arguments):
+    for model in (Defines(), Plain()):
+        with pytest.raises(TypeError, match="argument"):
+            model.train_step(**arguments)
+
+
+def test_an_argument_given_twice_raises_as_before():
+    batch = data()
+    for model in (Defines(), Plain()):
+        with pytest.raises(TypeError, match="multiple values for argument 'x'"):
+            model.train_step(batch["x"], batch["labels"], x=batch["x"])
+
+
+class WholeBatch(RDropMixin, Counted):
+    def train_step(self, batch):
+        x, labels = batch if isinstance(batch, tuple) else (batch["x"], batch["labels"])
+        return self.loss(x, labels)
+
+
+class StarArguments(RDropMixin, Counted):
+    def train_step(self, *fields):
+        return self.loss(*fields)
+
+
+@pytest.mark.parametrize("mode", ["two_pass", "concat"])
+@pytest.mark.parametrize("rows", [2, 5])
+def test_the_whole_batch_in_one_argument(mode, rows):
+    batch = data(rows)
+    for form in (batch, tuple(batch.values())):
+        model = WholeBatch()
+        model.rdrop_mode = mode
+        assert model.train_step(form)["pred2"].shape == (rows, 3)
+        assert len(model.seen) == (2 if mode == "two_pass" else 1)
+    model = StarArguments()
+    model.rdrop_mode = mode
+    assert model.train_step(*batch.values())["pred2"].shape == (rows, 3)
+
+
+# Settings.
+
+
+class Tuned(Defines):
+    rdrop_kl_weight = 0.1
+    rdrop_reduction = "sum"
+
+
+def test_settings_are_class_attributes_read_at_each_step():
+    model, batch = Tuned(), data()
+    for settings, kl_weight, divisor in [
+        ({}, 0.1, 1),
+        ({"rdrop_kl_weight": 3.0, "rdrop_reduction": "batchmean"}, 3, 5),
+    ]:
+        vars(model).update(settings)
+        torch.manual_seed(1)
+        found = model.train_step(**batch)["loss"]
+        torch.manual_seed(1)
+        torch.testing.assert_close(found, two_forwards(model, batch, kl_weight, divisor)[2])
+    assert Tuned.rdrop_kl_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kl_weight", -1.0), ("reduction", "none"), ("divergence", "kl"), ("mode", "twice"), ("mask", 3)],
+)
+def test_settings_out_of_range_are_refused_with_the_class(name, value):
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be"):
+        type("Model", (RDropMixin, Plain), {f"rdrop_{name}": value})
+    model = Defines()
+    setattr(model, f"rdrop_{name}", value)
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be"):
+        model.train_step(**data())
+    assert model.seen == []
+
+
+def test_misspelt_settings_are_refused_with_the_class():
+    with pytest.raises(ValueError, match=r"settings of Model to be among .*'rdrop_kl_weight'.* got \['rdrop_weight'\]"):
+        type("Model", (RDropMixin, Plain), {"rdrop_weight": 1.0, "rdrop_report": lambda self: None})
+
+
+class Scheduled(Defines):
+    step = 0
+
+    @property
+    def rdrop_kl_weight(self):
+        self.step += 1
+        return float(self.step - 1)
+
+
+def test_a_setting_may_be_a_property():
+    model, batch = Scheduled(), data()
+    for kl_weight in (0.0, 1.0, 2.0):
+        torch.manual_seed(1)
+        found = model.train_step(**batch)["loss"]
+        torch.manual_seed(1)
+        torch.testing.assert_close(found, two_forwards(model, batch, kl_weight, 5)[2])
+
+
+class MaskMethod(Defines):
+    kept = 2
+
+    def rdrop_mask(self, batch, outputs):
+        return torch.arange(len(batch["labels"])) < self.kept
+
+
+class StaticDivergence(Defines):
+    @staticmethod
+    def rdrop_divergence(p, q):
+        return (p - q).abs()
+
+
+def test_callable_settings():
+    model, batch = MaskMethod(), data()
+    found = model.train_step(**batch)
+    expected = RDrop(mode="two_pass")(lambda _: found, batch)  # nothing to compare with itself
+    assert expected["kl"] == 0
+    p, q = (found[name][:2].log_softmax(-1) for name in ("pred", "pred2"))
+    torch.testing.assert_close(found["kl"], (((p.exp() - q.exp()) * (p - q)).sum() / 2 / 2).detach())
+    found = StaticDivergence().train_step(**batch)
+    torch.testing.assert_close(found["kl"], ((found["pred"] - found["pred2"]).abs().sum() / 5).detach())
+
+
+def test_rdrop_as_replaces_the_settings_and_gives_them_back():
+    model, batch = Tuned(), data()
+    with model.rdrop_as(None):
+        assert set(model.train_step(**batch)) == {"loss", "pred"}
+        with model.rdrop_as(RDrop(2.0)):
+            torch.manual_seed(1)
+            found = model.train_step(**batch)["loss"]
+            torch.manual_seed(1)
+            torch.testing.assert_close(found, two_forwards(model, batch, 2.0, 5)[2])
+        assert set(model.train_step(**batch)) == {"loss", "pred"}
+    with pytest.raises(RuntimeError, match="stop"), model.rdrop_as(None):
+        raise RuntimeError("stop")
+    torch.manual_seed(1)
+    found = model.train_step(**batch)["loss"]
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, two_forwards(model, batch, 0.1, 1)[2])
+
+
+@pytest.mark.parametrize("model_class", [Defines, Grandchild, OnlyForward])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupted_step_leaves_nothing_behind(model_class, interruption, at):
+    model, batch = model_class(), data()
+
+    def interrupt(module, args):
+        if len(model.seen) == at:
+            raise interruption
+
+    handle = model.net.register_forward_pre_hook(interrupt)
+    with pytest.raises(interruption):
+        model.train_step(**batch)
+    handle.remove()
+    model.seen.clear()
+    assert "pred2" in model.train_step(**batch)
+    assert len(model.seen) == 2
+
+
+# Copies and warnings.
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_torch(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, copy.copy, through_pickle, through_torch])
+@pytest.mark.parametrize("model_class", [Tuned, OnlyForward])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_copied_model_trains_the_same(through, model_class, trained):
+    model, batch = model_class(), data()
+    if trained:
+        model.train_step(**batch)
+    model.rdrop_reduction = "mean"
+    twin = through(model)
+    assert sorted(twin.state_dict()) == ["net.1.bias", "net.1.weight"]
+    losses = []
+    for each in (model, twin):
+        torch.manual_seed(1)
+        losses.append(each.train_step(**batch)["loss"])
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+
+
+def test_a_model_without_dropout_is_warned_about_once():
+    model = Tuned(dropout=0.0)
+    model.rdrop_kl_weight = 0.5  # a setting is no dropout, though its name has a "drop" in it
+    with pytest.warns(UserWarning, match="no dropout above 0 in Tuned"):
+        model.train_step(**data())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train_step(**data())
+        Tuned(dropout=0.1).train_step(**data())
+        with Tuned(dropout=0.0).rdrop_as(None):
+            pass
+
+
+# In fastNLP's Trainer.
+
+
+class RDropClassifier(RDropMixin, Classifier):
+    rdrop_kl_weight = 0.1
+    rdrop_reduction = "sum"
+
+
+class TwoPredictions(Classifier):
+    """The model that the tutorial asks for, which its ``batch_step_fn`` makes R-Drop of."""
+
+    def train_step(self, input_ids, labels):
+        return {"pred": self(input_ids), "pred2": self(input_ids)}
+
+
+def textbook_step(trainer, batch):
+    outputs = trainer.train_step(batch)
+    pred, pred2, labels = outputs["pred"], outputs["pred2"], batch["labels"]
+    kl = 0.0
+    for p, q in [(pred, pred2), (pred2, pred)]:
+        kl = kl + (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum() / 2
+    loss = (F.cross_entropy(pred, labels) + F.cross_entropy(pred2, labels)) / 2 + 0.1 * kl
+    trainer.backward({"loss": loss})
+    trainer.step()
+    trainer.zero_grad()
+
+
+def run(model, **kwargs):
+    trainer = build(model, **kwargs)
+    torch.manual_seed(1)
+    trainer.run()
+    return trainer
+
+
+def test_training_equals_the_tutorials_loop():
+    model, reference, plain = RDropClassifier(0.3), TwoPredictions(0.3), Classifier(0.3)
+    run(model)
+    run(reference, batch_step_fn=textbook_step)
+    run(plain)
+    assert distance(model, reference) < 1e-6
+    assert distance(model, plain) > 1e-3
+
+
+class Recorder(RDropClassifier):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.calls = []
+
+    def train_step(self, input_ids, labels, unused=None):
+        self.calls.append(sorted(name for name, value in locals().items() if isinstance(value, torch.Tensor)))
+        return super().train_step(input_ids, labels)
+
+
+@pytest.mark.parametrize("mode", ["two_pass", "concat"])
+def test_the_trainer_passes_the_fields_that_train_step_names(mode):
+    model = Recorder()
+    model.rdrop_mode = mode
+    run(model, data=samples(8), n_epochs=1, n_batches=-1)
+    assert model.calls == [["input_ids", "labels"]] * (4 if mode == "two_pass" else 2)
+
+
+class WholeBatchClassifier(RDropMixin, Classifier):
+    def train_step(self, batch):
+        return Classifier.train_step(self, batch["input_ids"], batch["labels"])
+
+
+def test_a_trainer_that_passes_the_whole_batch():
+    model, reference = WholeBatchClassifier(0.3), RDropClassifier(0.3)
+    model.rdrop_kl_weight, model.rdrop_reduction = 0.1, "sum"
+    run(model, model_wo_auto_param_call=True)
+    run(reference)
+    assert distance(model, reference) == 0
+
+
+class RDropBert(RDropMixin, BertForSequenceClassification):
+    pass
+
+
+class RDropTagger(RDropMixin, BertForTokenClassification):
+    rdrop_mode = "concat"
+
+
+@pytest.mark.parametrize("model_class", [RDropBert, RDropTagger])
+def test_models_of_transformers_have_only_a_forward(model_class):
+    torch.manual_seed(0)
+    examples = samples(8)
+    if model_class is RDropTagger:
+        for example in examples:
+            example["labels"] = torch.where(example["input_ids"] > 0, example["input_ids"] % CLASSES, -100)
+    model = model_class(bert_config(dropout=0.3)).train()
+    before = copy.deepcopy(model)
+    assert inspect.signature(model.train_step) == inspect.signature(model.forward)
+    assert model.train_step(**collate(examples[:4]))["pred2"].shape[0] == 4
+    run(model, data=examples, n_batches=3)
+    assert distance(model, before) > 1e-3
+    buffer = io.BytesIO()
+    torch.save(model, buffer)

@@ -1,0 +1,387 @@
+"""Divergences against the definitions, written as loops over Python floats."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from fastnlp_adv.divergences import bernoulli, categorical, divergence, mse, reduce
+
+few = settings(max_examples=40, deadline=None)
+KINDS = ("categorical", "bernoulli", "mse")
+INF, NAN = math.inf, math.nan
+
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).flatmap(
+    lambda lead: st.integers(2, 5).map(lambda classes: (*lead, classes))
+)
+seeds = st.integers(0, 2**31)
+
+
+def draw(shape, seed, scale=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple((scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2))
+
+
+def draw_mask(shape, seed):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.6
+
+
+# The definitions, one number at a time.
+
+
+def softmax_by_hand(logits):
+    top = max(logits)
+    weights = [math.exp(x - top) for x in logits]
+    return [w / sum(weights) for w in weights]
+
+
+def kl_by_hand(p, q):
+    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+
+
+def both_directions(one_direction, p, q, symmetric):
+    there, back = one_direction(p, q), one_direction(q, p)
+    return {None: there, "sum": there + back, "mean": (there + back) / 2}[symmetric]
+
+
+def position_by_hand(kind, p, q, symmetric):
+    """The divergence at one position, from the logits of its last dimension."""
+    if kind == "categorical":
+        return both_directions(kl_by_hand, softmax_by_hand(p), softmax_by_hand(q), symmetric)
+    total = 0.0
+    for a, b in zip(p, q, strict=True):
+        if kind == "mse":
+            total += both_directions(lambda x, y: (x - y) ** 2, a, b, symmetric)
+        else:
+            yes_a, yes_b = (1 / (1 + math.exp(-x)) for x in (a, b))
+            total += both_directions(kl_by_hand, [yes_a, 1 - yes_a], [yes_b, 1 - yes_b], symmetric)
+    return total
+
+
+def by_hand(kind, p, q, reduction, mask, symmetric):
+    examples, classes = p.shape[0], p.shape[-1]
+    rows_p, rows_q = p.reshape(-1, classes).tolist(), q.reshape(-1, classes).tolist()
+    kept = [True] * len(rows_p) if mask is None else mask.reshape(-1).tolist()
+    total = sum(
+        position_by_hand(kind, a, b, symmetric) for a, b, keep in zip(rows_p, rows_q, kept, strict=True) if keep
+    )
+    positions = sum(kept)
+    count = {"sum": 1, "mean": positions * classes, "batchmean": examples if mask is None else positions}[reduction]
+    return total / count if count else 0.0
+
+
+@few
+@given(
+    kind=st.sampled_from(KINDS),
+    shape=shapes,
+    seed=seeds,
+    reduction=st.sampled_from(["batchmean", "sum", "mean"]),
+    symmetric=st.sampled_from(["mean", "sum", None]),
+    masked=st.booleans(),
+)
+def test_equals_the_definition(kind, shape, seed, reduction, symmetric, masked):
+    p, q = draw(shape, seed)
+    mask = draw_mask(shape[:-1], seed) if masked else None
+    found = divergence(p, q, kind=kind, reduction=reduction, mask=mask, symmetric=symmetric)
+    assert found.shape == ()
+    assert found.item() == pytest.approx(by_hand(kind, p, q, reduction, mask, symmetric), rel=1e-9, abs=1e-12)
+
+
+@few
+@given(shape=shapes, seed=seeds)
+def test_equals_torch_distributions(shape, seed):
+    p, q = draw(shape, seed)
+    expected = kl_divergence(Categorical(logits=p), Categorical(logits=q))
+    torch.testing.assert_close(categorical(p, q, symmetric=None).sum(-1), expected)
+    expected = kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q))
+    torch.testing.assert_close(bernoulli(p, q, symmetric=None), expected)
+    torch.testing.assert_close(mse(p, q), F.mse_loss(p, q, reduction="none"))
+
+
+def test_equals_the_loss_that_r_drop_is_usually_written_with():
+    p, q = draw((6, 5), seed=1)
+    there = F.kl_div(F.log_softmax(p, -1), F.softmax(q, -1), reduction="none").sum()
+    back = F.kl_div(F.log_softmax(q, -1), F.softmax(p, -1), reduction="none").sum()
+    torch.testing.assert_close(divergence(p, q, reduction="sum"), (there + back) / 2)
+    torch.testing.assert_close(divergence(p, q, reduction="batchmean"), (there + back) / 2 / 6)
+
+
+@few
+@given(kind=st.sampled_from(KINDS), shape=shapes, seed=seeds, symmetric=st.sampled_from(["mean", "sum", None]))
+def test_is_a_divergence(kind, shape, seed, symmetric):
+    p, q = draw(shape, seed)
+    there = divergence(p, q, kind=kind, symmetric=symmetric)
+    assert there > 0
+    assert divergence(p, p.clone(), kind=kind, symmetric=symmetric) == 0
+    if symmetric is not None:
+        torch.testing.assert_close(there, divergence(q, p, kind=kind, symmetric=symmetric))
+
+
+@few
+@given(shape=shapes, seed=seeds, shift=st.floats(-50, 50))
+def test_shifting_all_logits_of_a_position_changes_nothing(shape, seed, shift):
+    p, q = draw(shape, seed)
+    torch.testing.assert_close(divergence(p + shift, q), divergence(p, q), rtol=1e-8, atol=1e-10)
+
+
+def test_two_classes_are_one_yes_or_no():
+    p, q = draw((7,), seed=3)
+    two = [torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (p, q)]
+    torch.testing.assert_close(bernoulli(p, q), categorical(*two).sum(-1))
+
+
+@few
+@given(
+    kind=st.sampled_from(KINDS),
+    shape=shapes,
+    seed=seeds,
+    reduction=st.sampled_from(["batchmean", "sum", "mean"]),
+    dtype=st.sampled_from([torch.bool, torch.int64, torch.float32]),
+)
+def test_a_mask_is_like_slicing_the_positions_out(kind, shape, seed, reduction, dtype):
+    p, q = draw(shape, seed)
+    mask = draw_mask(shape[:-1], seed)
+    found = divergence(p, q, kind=kind, reduction=reduction, mask=mask.to(dtype))
+    kept = divergence(p[mask], q[mask], kind=kind, reduction=reduction)  # an empty slice gives 0 as well
+    torch.testing.assert_close(found, kept)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "mse"])
+def test_a_mask_may_choose_single_elements(kind):
+    p, q = draw((3, 4), seed=5)
+    mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
+    kept = mask.bool()
+    values = {"bernoulli": bernoulli, "mse": mse}[kind](p, q)[kept]
+    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask), values.sum() / 5)
+    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask, reduction="mean"), values.sum() / 5)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "mse"])
+def test_one_value_an_example(kind):
+    p, q = draw((5,), seed=6)
+    row = divergence(p[:, None], q[:, None], kind=kind)
+    torch.testing.assert_close(divergence(p, q, kind=kind), row)
+    mask = torch.tensor([1, 1, 0, 0, 0])
+    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask), divergence(p[:2, None], q[:2, None], kind=kind))
+
+
+@few
+@given(kind=st.sampled_from(KINDS), seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_half_precision_is_computed_in_single(kind, seed, dtype):
+    p, q = draw((4, 3), seed, dtype=dtype)
+    found = divergence(p, q, kind=kind)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, divergence(p.float(), q.float(), kind=kind), rtol=0, atol=0)
+    p.requires_grad_()
+    divergence(p, q, kind=kind).backward()
+    assert p.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keeps_single_and_double(dtype):
+    p, q = draw((4, 3), seed=0, dtype=dtype)
+    assert divergence(p, q).dtype == dtype
+
+
+def test_is_as_right_under_autocast():
+    p, q = draw((4, 3), seed=0, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [divergence(p, q, kind=kind) for kind in KINDS]
+    assert found == [divergence(p, q, kind=kind) for kind in KINDS]
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("symmetric", ["mean", "sum", None])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_finite_differences(kind, symmetric, masked):
+    p, q = (x.requires_grad_() for x in draw((3, 2, 4), seed=7))
+    mask = torch.tensor([[1, 0], [0, 0], [1, 1]]) if masked else None
+    assert gradcheck(lambda p, q: divergence(p, q, kind=kind, mask=mask, symmetric=symmetric), (p, q))
+
+
+@pytest.mark.parametrize("symmetric", ["mean", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_curvature_is_right_where_both_are_equal(kind, symmetric):
+    p, _ = draw((2, 3), seed=8)
+    q = p.clone()
+    same = divergence(p.requires_grad_(), q, kind=kind, symmetric=symmetric)
+    torch.testing.assert_close(torch.autograd.grad(same, p)[0], torch.zeros_like(p), rtol=0, atol=1e-15)
+    assert gradgradcheck(lambda p: divergence(p, q, kind=kind, symmetric=symmetric), (p,))
+
+
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF])
+@pytest.mark.parametrize("kind", [*KINDS, lambda p, q: (p - q).abs().sqrt()])
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+def test_masked_positions_leak_neither_value_nor_gradient(kind, reduction, garbage):
+    p, q = draw((3, 2, 4), seed=9)
+    mask = torch.tensor([[1, 0], [0, 1], [1, 1]])
+    clean = [x.clone().requires_grad_() for x in (p, q)]
+    dirty = [x.clone() for x in (p, q)]
+    dirty[0][mask == 0] = garbage
+    dirty[1][0, 1] = garbage
+    dirty = [x.requires_grad_() for x in dirty]
+    results = [divergence(*pair, kind=kind, reduction=reduction, mask=mask) for pair in (clean, dirty)]
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    for result in results:
+        result.backward()
+    for a, b in zip(clean, dirty, strict=True):
+        kept = mask.bool()
+        torch.testing.assert_close(b.grad[kept], a.grad[kept], rtol=0, atol=0)
+        assert (b.grad[~kept] == 0).all() if kind in KINDS else True
+
+
+def test_masked_values_leak_nothing_when_reduced():
+    values = torch.tensor([[1.0, 2.0], [NAN, INF]], requires_grad=True)
+    reduce(values, "sum", torch.tensor([True, False])).backward()
+    assert values.grad.tolist() == [[1, 1], [0, 0]]
+
+
+# Degenerate inputs.
+
+
+@pytest.mark.parametrize("symmetric", ["mean", "sum", None])
+def test_classes_that_are_ruled_out_in_both_add_nothing(symmetric):
+    p, q = draw((3, 4), seed=10)
+    wide = []
+    for x in (p, q):
+        wide.append(torch.cat([x, torch.full((3, 2), -INF, dtype=x.dtype)], dim=-1).requires_grad_())
+    found = divergence(*wide, symmetric=symmetric)
+    torch.testing.assert_close(found, divergence(p, q, symmetric=symmetric))
+    found.backward()
+    p.requires_grad_()
+    divergence(p, q, symmetric=symmetric).backward()
+    torch.testing.assert_close(wide[0].grad[:, :4], p.grad)
+    assert (wide[0].grad[:, 4:] == 0).all()
+    assert wide[1].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("symmetric", ["mean", None])
+def test_a_position_without_any_possible_class_adds_nothing(kind, symmetric):
+    p = torch.full((2, 3), -INF, requires_grad=True)
+    found = divergence(p, p.detach().clone(), kind=kind, symmetric=symmetric)
+    found.backward()
+    assert found == 0
+    assert (p.grad == 0).all()
+
+
+def test_what_only_one_of_both_rules_out_is_infinitely_far():
+    p, q = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -INF]])
+    assert divergence(p, q, symmetric=None) == INF
+    assert divergence(q, p, symmetric=None).item() == pytest.approx(math.log(2))
+    assert divergence(p, q) == INF
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("symmetric", ["mean", None])
+def test_huge_logits(kind, size, symmetric):
+    p = torch.tensor([[size, -size, 0.0], [-size, 1.0, size]], requires_grad=True)
+    same = divergence(p, p.detach().clone(), kind=kind, symmetric=symmetric)
+    same.backward()
+    assert same == 0
+    assert p.grad.isfinite().all()
+    apart = divergence(p, p.detach().flip(0), kind=kind, symmetric=symmetric)
+    assert apart >= size / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+def test_nothing_to_compare_gives_zero(kind, reduction):
+    p, q = (x.requires_grad_() for x in draw((3, 2, 4), seed=11))
+    found = divergence(p, q, kind=kind, reduction=reduction, mask=torch.zeros(3, 2))
+    found.backward()
+    assert found == 0
+    assert (p.grad == 0).all()
+    assert divergence(torch.zeros(0, 4), torch.zeros(0, 4), kind=kind, reduction=reduction) == 0
+    empty = torch.zeros(0, 2, 4)
+    assert divergence(empty, empty, kind=kind, reduction=reduction, mask=torch.zeros(0, 2)) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_never_waits_for_the_device(kind, reduction, masked):
+    # Tensors on "meta" have no values: whatever asks for one raises.
+    p, q = torch.zeros(3, 2, 4, device="meta"), torch.zeros(3, 2, 4, device="meta")
+    mask = torch.zeros(3, 2, dtype=torch.bool, device="meta") if masked else None
+    assert divergence(p, q, kind=kind, reduction=reduction, mask=mask).shape == ()
+
+
+# Callables.
+
+
+def test_a_callable_is_reduced_like_the_others():
+    p, q = draw((3, 2, 4), seed=12)
+    mask = torch.tensor([[1, 0], [1, 1], [0, 0]])
+    for reduction in ("batchmean", "sum", "mean"):
+        expected = divergence(p, q, kind="mse", reduction=reduction, mask=mask)
+        found = divergence(p, q, kind=lambda p, q: (p - q) ** 2, reduction=reduction, mask=mask)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_callable_may_give_one_value_a_position():
+    p, q = draw((3, 2, 4), seed=13)
+    mask = torch.tensor([[1, 0], [1, 1], [0, 0]])
+    found = divergence(p, q, kind=lambda p, q: F.cosine_similarity(p, q, dim=-1), mask=mask)
+    expected = sum(F.cosine_similarity(p[i, j], q[i, j], dim=0) for i, j in [(0, 0), (1, 0), (1, 1)]) / 3
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_callable_may_give_the_number_itself():
+    p, q = draw((3, 4), seed=14)
+    torch.testing.assert_close(divergence(p, q, kind=F.l1_loss, reduction="sum"), (p - q).abs().mean())
+    with pytest.raises(ValueError, match="that a mask can be applied to"):
+        divergence(p, q, kind=F.l1_loss, mask=torch.ones(3))
+    with pytest.raises(ValueError, match="to return a tensor"):
+        divergence(p, q, kind=lambda p, q: 0.0)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_one_class_has_no_distribution(classes):
+    with pytest.raises(ValueError, match=rf"at least 2 classes .* shape \(5, {classes}\)\. Use 'bernoulli'"):
+        divergence(torch.zeros(5, classes), torch.zeros(5, classes))
+    with pytest.raises(ValueError, match=r"but got shape \(5,\)"):
+        divergence(torch.zeros(5), torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "mask", "expected"),
+    [
+        ("categorical", (3, 4), (4,), r"\(3,\), but got \(4,\)"),
+        ("categorical", (3, 4), (3, 4), r"\(3,\), but got \(3, 4\)"),
+        ("categorical", (3, 4), (3, 1), r"\(3,\), but got \(3, 1\)"),
+        ("categorical", (3, 2, 4), (3,), r"\(3, 2\), but got \(3,\)"),
+        ("mse", (3, 2, 4), (3, 2, 1), r"\(3, 2\), but got \(3, 2, 1\)"),
+        ("mse", (3,), (), r"\(3,\), but got \(\)"),
+    ],
+)
+def test_masks_of_another_shape_are_refused(kind, shape, mask, expected):
+    with pytest.raises(ValueError, match=f"Expected `mask` to have shape {expected}"):
+        divergence(torch.zeros(shape), torch.zeros(shape), kind=kind, mask=torch.ones(mask))
+
+
+def test_predictions_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"the same shape .* got \(3, 4\) and \(4, 4\)"):
+        divergence(torch.zeros(3, 4), torch.zeros(4, 4))
+    with pytest.raises(ValueError, match=r"got \(\) and \(\)"):
+        divergence(torch.zeros(()), torch.zeros(()), kind="mse")
+    with pytest.raises(ValueError, match=r"floating-point logits or values, but got torch\.int64"):
+        divergence(torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(("name", "value"), [("kind", "kl"), ("reduction", "none"), ("symmetric", "both")])
+def test_unknown_choices_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be .*, but got '{value}'"):
+        divergence(torch.zeros(3, 4), torch.zeros(3, 4), **{name: value})
