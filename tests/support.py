@@ -8,7 +8,6 @@ import torch
 from fastNLP import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
 
 VOCAB, CLASSES = 50, 3
 
@@ -63,6 +62,8 @@ class Bert(nn.Module):
 
     def __init__(self, dropout=0.1, seed=0, **config):
         super().__init__()
+        from transformers import BertForSequenceClassification  # takes seconds, and most processes do without
+
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.back_bone = BertForSequenceClassification(bert_config(dropout, **config))
@@ -77,6 +78,8 @@ class Bert(nn.Module):
 
 
 def bert_config(dropout=0.1, **config):
+    from transformers import BertConfig
+
     defaults = {
         "vocab_size": VOCAB,
         "hidden_size": 16,

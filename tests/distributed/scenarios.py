@@ -1,0 +1,128 @@
+"""What the ranks and the one process that they are compared with have in common."""
+
+from __future__ import annotations
+
+import itertools
+
+import support
+import torch
+from fastNLP import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, RDropMixin
+
+METHODS = {
+    "none": list,
+    "fgm": lambda: [FGMCallback()],
+    "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
+    "fgsm": lambda: [FGSMCallback()],
+    "pgd": lambda: [PGDCallback(steps=3)],
+    "rdrop concat": lambda: [RDropCallback(mode="concat")],
+    "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
+    "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
+    "pgd + rdrop two_pass": lambda: [RDropCallback(mode="two_pass"), PGDCallback(steps=2)],
+}
+BATCHES = 12  # micro-batches an epoch, over all ranks
+
+
+class Plain(nn.Module):
+    """A model whose ``forward`` is its training step, as fastNLP wants it inside DistributedDataParallel."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = support.Classifier(dropout=0.0)
+
+    def forward(self, input_ids, labels):
+        return self.inner.train_step(input_ids, labels)
+
+
+class Mixed(RDropMixin, Plain):
+    """R-Drop inside the model."""
+
+    rdrop_kl_weight = 0.5
+
+
+class Noisy(Plain):
+    """Without dropout the halves of a doubled batch still differ: the temperature falls from row to row."""
+
+    def forward(self, input_ids, labels):
+        outputs = super().forward(input_ids, labels)
+        pred = outputs["pred"] * torch.linspace(1.0, 0.5, len(labels)).unsqueeze(-1)
+        return {"loss": outputs["loss"], "pred": pred}
+
+
+class Alternating(Plain):
+    """Without dropout two forwards still differ: the temperature is another one every second time."""
+
+    calls = 0
+
+    def forward(self, input_ids, labels):
+        self.calls += 1
+        outputs = super().forward(input_ids, labels)
+        return {"loss": outputs["loss"], "pred": outputs["pred"] * (1.0 if self.calls % 2 else 0.5)}
+
+
+class Buffers(Plain):
+    """With batch normalization, whose buffers DistributedDataParallel broadcasts."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner.dropout = nn.BatchNorm1d(8)
+
+    def forward(self, input_ids, labels):
+        inner = self.inner
+        hidden, _ = inner.rnn(inner.word_embeddings(input_ids))
+        pred = inner.head(inner.dropout(hidden.mean(1)))
+        return {"loss": nn.functional.cross_entropy(pred, labels), "pred": pred}
+
+
+class Unused(Plain):
+    """With a parameter that takes no part."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+MODELS = {"plain": Plain, "mixin": Mixed, "noisy": Noisy, "alternating": Alternating, "buffers": Buffers, "unused": Unused}
+
+
+def scenarios():
+    """(name, method, model, accumulation_steps) for every method, on every kind of model."""
+    for method, accumulation in itertools.product(METHODS, (1, 2)):
+        yield method, "plain", accumulation
+    for method, model in itertools.product(METHODS, ("buffers", "unused")):
+        yield method, model, 1
+    for method in METHODS:
+        if "rdrop" in method:
+            yield method, "alternating" if "two_pass" in method else "noisy", 2
+    yield "rdrop concat", "mixin", 1
+    yield "rdrop two_pass", "mixin", 2
+
+
+def micro_batches(world):
+    """The data in micro-batches of 4, the last ``world`` of them shorter and of different lengths."""
+    data = support.samples(4 * BATCHES, seed=3)
+    batches = [data[i : i + 4] for i in range(0, len(data), 4)]
+    for rank in range(world):
+        batches[BATCHES - world + rank] = batches[BATCHES - world + rank][: 1 + (rank % 3) + 1]
+    return batches
+
+
+def trainer(model, method, batches, accumulation, **kwargs):
+    """A Trainer that sees these micro-batches in this order, for two epochs."""
+    batches = [support.collate(batch) for batch in batches]
+    bare = getattr(model, "module", model)
+    return Trainer(
+        model=model,
+        driver="torch",
+        train_dataloader=DataLoader(batches, batch_size=None),
+        optimizers=torch.optim.SGD(bare.parameters(), lr=0.05),
+        n_epochs=2,
+        callbacks=METHODS[method](),
+        accumulation_steps=accumulation,
+        progress_bar=None,
+        use_dist_sampler=False,
+        **kwargs,
+    )

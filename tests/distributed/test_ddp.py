@@ -1,0 +1,57 @@
+"""Several real processes against one: the same weights, the same on each rank, one reduction an optimizer step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import scenarios
+import torch
+
+HERE = Path(__file__).parent
+
+
+def torchrun(script, world, *arguments, timeout=240):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", str(script)]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(f"ddp{request.param}")
+    done = torchrun(HERE / "worker.py", request.param, folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]
+
+
+def relative(a, b):
+    a, b = (torch.cat([w.double().flatten() for w in weights.values()]) for weights in (a, b))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.filterwarnings("ignore:R-Drop found no dropout")
+@pytest.mark.parametrize("scenario", list(scenarios.scenarios()), ids=lambda s: "-".join(map(str, s)))
+def test_ranks_equal_one_process(ranks, scenario):
+    method, kind, accumulation = scenario
+    results = [rank[scenario] for rank in ranks]
+    for other in results[1:]:
+        assert all(torch.equal(w, other["weights"][name]) for name, w in results[0]["weights"].items())
+    assert [r["reductions"] for r in results] == [r["steps"] for r in results]
+
+    model = scenarios.MODELS[kind]()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batches = scenarios.micro_batches(len(ranks))
+    scenarios.trainer(model, method, batches, accumulation * len(ranks), device="cpu").run()
+    after = {name: p.detach() for name, p in model.named_parameters()}
+    assert relative(results[0]["weights"], after) < 1e-5
+    assert relative(before, after) > 1e-3
+
+
+@pytest.mark.parametrize("method, forward", [("pgd", 3), ("fgm + rdrop", 2)])
+def test_a_rank_that_raises_ends_the_run_with_its_own_error(method, forward):
+    done = torchrun(HERE / "crash_worker.py", 2, method, forward, timeout=100)  # a hang would run into the timeout
+    assert done.returncode != 0
+    assert "ArithmeticError: the model of the last rank broke" in done.stderr
+    assert "trained to the end" not in done.stdout
