@@ -1,0 +1,77 @@
+"""Trainings that are killed for good (SIGKILL) in the middle of a forward pass, each in a forked process of its own.
+
+    python killed.py FOLDER '[["fgm", 7], ...]'
+
+writes the checkpoints of each training to FOLDER/<method>-<forward>.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import support
+import torch
+from fastNLP import CheckpointCallback
+
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
+
+CALLBACKS = {
+    "fgm": lambda: FGMCallback(),
+    "fgm start every": lambda: FGMCallback(start=4, every=2),
+    "fgsm": lambda: FGSMCallback(),
+    "pgd": lambda: PGDCallback(),
+    "pgd weights": lambda: PGDCallback(emb_name="head"),  # written in place: a kill between passes must not leave a trace
+    "rdrop": lambda: RDropCallback(mode="two_pass"),
+}
+N_BATCHES, SAVE_EVERY = 12, 3
+
+
+class Mortal(support.Classifier):
+    """Kills its process in the given forward pass."""
+
+    def __init__(self, last_forward=None):
+        super().__init__(dropout=0.0)
+        self.forwards, self.last_forward = 0, last_forward
+
+    def forward(self, input_ids):
+        self.forwards += 1
+        if self.forwards == self.last_forward:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(input_ids)
+
+
+def train(method, model, folder, **run):
+    """Twelve batches of shuffled data, with momentum, and checkpoints; from the callback fastNLP also takes the sampler."""
+    checkpoints = CheckpointCallback(folder, every_n_batches=SAVE_EVERY, save_object="trainer")
+    trainer = support.build(
+        model,
+        [CALLBACKS[method](), checkpoints],
+        n_batches=N_BATCHES,
+        train_dataloader=support.loader(shuffle=True),
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    )
+    torch.manual_seed(1)
+    trainer.run(**run)
+    return model
+
+
+def main(folder, scenarios):
+    warnings.simplefilter("ignore")
+    for method, forward in scenarios:
+        child = os.fork()
+        if child == 0:
+            train(method, Mortal(forward), Path(folder, f"{method}-{forward}"))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (method, forward, status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))
