@@ -152,7 +152,7 @@ def divergence(
     p, q = _full_precision(p), _full_precision(q)
     if mask is not None:
         # The inputs are masked too: 0 times the slope at a NaN is still NaN.
-        keep = _spread(mask, p, whole=kind != "categorical")
+        keep = _spread(mask, p, whole=kind != "categorical" or p.ndim == 1)
         p, q = torch.where(keep, p, 0), torch.where(keep, q, 0)
     if not callable(kind):
         check_choice("kind", kind, DIVERGENCES)
@@ -194,7 +194,7 @@ def _spread(mask: Tensor, values: Tensor, whole: bool = True) -> Tensor:
     if whole and mask.shape == values.shape:
         return mask != 0
     positions = values.shape[:-1] or values.shape
-    if mask.shape != positions or values.ndim == 1:
+    if mask.shape != positions:
         raise ValueError(f"Expected `mask` to have shape {tuple(positions)}, but got {tuple(mask.shape)}.")
     return (mask != 0).unsqueeze(-1)
 

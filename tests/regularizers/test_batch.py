@@ -115,9 +115,12 @@ def test_a_list_of_fields_inside_a_dict_is_told_from_a_list_of_rows():
     # What default_collate makes of a field of two numbers: two tensors with all the rows.
     spans = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])]
     ragged = [torch.zeros(1), torch.zeros(2), torch.zeros(5)]
-    doubled, _ = double_batch({"x": torch.zeros(3, 2), "spans": spans, "ragged": ragged})
+    doubled, rows = double_batch({"spans": spans, "x": torch.zeros(3, 2)})
     assert [s.tolist() for s in doubled["spans"]] == [[1, 2, 3, 1, 2, 3], [4, 5, 6, 4, 5, 6]]
+    assert rows == 3
+    doubled, rows = double_batch({"ragged": ragged, "x": torch.zeros(3, 2)})
     assert [len(r) for r in doubled["ragged"]] == [1, 2, 5, 1, 2, 5]
+    assert rows == 3
 
 
 def test_raw_sentences_are_rows_whatever_their_length():

@@ -215,6 +215,16 @@ def test_labels_that_are_no_token_labels_mask_nothing():
         assert found["kl"].item() == pytest.approx(3 * kl_of_positions(found, everywhere))  # 9 positions, 3 examples
 
 
+def test_examples_without_a_label_count_where_there_are_no_positions():
+    net, batch = make()
+    rdrop = RDrop(mode="two_pass")
+    torch.manual_seed(1)
+    found = rdrop(step_of(net), batch)["kl"]
+    batch["labels"] = torch.tensor([0, 1, -100, -100, -100, -100])
+    torch.manual_seed(1)
+    torch.testing.assert_close(rdrop(step_of(net), batch)["kl"], found)
+
+
 def test_a_mask_that_is_not_there_is_refused():
     net, batch = make(shape=(3, 3))
     with pytest.raises(ValueError, match=r"\('words'\).* shape \(3, 3\), but got NoneType; .*\['labels', 'x'\]"):
@@ -306,6 +316,17 @@ def test_logits_are_taken_where_pred_is_an_argmax():
 
     found = RDrop()(step, batch)
     torch.testing.assert_close(found["pred"], found["logits"], rtol=0, atol=0)
+
+
+def test_pred_comes_before_logits():
+    net, batch = make()
+
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": pred.sum(), "pred": pred, "logits": 2 * pred}
+
+    found = RDrop()(step, batch)
+    torch.testing.assert_close(found["logits"], 2 * found["pred"])
 
 
 def test_one_empty_batch_does_no_harm():
