@@ -50,9 +50,9 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
         tensor([[ 1., -1.],
                 [ 0.,  0.]])
     """
-    size = group_norm(grad, dims=dims, norm=norm)
-    direction = grad.sign() if norm == "linf" else grad / size
-    return torch.where(size.isfinite() & (size > 0), direction, 0)
+    peak = group_norm(grad, dims=dims, norm="linf")
+    direction = grad.sign() if norm == "linf" else _unit(grad / peak, dims)
+    return torch.where(peak.isfinite() & (peak > 0), direction, 0)
 
 
 def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
@@ -97,7 +97,13 @@ def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm:
 
 
 def random_in_ball(
-    like: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2", generator: torch.Generator | None = None
+    like: Tensor,
+    epsilon: float,
+    *,
+    dims: tuple[int, ...],
+    norm: str = "l2",
+    free: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""
     A random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for ``"l2"`` a
@@ -108,6 +114,7 @@ def random_in_ball(
     :param epsilon: the radius, in the units of the embedding.
     :param dims: the dimensions that a group spans.
     :param norm: ``"l2"`` or ``"linf"``.
+    :param free: False where the point is to be 0; broadcasts to ``like``. Everywhere free if ``None``.
     :param generator: where the randomness comes from; the device's default one if ``None``.
     :return: a tensor of ``like``'s shape.
 
@@ -117,12 +124,20 @@ def random_in_ball(
         >>> bool((group_norm(x, dims=(1,)) <= 0.5).all())
         True
     """
+    x = torch.empty_like(like)
+    x = x.uniform_(-epsilon, epsilon, generator=generator) if norm == "linf" else x.normal_(generator=generator)
+    if free is not None:
+        x = torch.where(free, x, 0)
     if norm == "linf":
-        return torch.empty_like(like).uniform_(-epsilon, epsilon, generator=generator)
-    direction = torch.empty_like(like).normal_(generator=generator)
-    size = group_norm(direction, dims=dims, norm=norm)
-    radius = torch.empty_like(size).uniform_(0, epsilon, generator=generator)
-    return direction * (radius / size)
+        return x
+    direction = steepest_direction(x, dims=dims)
+    radius = torch.empty_like(group_norm(x, dims=dims)).uniform_(0, epsilon, generator=generator)
+    return (direction * radius).to(like.dtype)
+
+
+def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Length 1, for groups whose largest element is 1: the squares of small gradients are no single-precision numbers."""
+    return x / group_norm(x, dims=dims)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -85,17 +85,17 @@ class VocabPerturbation(Perturbation):
             grad = torch.where(lookup.real() & known.unsqueeze(-1), lookup.grad.to(total.dtype), 0)
             if lookup.scale_grad_by_freq:
                 grad = grad / _counts(lookup.ids).unsqueeze(-1)
-            total.index_add_(0, slots.flatten(), grad.flatten(0, -2))
+            total.index_add_(0, slots.flatten(), grad.reshape(-1, grad.shape[-1]))
         return [total]
 
     def real(self) -> list[Tensor]:
-        used = torch.zeros_like(self._keys, dtype=torch.bool).unsqueeze(-1)
+        used = torch.zeros_like(self._keys, dtype=torch.long)
         for lookup in self._lookups:
-            used[self._slots(lookup.ids)[0].flatten()] = lookup.real().flatten(0, -2)
-        return [used]
+            used.index_add_(0, self._slots(lookup.ids)[0].flatten(), lookup.real().flatten().long())
+        return [(used > 0).unsqueeze(-1)]
 
     def _slots(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ids = ids.to(self._keys.dtype)
+        ids = ids.to(self._keys.dtype).contiguous()
         slots = torch.searchsorted(self._keys, ids).clamp(max=self._keys.numel() - 1)
         return slots, self._keys[slots] == ids
 
@@ -103,8 +103,9 @@ class VocabPerturbation(Perturbation):
 class PositionPerturbation(Perturbation):
     """One perturbation a position of a lookup, normalized over each example (``"sequence"``) or each position."""
 
-    def __init__(self, lookups: dict[int, Lookup], *, per_token: bool):
+    def __init__(self, lookups: dict[int, Lookup], total: int, *, per_token: bool):
         self._per_token = per_token
+        self._total = total
         self._lookups = lookups
         self._place = {index: place for place, index in enumerate(lookups)}
         dtype = torch.promote_types(next(iter(lookups.values())).grad.dtype, torch.float32)
@@ -114,6 +115,12 @@ class PositionPerturbation(Perturbation):
         return (-1,) if self._per_token else tuple(range(1, value.dim()))
 
     def at(self, index: int, ids: Tensor) -> Tensor | None:
+        if index >= self._total:
+            raise RuntimeError(
+                f"Expected every pass over a batch to look up as often as the first pass, {self._total} times, but got "
+                "another lookup. Use `granularity='vocab'`, which follows tokens, not positions, or `torch.no_grad()` for "
+                "what is not trained."
+            )
         if index not in self._place:
             return None
         value = self.values[self._place[index]]
@@ -139,13 +146,21 @@ class PositionPerturbation(Perturbation):
         return [lookup.real() for lookup in self._lookups.values()]
 
 
-def perturbation_for(granularity: str, lookups: dict[int, Lookup]) -> Perturbation:
-    """A perturbation of zero for the lookups of a pass, numbered in the order in which they happened."""
+def perturbation_for(granularity: str, lookups: dict[int, Lookup], total: int | None = None) -> Perturbation:
+    """
+    A perturbation of zero for the lookups of a pass.
+
+    :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
+    :param lookups: those that a gradient came to, by their number in the order of the pass.
+    :param total: how many lookups the pass had in all; up to the last in ``lookups`` if ``None``.
+    :return: the perturbation.
+    """
     if granularity == "vocab":
         return VocabPerturbation(lookups)
-    return PositionPerturbation(lookups, per_token=granularity == "token")
+    return PositionPerturbation(lookups, max(lookups) + 1 if total is None else total, per_token=granularity == "token")
 
 
 def _counts(ids: Tensor) -> Tensor:
+    ids = ids.contiguous()
     keys = ids.flatten().sort().values
     return torch.searchsorted(keys, ids, right=True) - torch.searchsorted(keys, ids)

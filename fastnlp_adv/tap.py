@@ -1,7 +1,7 @@
 """Taps: where an attack reads gradients and puts perturbations.
 
-:class:`EmbeddingTap` sits on the outputs of lookups and writes nothing. :class:`WeightTap` is for parameters that are not
-looked up and perturbs them in place. Both are driven alike: ``begin_pass``, a forward and a backward pass, ``gradients``,
+:class:`EmbeddingTap` sits on the outputs of lookups and writes nothing. :class:`~fastnlp_adv.weight_tap.WeightTap` is for
+parameters that are not looked up. Both are driven alike: ``begin_pass``, a forward and a backward pass, ``gradients``,
 ``perturb``; ``reset`` takes the perturbation off.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from .embedding import Embedding, scale_of
 from .perturbation import Lookup, Perturbation, perturbation_for
 
-__all__ = ["EmbeddingTap", "Tap", "WeightTap"]
+__all__ = ["EmbeddingTap", "Tap"]
 
 NOT_A_POSITION = -1  # a lookup without gradients has no perturbation of its own, but its tokens may have one
 
@@ -82,7 +82,6 @@ class EmbeddingTap(Tap):
         self.name = embedding.name
         self._embedding = embedding
         self._granularity = granularity
-        self._keep_leaves = False
         self.reset()
 
     def _install(self) -> list[RemovableHandle]:
@@ -94,37 +93,40 @@ class EmbeddingTap(Tap):
     def reset(self) -> None:
         self.perturbation: Perturbation | None = None
         self.begin_pass(keep_leaves=False)
+        self._forward = _Forward()
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
         self._keep_leaves = keep_leaves
         self.leaves = []
-        self._lookups: dict[int, Lookup] = {}
-        self._seen: list[Tensor] = []
+        self._forward = _Forward(numbered_from_0=True)
+        self._last: _Forward | None = None  # the one that the last backward pass went through
 
     def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
-        if self.perturbation is None:
-            self.perturbation = perturbation_for(self._granularity, self._received())
-        p = self.perturbation
-        return [(value, p.dims(value), real) for value, real in zip(p.values, p.real())]
+        p = self._perturbation()
+        return [(value, p.dims(value), real) for value, real in zip(p.values, p.real(), strict=True)]
 
     def gradients(self) -> list[Tensor]:
-        lookups = self._received()
-        if self.perturbation is None:
-            self.perturbation = perturbation_for(self._granularity, lookups)
-        return self.perturbation.collect(lookups)
+        lookups, _ = self._received()
+        return self._perturbation().collect(lookups)
 
     def perturb(self, values: list[Tensor]) -> None:
-        assert self.perturbation is not None
-        self.perturbation.values = values
+        self._perturbation().values = values
         self.begin_pass(keep_leaves=False)
 
-    def _received(self) -> dict[int, Lookup]:
-        if not self._lookups:
+    def _perturbation(self) -> Perturbation:
+        if self.perturbation is None:
+            self.perturbation = perturbation_for(self._granularity, *self._received())
+        return self.perturbation
+
+    def _received(self) -> tuple[dict[int, Lookup], int]:
+        if self._last is None:
             raise RuntimeError(self._nothing_received())
-        return dict(sorted(self._lookups.items()))
+        return self._last.in_order()
 
     def _nothing_received(self) -> str:
-        if self._seen:
+        if not self._handles:
+            return f"Expected the attack to watch embedding `{self.name}`, but got one that is closed. Call `open()` first."
+        if self._forward.count:
             return (
                 f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got none. "
                 "Call `loss.backward()` first, on a loss that depends on the embedding."
@@ -136,91 +138,80 @@ class EmbeddingTap(Tap):
             "`torch.compiler.reset()` if the model was compiled and run before the attack was built."
         )
 
-    def _on_lookup(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        ids = args[0] if args else kwargs["input"]
-        if torch._C._current_graph_task_id() != -1:  # a checkpoint runs its forward again, in the backward pass
-            return self._again(module, ids, output)
+    def _on_lookup(self, module: nn.Embedding, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        ids = args[0] if args else next(iter(kwargs.values()))
         if not torch.is_grad_enabled():
             return output + self._delta(NOT_A_POSITION, ids, output) * scale_of(module) if self.perturbation else output
-        if self._lookups and not self.perturbation:  # a new forward pass; the gradients that came are of an earlier one
-            self.begin_pass(keep_leaves=self._keep_leaves)
-        index = len(self._seen)
-        self._seen.append(ids)
+        again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
+        index = self._index_again(ids) if again else self._next_index()
+        # with and without a perturbation, and again, the same operations: a checkpoint compares what they save
         leaf = self._delta(index, ids, output).detach().requires_grad_()
-        leaf.register_hook(partial(self._receive, index, module, ids))
-        if self._keep_leaves:
-            self.leaves.append(leaf)
+        if not again:
+            leaf.register_hook(_Visit(self, self._forward, index, module, ids))
+            if self._keep_leaves:
+                self.leaves.append(leaf)
         return output + leaf * scale_of(module)
+
+    def _next_index(self) -> int:
+        if self._forward.lookups:  # gradients have come to it, so this is a new one
+            self._forward = _Forward()
+        self._forward.count += 1
+        return self._forward.count - 1
+
+    def _index_again(self, ids: Tensor) -> int:
+        if self.perturbation is None or self._granularity == "vocab":
+            return NOT_A_POSITION
+        visits = list(self._forward.alive.values())
+        same = [v for v in visits if v.ids.shape == ids.shape and v.ids.data_ptr() == ids.data_ptr()] or visits
+        if len(same) != 1:
+            raise RuntimeError(
+                f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its ids, but got "
+                f"{len(same)} that may be the one. Use `granularity='vocab'`, or look up outside the checkpointed function."
+            )
+        return same[0].index
 
     def _delta(self, index: int, ids: Tensor, output: Tensor) -> Tensor:
         delta = self.perturbation.at(index, ids) if self.perturbation else None
         return torch.zeros_like(output) if delta is None else delta.to(output.dtype)
 
-    def _again(self, module: nn.Module, ids: Tensor, output: Tensor) -> Tensor:
-        if self.perturbation is None:
-            return output
-        same = [i for i, seen in enumerate(self._seen) if seen.shape == ids.shape and seen.data_ptr() == ids.data_ptr()]
-        index = same[0] if same else 0
-        return output + self._delta(index, ids, output) * scale_of(module)
-
-    def _receive(self, index: int, module: nn.Embedding, ids: Tensor, grad: Tensor) -> None:
-        grad = grad.detach()
-        if index in self._lookups:  # a second backward pass through the same graph
-            self._lookups[index].grad = self._lookups[index].grad + grad
+    def receive(self, visit: _Visit, grad: Tensor) -> None:
+        """Take the gradient that a backward pass brought to a lookup."""
+        lookups = visit.forward.lookups
+        if visit.index in lookups:  # a second backward pass through the same graph
+            lookups[visit.index].grad = lookups[visit.index].grad + grad
         else:
-            self._lookups[index] = Lookup(ids, grad, module.padding_idx, module.scale_grad_by_freq)
+            lookups[visit.index] = Lookup(visit.ids, grad, visit.module.padding_idx, visit.module.scale_grad_by_freq)
+        self._last = visit.forward
 
 
-class WeightTap(Tap):
-    r"""
-    Perturbs a parameter in place, with the gradient of this micro-batch alone, and puts it back bit for bit.
+class _Forward:
+    """The lookups of one or more forward passes up to a backward pass."""
 
-    :param name: the parameter's name.
-    :param param: the parameter.
-    """
+    def __init__(self, *, numbered_from_0: bool = False):
+        self._numbered_from_0 = numbered_from_0
+        self.count = 0
+        self.alive: WeakValueDictionary[int, _Visit] = WeakValueDictionary()
+        self.lookups: dict[int, Lookup] = {}
 
-    def __init__(self, name: str, param: nn.Parameter):
-        super().__init__()
-        self.name = name
-        self._param = param
-        self._value: Tensor | None = None
-        self._backup: Tensor | None = None
-        self._grad: Tensor | None = None
+    def in_order(self) -> tuple[dict[int, Lookup], int]:
+        """
+        The lookups that a gradient came to, by number, and how many there were. In a plain loop nobody says where the pass
+        begins, and a forward pass without a backward one may have come before: then the first with a gradient is number 0.
+        """
+        first = 0 if self._numbered_from_0 else min(self.lookups)
+        return {index - first: lookup for index, lookup in sorted(self.lookups.items())}, self.count - first
 
-    def _install(self) -> list[RemovableHandle]:
-        return [self._param.register_hook(self._receive)]
 
-    def begin_pass(self, *, keep_leaves: bool) -> None:
-        self.leaves = [self._param] if keep_leaves else []
-        self._grad = None
+class _Visit:
+    """The hook at the output of one lookup. The graph alone keeps it, so forward passes that are dropped leave nothing."""
 
-    def reset(self) -> None:
-        if self._backup is not None:
-            with torch.no_grad():
-                self._param.copy_(self._backup)
-        self._value = self._backup = None
-        self.begin_pass(keep_leaves=False)
+    def __init__(self, tap: EmbeddingTap, forward: _Forward, index: int, module: nn.Embedding, ids: Tensor):
+        self._tap = tap
+        self.forward = forward
+        self.index = index
+        self.module = module
+        self.ids = ids
+        forward.alive[index] = self
 
-    def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
-        value = torch.zeros_like(self._param) if self._value is None else self._value
-        return [(value, tuple(range(value.dim())), None)]
-
-    def gradients(self) -> list[Tensor]:
-        if self._grad is None:
-            raise RuntimeError(
-                f"Expected a backward pass through parameter `{self.name}` before the attack, but got no gradient. "
-                "Call `loss.backward()` first, on a loss that depends on it, or name another with `emb_name`."
-            )
-        return [self._grad]
-
-    def perturb(self, values: list[Tensor]) -> None:
-        if self._backup is None:
-            self._backup = self._param.detach().clone()
-        self._value = values[0]
-        with torch.no_grad():
-            self._param.copy_(self._backup + self._value)
-        self.begin_pass(keep_leaves=False)
-
-    def _receive(self, grad: Tensor) -> None:
-        grad = grad.detach().to_dense()
-        self._grad = grad.clone() if self._grad is None else self._grad + grad
+    def __call__(self, grad: Tensor) -> None:
+        self._tap.receive(self, grad.detach())

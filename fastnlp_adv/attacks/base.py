@@ -90,14 +90,16 @@ class Attack(ABC):
     def differentiate(self, loss: Tensor) -> None:
         """A backward pass that stops at the taps: the parameters' gradients are neither computed nor touched."""
         leaves = [leaf for tap in self.taps for leaf in tap.leaves]
+        if not leaves:
+            self.taps[0].gradients()  # says why there are none
         try:
             torch.autograd.grad(loss, leaves, allow_unused=True)
         except RuntimeError as error:
-            if "Checkpointing is not compatible" not in str(error):
+            if "use_reentrant=True" not in str(error):
                 raise
             raise RuntimeError(
-                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot compute the "
-                "gradient of an inner step. Turn it on with `gradient_checkpointing_kwargs={'use_reentrant': False}`."
+                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot compute "
+                "the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:

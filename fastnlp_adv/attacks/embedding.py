@@ -13,7 +13,8 @@ from ..checks import check_choice, check_flag, check_number
 from ..embedding import find_embeddings, fits
 from ..functional import NORMS, ascend, group_norm, project, random_in_ball
 from ..perturbation import GRANULARITIES
-from ..tap import EmbeddingTap, Tap, WeightTap
+from ..tap import EmbeddingTap, Tap
+from ..weight_tap import WeightTap
 from .base import Attack, Pass
 
 __all__ = ["EmbeddingAttack"]
@@ -66,8 +67,8 @@ class EmbeddingAttack(Attack):
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
         """Move every perturbation by ``step`` along its gradient, then back into the ball of ``radius``, if there is one."""
         moved = []
-        for tap in self.taps if taps is None else taps:
-            grads = tap.gradients()
+        taps = self.taps if taps is None else taps
+        for tap, grads in [(tap, tap.gradients()) for tap in taps]:
             states = tap.values()
             values = [ascend(v, g, step, dims=dims, norm=self.norm) for (v, dims, _), g in zip(states, grads)]
             if radius is not None:
@@ -80,9 +81,9 @@ class EmbeddingAttack(Attack):
         """Start every perturbation at a random point of its ball."""
         for tap in self.taps:
             values = []
-            for value, dims, real in tap.values():
-                noise = random_in_ball(value, radius, dims=dims, norm=self.norm, generator=self.generator)
-                values.append(noise if real is None else torch.where(real, noise, 0))
+            for value, dims, free in tap.values():
+                start = random_in_ball(value, radius, dims=dims, norm=self.norm, free=free, generator=self.generator)
+                values.append(start)
             tap.perturb(values)
 
     def inner_passes(self, closure: Callable[[], Tensor]) -> None:
@@ -108,10 +109,11 @@ class EmbeddingAttack(Attack):
         for tap in self._chosen(emb_name):
             tap.reset()
 
-    def _until_restored(self) -> AbstractContextManager:
-        stack = ExitStack()
-        stack.callback(self.restore)
-        return stack
+    def _until_restored(self, perturb: Callable[[], None]) -> AbstractContextManager:
+        with ExitStack() as stack:
+            stack.callback(self.restore)  # at once, if perturbing fails halfway
+            perturb()
+            return stack.pop_all()
 
     def _chosen(self, emb_name: str | None) -> list[Tap]:
         taps = [tap for tap in self.taps if emb_name is None or fits(tap.name, emb_name)]
@@ -126,7 +128,7 @@ class EmbeddingAttack(Attack):
         self.grad_norm = _total_norm([g for grads, _, _ in moved for g in grads])
         self.perturbation_norm = _total_norm([v for _, _, values in moved for v in values])
         for grads, dims, _ in moved:
-            sizes = [group_norm(g, dims=d, norm=self.norm) for g, d in zip(grads, dims)]
+            sizes = [group_norm(g, dims=d, norm="linf") for g, d in zip(grads, dims)]
             finite = torch.stack([size.isfinite().all() for size in sizes]).all()
             flat = torch.stack([(size == 0).all() for size in sizes]).all()
             skipped = (flat | ~finite).long()

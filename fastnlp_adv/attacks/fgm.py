@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from ..checks import check_number
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -87,11 +88,16 @@ class FGM(EmbeddingAttack):
         :param closure: returns the loss; given it, the gradient is computed here, at the embeddings alone. Without it, the
             gradient is the one of the last backward pass.
         :return: a context manager that restores.
-        :raises ValueError: if ``emb_name`` names no embedding of this attack.
+        :raises ValueError: if ``epsilon`` is out of range, or ``emb_name`` names no embedding of this attack.
         :raises RuntimeError: if no gradient has come to the embedding.
         """
         taps = self._chosen(emb_name)
-        if closure is not None:
-            self.gradient_of(closure)
-        self.ascend(self.epsilon if epsilon is None else epsilon, taps=taps)
-        return self._until_restored()
+        step = self.epsilon if epsilon is None else epsilon
+        check_number("epsilon", step)
+
+        def perturb() -> None:
+            if closure is not None:
+                self.gradient_of(closure)
+            self.ascend(step, taps=taps)
+
+        return self._until_restored(perturb)

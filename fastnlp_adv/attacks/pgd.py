@@ -112,5 +112,4 @@ class PGD(EmbeddingAttack):
         :return: a context manager that restores.
         :raises RuntimeError: if no gradient has come to the embedding.
         """
-        self.inner_passes(closure)
-        return self._until_restored()
+        return self._until_restored(lambda: self.inner_passes(closure))

@@ -41,11 +41,11 @@ def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
 def _check_step_is_free(trainer: Any, name: str) -> None:
     from .step import BatchStep
 
-    found = getattr(trainer.train_batch_loop, "batch_step_fn", None)
-    if trainer.batch_step_fn is not None or (
-        found is not TrainBatchLoop.batch_step_fn and not isinstance(found, BatchStep)
-    ):
-        culprit = getattr(trainer.batch_step_fn or found, "__name__", type(trainer.train_batch_loop).__name__)
+    loop = trainer.train_batch_loop
+    step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
+    own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)
+    if own_step or type(loop).run is not TrainBatchLoop.run:  # another `run` need not call `batch_step_fn` at all
+        culprit = getattr(step, "__name__", type(step).__name__) if own_step and step else type(loop).__name__
         raise ValueError(
             f"Expected a Trainer with fastNLP's own batch step, since {name} replaces it, but got `{culprit}`. Remove "
             "`batch_step_fn` (or the custom `train_batch_loop`), or call the attack object yourself in it: see FGM and PGD."

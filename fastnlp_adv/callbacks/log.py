@@ -12,6 +12,6 @@ __all__ = ["log_state"]
 def log_state(trainer: Any) -> None:
     """Write ``trainer.state["adv"]`` to fastNLP's log, on the first rank. Reads tensors, so it waits for the device."""
     values = {name: value for name, value in trainer.state.get("adv", {}).items() if value is not None}
-    if values and trainer.driver.is_global_zero():
+    if values and trainer.driver.global_rank == 0:
         text = ", ".join(f"{name}={float(value):.4g}" for name, value in values.items())
         logger.info(f"Batch {trainer.global_forward_batches}: {text}")

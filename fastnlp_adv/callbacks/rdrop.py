@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from fastNLP import logger
@@ -62,24 +63,38 @@ class RDropCallback(MethodCallback):
 
     def check_model(self, model: nn.Module) -> None:
         if not has_dropout(model):
-            logger.warning(
+            logger.rank_zero_warning(
                 "R-Drop compares two dropout masks, but this model has no dropout above 0, so the divergence is 0 and training "
                 "is plain, at twice the price. Give the model dropout, or remove RDropCallback."
             )
 
     def begin(self, trainer: Any) -> None:
         self.regularizer_ = self.build()
+        self.no_sync_ = trainer.driver.get_model_no_sync_context()
         model = trainer.driver.unwrap_model()
         self.mixin_ = model if isinstance(model, RDropMixin) else None
 
     def end(self) -> None:
-        self.regularizer_ = self.mixin_ = None
+        self.regularizer_ = self.mixin_ = self.no_sync_ = None
 
     def regularize(self, forward: Callable[[Any], Any], due: bool) -> Callable[[Any], Any]:
         """The objective with R-Drop in it when it is due."""
         if self.mixin_ is not None:
             return self._through_mixin(forward, due)
-        return (lambda batch: self.regularizer_(forward, batch)) if due else forward
+        return self._around(forward) if due else forward
+
+    def _around(self, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def objective(batch: Any) -> Any:
+            # All forwards but the last stay out of distributed training: it expects one a backward pass.
+            contexts = [self.no_sync_] if self.mode == "two_pass" else []
+
+            def synchronized_last(batch: Any) -> Any:
+                with contexts.pop()() if contexts else nullcontext():
+                    return forward(batch)
+
+            return self.regularizer_(synchronized_last, batch)
+
+        return objective
 
     def _through_mixin(self, forward: Callable[[Any], Any], due: bool) -> Callable[[Any], Any]:
         def objective(batch: Any) -> Any:

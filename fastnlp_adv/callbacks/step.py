@@ -71,6 +71,7 @@ class _Run:
                     if each.trains:
                         self.train(outputs, each)
                     else:
+                        self.note(outputs, each)
                         attack.differentiate(self.trainer.driver.grad_scaler.scale(self.loss(outputs)))
         self.record(attack)
 
@@ -88,9 +89,8 @@ class _Run:
             self.trainer.on_after_backward()
 
     def note(self, outputs: Any, each: Pass) -> None:
-        self.state["adv_loss" if each.adversarial else "loss"] = self.trainer.extract_loss_from_outputs(
-            outputs
-        ).detach()
+        loss = self.trainer.extract_loss_from_outputs(outputs)
+        self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
         if not each.adversarial and isinstance(outputs, dict) and "kl" in outputs:
             self.state["kl"] = outputs["kl"]
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .dropout import warn_without_dropout
 from .rdrop import RDrop
@@ -32,8 +34,9 @@ class RDropMixin:
     have its own. A callable written in the class body is a method like any other: ``def rdrop_mask(self, batch,
     outputs)``, where ``batch`` holds the arguments of ``train_step`` by name. A ``staticmethod`` takes no ``self``.
 
-    A model that comes wrapped in ``DataParallel`` or ``DistributedDataParallel`` has its ``forward`` called by fastNLP,
-    not its ``train_step``, and so does without R-Drop: give the Trainer the bare model.
+    In a model that comes wrapped in ``DistributedDataParallel``, fastNLP calls ``forward``, not ``train_step``. It is then
+    ``forward`` that runs twice in training, and that has to return ``loss`` and ``pred``. A model wrapped in
+    ``DataParallel`` does without R-Drop: give the Trainer the bare model.
 
     :raises ValueError: when the class is made, if a setting is out of its range or unknown.
 
@@ -75,6 +78,19 @@ class RDropMixin:
             step = _step_from_forward(cls)
         if step is not None:
             cls.train_step = _run_twice(step)  # type: ignore[attr-defined]
+
+        if _has_forward(cls):
+            cls._rdrop_forward = _run_twice(_step_from_forward(cls))  # type: ignore[attr-defined]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._rdrop_current != (None,) and self._rdrop_is_wrapped():
+            return self._rdrop_forward(*args, **kwargs)  # type: ignore[attr-defined]
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def _rdrop_is_wrapped(self) -> bool:
+        """Whether this is a training forward that ``DistributedDataParallel`` asks for, around the model itself."""
+        wrapper = DistributedDataParallel._get_active_ddp_module()
+        return wrapper is not None and wrapper.module is self and wrapper.training and torch.is_grad_enabled()
 
     @contextmanager
     def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:

@@ -37,12 +37,6 @@ class Plain(nn.Module):
         return self.inner.train_step(input_ids, labels)
 
 
-class Mixed(RDropMixin, Plain):
-    """R-Drop inside the model."""
-
-    rdrop_kl_weight = 0.5
-
-
 class Noisy(Plain):
     """Without dropout the halves of a doubled batch still differ: the temperature falls from row to row."""
 
@@ -61,6 +55,12 @@ class Alternating(Plain):
         self.calls += 1
         outputs = super().forward(input_ids, labels)
         return {"loss": outputs["loss"], "pred": outputs["pred"] * (1.0 if self.calls % 2 else 0.5)}
+
+
+class Mixed(RDropMixin, Alternating):
+    """R-Drop inside the model."""
+
+    rdrop_kl_weight = 0.5
 
 
 class Buffers(Plain):
@@ -97,7 +97,8 @@ def scenarios():
     for method in METHODS:
         if "rdrop" in method:
             yield method, "alternating" if "two_pass" in method else "noisy", 2
-    yield "rdrop concat", "mixin", 1
+    yield "none", "mixin", 1
+    yield "fgm", "mixin", 2
     yield "rdrop two_pass", "mixin", 2
 
 

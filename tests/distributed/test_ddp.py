@@ -39,6 +39,8 @@ def test_ranks_equal_one_process(ranks, scenario):
     for other in results[1:]:
         assert all(torch.equal(w, other["weights"][name]) for name, w in results[0]["weights"].items())
     assert [r["reductions"] for r in results] == [r["steps"] for r in results]
+    if kind in ("noisy", "alternating") or (kind == "mixin" and method != "none"):
+        assert all(r["kl"] > 0 for r in results)
 
     model = scenarios.MODELS[kind]()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -36,6 +36,7 @@ def run(method, kind, accumulation):
     trainer.run()
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "kl": float(trainer.state["adv"].get("kl", 0.0)) if "adv" in trainer.state else None,
         "reductions": len(counts),
         "steps": trainer.global_forward_batches // accumulation,
     }

@@ -1,0 +1,70 @@
+"""The tap on a parameter that is not looked up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .tap import Tap
+
+__all__ = ["WeightTap"]
+
+
+class WeightTap(Tap):
+    r"""
+    Perturbs a parameter in place, with the gradient of the last backward pass alone (``.grad`` may hold those of earlier
+    micro-batches), and puts it back bit for bit.
+
+    :param name: the parameter's name.
+    :param param: the parameter.
+    """
+
+    def __init__(self, name: str, param: nn.Parameter):
+        super().__init__()
+        self.name = name
+        self._param = param
+        self._value: Tensor | None = None
+        self._backup: Tensor | None = None
+        self._grad: Tensor | None = None
+        self._backward = -1  # the backward pass that it came from
+
+    def _install(self) -> list[RemovableHandle]:
+        return [self._param.register_hook(self._receive)]
+
+    def begin_pass(self, *, keep_leaves: bool) -> None:
+        self.leaves = [self._param] if keep_leaves else []
+        self._grad = None
+
+    def reset(self) -> None:
+        if self._backup is not None:
+            with torch.no_grad():
+                self._param.copy_(self._backup)
+        self._value = self._backup = None
+        self.begin_pass(keep_leaves=False)
+
+    def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
+        value = torch.zeros_like(self._param) if self._value is None else self._value
+        return [(value, tuple(range(value.dim())), None)]
+
+    def gradients(self) -> list[Tensor]:
+        if self._grad is None:
+            raise RuntimeError(
+                f"Expected a backward pass through parameter `{self.name}` before the attack, but got no gradient. "
+                "Call `loss.backward()` first, on a loss that depends on it, or name another with `emb_name`."
+            )
+        return [self._grad]
+
+    def perturb(self, values: list[Tensor]) -> None:
+        if self._backup is None:
+            self._backup = self._param.detach().clone()
+        self._value = values[0]
+        with torch.no_grad():
+            self._param.copy_(self._backup + self._value)
+        self.begin_pass(keep_leaves=False)
+
+    def _receive(self, grad: Tensor) -> None:
+        grad = grad.detach().to_dense()
+        backward, self._backward = self._backward, torch._C._current_graph_task_id()
+        same = self._grad is not None and backward == self._backward
+        self._grad = self._grad + grad if same else grad.clone()

@@ -1,0 +1,159 @@
+"""Gradient checkpointing runs a forward again in the backward pass: the same result, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import ATTACKS, assert_same, batch, bert, classifier, loss_on, step
+from support import CLASSES, VOCAB, assert_untouched, snapshot
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fastnlp_adv import FGM, PGD
+
+IDS, LABELS = batch(4, 7)
+LOSS = loss_on(IDS, LABELS)
+GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+
+
+class Checkpointed(nn.Module):
+    """Embedding, layer, head; what is inside a checkpoint is chosen."""
+
+    def __init__(self, spans=None, use_reentrant=False, embedding=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = embedding or nn.Embedding(VOCAB, 6, padding_idx=0)
+        self.layer = nn.Linear(6, 6)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(6, CLASSES)
+        self.spans = spans
+        self.use_reentrant = use_reentrant
+        self.double()
+
+    def upper(self, x):
+        return self.head(self.dropout(torch.tanh(self.layer(x))).mean(1))
+
+    def everything(self, ids, x=None):
+        return self.upper(self.emb(ids))
+
+    def forward(self, ids):
+        if self.spans == "layer":
+            return checkpoint(self.upper, self.emb(ids), use_reentrant=self.use_reentrant)
+        if self.spans == "embedding":
+            # the reentrant kind wants an input that requires grad
+            return checkpoint(self.everything, ids, torch.ones(1, requires_grad=True), use_reentrant=self.use_reentrant)
+        return self.everything(ids)
+
+
+def seeded(model):
+    """Dropout, to see that the second forward draws the same masks."""
+    torch.manual_seed(4)
+    return LOSS(model)
+
+
+@ATTACKS
+@GRANULARITY
+@pytest.mark.parametrize("spans", ["layer", "embedding"])
+@pytest.mark.parametrize("arguments", [{}, {"replace": True}], ids=["", "replace"])
+def test_checkpoints_that_are_not_reentrant_change_nothing(build, reference, granularity, spans, arguments):
+    plain, model = Checkpointed(), Checkpointed(spans)
+    before = snapshot(model)
+    expected = step(build(plain, granularity=granularity, **arguments), plain, seeded)
+    attack = build(model, granularity=granularity, **arguments)
+    assert_same(step(attack, model, seeded), expected)
+    attack.close()
+    assert_untouched(model, before)
+
+
+@ATTACKS
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+def test_a_scale_that_the_checkpoint_must_save(build, reference, granularity):
+    class Scaled(nn.Embedding):
+        def __init__(self):
+            super().__init__(VOCAB, 6)
+            self.register_buffer("embed_scale", torch.tensor(4.0))
+
+        def forward(self, ids):
+            return super().forward(ids) * self.embed_scale
+
+    models = [Checkpointed(spans, embedding=Scaled()) for spans in (None, "embedding")]
+    models[1].load_state_dict(models[0].state_dict())
+    expected, found = (step(build(model, granularity=granularity), model, seeded) for model in models)
+    assert_same(found, expected)
+
+
+@ATTACKS
+@GRANULARITY
+def test_ids_made_inside_the_checkpoint(build, reference, granularity):
+    class Shifted(Checkpointed):
+        def everything(self, ids, x=None):
+            return super().everything(ids.roll(1, 1))
+
+    plain, model = Shifted(), Shifted("embedding")
+    expected = step(build(plain, granularity=granularity), plain, seeded)
+    assert_same(step(build(model, granularity=granularity), model, seeded), expected)
+
+
+@ATTACKS
+@GRANULARITY
+@pytest.mark.parametrize("other", [IDS.flip(0), IDS], ids=["other ids", "the same ids"])
+def test_two_lookups_inside_checkpoints(build, reference, granularity, other):
+    """They are told apart by their ids. Positions in two lookups of the same ids cannot be, and are refused."""
+
+    def loss(model):
+        torch.manual_seed(4)
+        return (model(IDS) - 2 * model(other)).square().sum()
+
+    plain, model = Checkpointed(), Checkpointed("embedding")
+    attack = build(model, granularity=granularity)
+    if granularity == "vocab" or other is not IDS:
+        assert_same(step(attack, model, loss), step(build(plain, granularity=granularity), plain, loss))
+    else:
+        with pytest.raises(RuntimeError, match="inside gradient checkpointing to be known by its ids.*granularity='vocab'"):
+            step(attack, model, loss)
+
+
+
+@GRANULARITY
+def test_fgm_goes_through_reentrant_checkpoints_above_the_embedding(granularity):
+    plain, model = Checkpointed(), Checkpointed("layer", use_reentrant=True)
+    expected = step(FGM(plain, granularity=granularity), plain, seeded)
+    assert_same(step(FGM(model, granularity=granularity), model, seeded), expected)
+
+
+@pytest.mark.parametrize("attack", [PGD, lambda m: FGM(m, replace=True)], ids=["pgd", "fgm-replace"])
+def test_passes_that_stop_at_the_embedding_refuse_reentrant_checkpoints(attack):
+    model = Checkpointed("layer", use_reentrant=True)
+    before = snapshot(model)
+    with attack(model) as attack, pytest.raises(RuntimeError, match="to be non-reentrant.*`use_reentrant=False`"):
+        step(attack, model, seeded)
+    assert_untouched(model, before)
+
+
+@ATTACKS
+@GRANULARITY
+def test_reentrant_checkpoints_around_the_embedding_are_refused(build, reference, granularity):
+    model = Checkpointed("embedding", use_reentrant=True)
+    with pytest.raises(RuntimeError, match=r"reentrant"):
+        step(build(model, granularity=granularity), model, seeded)
+
+
+@ATTACKS
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_of_transformers(build, reference, use_reentrant):
+    def loss(model):
+        return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
+
+    plain, model = bert().train(), bert().train()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    attack = build(model)
+    if use_reentrant and isinstance(attack, PGD):
+        with pytest.raises(RuntimeError, match="to be non-reentrant"):
+            step(attack, model, loss)
+    else:
+        assert_same(step(attack, model, loss), step(build(plain), plain, loss))
+
+
+def test_evaluation_of_a_checkpointed_model():
+    model = classifier()
+    assert torch.equal(model(IDS), checkpoint(model, IDS, use_reentrant=False))

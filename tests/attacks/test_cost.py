@@ -1,0 +1,152 @@
+"""What a step costs, counted rather than timed: passes, parameter gradients, vocabulary-sized tensors, waits for a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from references import batch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastnlp_adv import FGM, FGSM, PGD
+
+ROWS, HIDDEN = 5000, 6
+IDS, LABELS = batch(4, 7, vocab=ROWS)
+
+ATTACKS = {
+    "fgm": (FGM, {}, 2),
+    "fgm-sequence": (FGM, {"granularity": "sequence"}, 2),
+    "fgm-token": (FGM, {"granularity": "token"}, 2),
+    "fgm-replace": (FGM, {"replace": True}, 2),
+    "fgsm": (FGSM, {}, 2),
+    "pgd-1": (PGD, {"steps": 1}, 2),
+    "pgd-3": (PGD, {}, 4),
+    "pgd-5-token": (PGD, {"steps": 5, "granularity": "token"}, 6),
+    "pgd-random": (PGD, {"random_init": True}, 5),
+    "pgd-random-sequence-linf": (PGD, {"random_init": True, "granularity": "sequence", "norm": "linf"}, 5),
+    "pgd-replace": (PGD, {"replace": True}, 4),
+}
+EACH = pytest.mark.parametrize(("attack", "arguments", "passes"), ATTACKS.values(), ids=ATTACKS.keys())
+
+
+class Model(nn.Module):
+    """Counts its forward passes."""
+
+    def __init__(self, **embedding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(ROWS, HIDDEN, padding_idx=0, **embedding)
+        self.layer = nn.Linear(HIDDEN, HIDDEN)
+        self.head = nn.Linear(HIDDEN, 3)
+        self.forwards = 0
+
+    def forward(self, ids):
+        self.forwards += 1
+        return self.head(torch.tanh(self.layer(self.emb(ids))).mean(1))
+
+
+def loss(model):
+    return nn.functional.cross_entropy(model(IDS), LABELS)
+
+
+@EACH
+def test_passes_and_parameter_gradients(attack, arguments, passes):
+    """An inner pass computes no gradient of a parameter, and keeps its hands off those that are there."""
+    model = Model()
+    attack = attack(model, **arguments)
+    loss(model).backward()
+    there = {name: (p.grad, p.grad._version) for name, p in model.named_parameters()}
+    model.forwards = 0
+    calls = Counter()
+    for name, p in model.named_parameters():
+        p.register_hook(lambda grad, name=name: calls.update([name]))
+    trained = 1 if attack.replace else 2
+    seen = []
+
+    def closure():
+        seen.append(sum(calls.values()))
+        return loss(model)
+
+    attack.step(closure)
+    assert model.forwards == passes
+    assert set(calls.values()) == {trained}
+    assert calls.keys() == dict(model.named_parameters()).keys()
+    # no call came between the first pass and the last
+    assert seen == [0] + [0 if attack.replace else len(calls)] * (passes - 1)
+    assert all(p.grad is there[n][0] and p.grad._version == there[n][1] + trained for n, p in model.named_parameters())
+
+
+class Recorder(TorchDispatchMode):
+    """The operations that ran, and the shapes that they gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.vocabulary_sized = Counter()
+        self.operations = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operations[str(func)] += 1
+        shapes = [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.vocabulary_sized.update((str(func), shape) for shape in shapes if ROWS in shape)
+        return out
+
+
+def recorded(run):
+    with Recorder() as recorder:
+        run()
+    return recorder
+
+
+@EACH
+def test_no_tensor_of_the_size_of_the_vocabulary(attack, arguments, passes):
+    """Beyond what plain training makes: the gradient of the weight, as often as the weight is trained."""
+    plain, model = Model(), Model()
+    attack = attack(model, **arguments)
+    found = recorded(lambda: attack.step(lambda: loss(model)))
+    expected = recorded(lambda: [loss(plain).backward() for _ in range(1 if attack.replace else 2)])
+    assert expected.vocabulary_sized  # the recorder sees the backward pass
+    assert found.vocabulary_sized == expected.vocabulary_sized
+
+
+def test_watching_costs_three_small_operations():
+    """A plain pass while the hook is on: zeros, a product and a sum, none of them in the backward pass of the weight."""
+    plain, model = Model(), Model()
+    FGM(model)
+    extra = recorded(lambda: loss(model).backward()).operations - recorded(lambda: loss(plain).backward()).operations
+    forward = extra["aten.zeros_like.default"] + extra["aten.mul.Tensor"] + extra["aten.add.Tensor"]
+    assert sum(extra.values()) - forward <= 4, extra
+
+
+@EACH
+@pytest.mark.parametrize("emb_name", [None, "layer"])
+def test_no_operation_waits_for_a_device(attack, arguments, passes, emb_name):
+    """A whole step on fake tensors, which have no values: anything that needs one on the host raises."""
+    if emb_name and arguments.get("granularity"):
+        arguments = {k: v for k, v in arguments.items() if k != "granularity"}
+    with FakeTensorMode():
+        ids, labels = torch.zeros(4, 7, dtype=torch.long), torch.zeros(4, dtype=torch.long)
+        model = Model()
+        attack = attack(model, emb_name=emb_name, **arguments)
+        attack.step(lambda: nn.functional.cross_entropy(model(ids), labels))
+        assert model.forwards == passes
+        assert attack.skipped.shape == attack.grad_norm.shape == attack.perturbation_norm.shape == ()
+
+
+def test_fake_tensors_would_notice():
+    with FakeTensorMode():
+        x = torch.ones(3)
+        for reads in (lambda: x.norm().item(), lambda: bool(x.sum() > 0), lambda: x[x > 0], lambda: x.unique()):
+            with pytest.raises(Exception, match="data|dynamic|Dynamic"):
+                reads()
+
+
+def test_sparse_gradients_stay_sparse():
+    plain, model = Model(sparse=True), Model(sparse=True)
+    fgm = FGM(model)
+    found = recorded(lambda: fgm.step(lambda: loss(model)))
+    expected = recorded(lambda: [loss(plain).backward() for _ in range(2)])
+    assert found.vocabulary_sized == expected.vocabulary_sized

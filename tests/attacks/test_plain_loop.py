@@ -1,0 +1,218 @@
+"""What else goes on in a hand-written loop: evaluation, logging, accumulation, attacks now and then, and memory."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from references import (
+    ATTACKS,
+    add,
+    assert_same,
+    batch,
+    classifier,
+    classifier_from,
+    gradients,
+    loss_on,
+    on_positions,
+    on_weights,
+    words,
+)
+
+from fastnlp_adv import FGM, PGD
+
+BATCHES = [batch(4, 7, seed=seed) for seed in range(4)]
+GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+
+
+def expected_of(model, number, granularity, reference):
+    ids, labels = BATCHES[number]
+    if granularity == "vocab":
+        return on_weights(model, loss_on(ids, labels), ["word_embeddings.weight"], **reference)
+    per_token = granularity == "token"
+    return on_positions(model, ids, classifier_from(labels), words, per_token=per_token, **reference)
+
+
+def run(attack, model, number):
+    """A clean pass and an adversarial one, as a user writes them."""
+    loss = loss_on(*BATCHES[number])
+    loss(model).backward()
+    with attack.attack(**({"closure": lambda: loss(model)} if isinstance(attack, PGD) else {})):
+        loss(model).backward()
+
+
+def evaluate(model, how):
+    """What may come between two steps."""
+    ids, labels = batch(6, 5, seed=11)
+    if how == "no_grad":
+        with torch.no_grad():
+            model(ids)
+    elif how == "inference":
+        with torch.inference_mode():
+            model(ids)
+    elif how == "grad":
+        model(ids)
+    elif how == "grad, same shape":
+        model(BATCHES[3][0])
+    elif how == "grad, twice, and kept":
+        return [loss_on(ids, labels)(model), model(BATCHES[0][0])]
+    elif how == "backward":
+        loss_on(ids, labels)(model).backward()
+        model.zero_grad()
+    return None
+
+
+@ATTACKS
+@GRANULARITY
+@pytest.mark.parametrize("how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"])
+def test_forwards_before_and_between_steps(build, reference, granularity, how):
+    model = classifier()
+    attack = build(model, granularity=granularity)
+    for number in (0, 1):
+        kept = evaluate(model, how)
+        model.zero_grad()
+        run(attack, model, number)
+        assert_same(gradients(model), expected_of(model, number, granularity, reference))
+        del kept
+
+
+@GRANULARITY
+@pytest.mark.parametrize("how", ["no_grad", "inference", "grad", "grad, twice, and kept"])
+def test_forwards_between_the_backward_pass_and_the_attack(granularity, how):
+    """The accuracy of the batch, say. The attack goes along the gradient of the last backward pass."""
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    kept = evaluate(model, how)
+    with fgm.attack():
+        loss(model).backward()
+    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
+    del kept
+
+
+@GRANULARITY
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_evaluation_inside_the_block(granularity, how):
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    with fgm.attack():
+        evaluate(model, how)
+        loss(model).backward()
+    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
+
+
+@GRANULARITY
+def test_two_backward_passes_under_one_perturbation(granularity):
+    """Each is as the first."""
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    clean = gradients(model)
+    with fgm.attack():
+        loss(model).backward()
+        loss(model).backward()
+    once = add(expected_of(model, 0, granularity, {"steps": [0.7]}), clean, -1.0)
+    assert_same(gradients(model), add(clean, once, 2.0))
+
+
+@ATTACKS
+@GRANULARITY
+@pytest.mark.parametrize("api", ["block", "step"])
+def test_micro_batches_go_along_their_own_gradients(build, reference, granularity, api):
+    model = classifier()
+    attack = build(model, granularity=granularity)
+    expected = None
+    for number in range(4):
+        if api == "block":
+            run(attack, model, number)
+        else:
+            attack.step(lambda number=number: loss_on(*BATCHES[number])(model))
+        own = expected_of(model, number, granularity, reference)
+        expected = own if expected is None else add(expected, own)
+    assert_same(gradients(model), expected)
+
+
+@ATTACKS
+@pytest.mark.parametrize("emb_name", [None, "head.weight"])
+def test_an_attack_every_second_step(build, reference, emb_name):
+    model, plain = classifier(), classifier()
+    attack = build(model, emb_name)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    for number in range(4):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = loss_on(*BATCHES[number])
+        if number % 2:
+            run(attack, model, number)
+            expected = on_weights(plain, loss, [emb_name or "word_embeddings.weight"], **reference)
+            for name, p in plain.named_parameters():
+                p.grad = expected[name]
+        else:
+            loss(model).backward()
+            loss(plain).backward()
+        assert_same(gradients(model), gradients(plain))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@ATTACKS
+def test_a_second_backward_pass_through_the_same_graph(build, reference):
+    """Two losses, one forward pass: the gradients add up."""
+    if isinstance(build(classifier()), PGD):
+        reference = {"steps": [0.7]}
+
+    model = classifier()
+    fgm = FGM(model, 0.7)
+    ids, labels = BATCHES[0]
+
+    def losses(m):
+        logits = m(ids)
+        return torch.nn.functional.cross_entropy(logits, labels), 0.1 * logits.square().sum()
+
+    first, second = losses(model)
+    first.backward(retain_graph=True)
+    second.backward()
+    with fgm.attack():
+        sum(losses(model)).backward()
+    expected = on_weights(model, lambda m: sum(losses(m)), ["word_embeddings.weight"], **reference)
+    assert_same(gradients(model), expected)
+
+
+def tensors_alive():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize(("granularity", "perturbed"), [("vocab", False), ("vocab", True), ("token", False)])
+def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed):
+    model = classifier()
+    fgm = FGM(model, granularity=granularity)
+    loss_on(*BATCHES[0])(model).backward()
+    if perturbed:
+        fgm.attack()
+    model(BATCHES[1][0].clone())
+    alive = tensors_alive()
+    for _ in range(20):
+        model(BATCHES[1][0].clone())
+        with torch.no_grad():
+            model(BATCHES[1][0].clone())
+    assert tensors_alive() <= alive
+
+
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+def test_steps_leave_nothing(granularity):
+    model = classifier()
+    attacks = [FGM(model, granularity=granularity), PGD(model, granularity=granularity), FGM(model, emb_name="head")]
+
+    def steps(numbers):
+        for number in numbers:
+            for attack in attacks:
+                attack.step(lambda: loss_on(*BATCHES[number])(model))  # noqa: B023
+        return tensors_alive()
+
+    assert steps([0]) >= steps([1, 2, 3])

@@ -1,0 +1,132 @@
+"""Models that an attack cannot work on are refused with a message that says what was found and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import assert_same, batch, bert, classifier, loss_on, on_weights, step
+from support import assert_untouched, snapshot
+from torch import nn
+
+from fastnlp_adv import FGM, PGD
+
+IDS, LABELS = batch(4, 7)
+LOSS = loss_on(IDS, LABELS)
+ALL = pytest.mark.parametrize(
+    "attack",
+    [FGM, lambda m: FGM(m, replace=True), lambda m: FGM(m, granularity="token"), PGD, lambda m: PGD(m, replace=True)],
+    ids=["fgm", "fgm-replace", "fgm-token", "pgd", "pgd-replace"],
+)
+
+
+@ALL
+def test_inputs_embeds(attack):
+    model = bert()
+    attack = attack(model)
+    before = snapshot(model)
+    embedded = model.get_input_embeddings().weight[IDS].detach()
+    with pytest.raises(RuntimeError, match=r"to look up embedding `bert.*it never did.*ids rather than `inputs_embeds`"):
+        attack.step(lambda: model(inputs_embeds=embedded, labels=LABELS).loss)
+    assert_untouched(model, before)
+    step(attack, model, lambda m: m(input_ids=IDS, labels=LABELS).loss)  # it still works
+
+
+@ALL
+def test_a_lookup_under_no_grad(attack):
+    class Fixed(type(classifier())):
+        def forward(self, ids):
+            with torch.no_grad():
+                x = self.word_embeddings(ids)
+            return self.head(self.rnn(x)[0].mean(1))
+
+    model = Fixed().double()
+    attack = attack(model)
+    with pytest.raises(RuntimeError, match=r"it never did \(with gradients on\)"):
+        attack.step(lambda: LOSS(model))
+
+
+def test_a_lookup_that_the_loss_does_not_depend_on():
+    model = classifier()
+    fgm = FGM(model)
+
+    def loss():
+        model(IDS)
+        return model.head(torch.ones(4, 8, dtype=torch.float64)).square().sum()
+
+    with pytest.raises(RuntimeError, match="a backward pass through the lookups .* on a loss that depends on the embedding"):
+        fgm.step(loss)
+    replaced = FGM(model, replace=True)
+    with pytest.raises(RuntimeError, match="a backward pass through the lookups .* on a loss that depends on the embedding"):
+        replaced.step(loss)
+
+
+@pytest.mark.parametrize("attack", [FGM, PGD])
+def test_data_parallel_over_several_devices(attack):
+    """Built without devices, since there are none here; the object is what it would be."""
+    model = nn.DataParallel(classifier())
+    model.device_ids = [0, 1]
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"DataParallel over 2 devices.*Use DistributedDataParallel: `Trainer\(device=\[0, 1\]\)`"):
+        attack(model)
+    with pytest.raises(ValueError, match="DataParallel"):
+        attack(nn.Sequential(model))
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("attack", [FGM, PGD])
+def test_data_parallel_on_one_device_is_the_model(attack):
+    model = classifier()
+    expected = step(attack(model), model, LOSS)
+    wrapped = nn.DataParallel(classifier())
+    assert len(wrapped.device_ids) <= 1
+    found = step(attack(wrapped), wrapped, LOSS)
+    assert_same({n.removeprefix("module."): g for n, g in found.items()}, expected)
+
+
+def test_a_model_without_an_embedding():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"to have an nn.Embedding, but got Sequential.*`0.weight` \(2 x 3\), `0.bias` \(2\)"):
+        FGM(model)
+    model = model.double()
+    x, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    loss = loss_on(x, labels)
+    assert_same(step(FGM(model, 0.7, "0.weight"), model, loss), on_weights(model, loss, ["0.weight"], steps=[0.7]))
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_positions_refuse_a_pass_of_another_shape(granularity):
+    model = classifier()
+    fgm = FGM(model, granularity=granularity)
+    lengths = iter([7, 5])
+
+    def loss():
+        return loss_on(IDS[:, : next(lengths)], LABELS)(model)
+
+    with pytest.raises(RuntimeError, match=r"ids of the same shape, but got \(4, 5\) where the first pass had \(4, 7\)"):
+        fgm.step(loss)
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_positions_refuse_a_pass_with_another_lookup(granularity):
+    """Or it would go unperturbed without a word."""
+    model = classifier()
+    fgm = FGM(model, granularity=granularity)
+    LOSS(model).backward()
+    with fgm.attack():
+        model(IDS)
+        with pytest.raises(RuntimeError, match="look up as often as the first pass, 1 times"):
+            model(IDS)
+
+
+def test_vocab_follows_tokens_into_a_pass_of_another_shape():
+    """What perturbing the weights does."""
+    model = classifier()
+    rows = FGM(model, 0.7)
+    LOSS(model).backward()
+    grad = model.word_embeddings.weight.grad.clone()
+    moved = model.word_embeddings.weight + 0.7 * grad / grad.norm()
+    ids = batch(3, 5, seed=9)[0]
+    with rows.attack():
+        torch.testing.assert_close(model.word_embeddings(ids), moved[ids], rtol=1e-12, atol=1e-12)
+        with torch.no_grad():
+            torch.testing.assert_close(model.word_embeddings(ids), moved[ids], rtol=1e-12, atol=1e-12)

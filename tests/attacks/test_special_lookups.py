@@ -1,0 +1,206 @@
+"""Embeddings with options, and lookups of unusual shape or kind: the same as perturbing the weights, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import (
+    ATTACKS,
+    assert_same,
+    batch,
+    classifier,
+    differ,
+    gradients,
+    loss_on,
+    on_positions,
+    on_weights,
+    step,
+)
+from support import CLASSES, VOCAB, assert_untouched, snapshot
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGM, PGD
+
+IDS, LABELS = batch(4, 7, vocab=12)
+LOSS = loss_on(IDS, LABELS)
+WORDS = ["word_embeddings.weight"]
+
+
+class Pooled(nn.Module):
+    """Any number of ids dimensions: what is looked up is summed up to a fixed weighting of the places."""
+
+    def __init__(self, embedding=None, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.word_embeddings = nn.Embedding(VOCAB, 6, **options) if embedding is None else embedding
+        self.head = nn.Linear(6, CLASSES)
+        self.double()
+
+    def forward(self, ids):
+        embedded = torch.tanh(self.word_embeddings(ids).flatten(1, -2) if ids.dim() > 1 else self.word_embeddings(ids)[:, None])
+        place = torch.arange(1, embedded.shape[1] + 1, dtype=embedded.dtype).unsqueeze(-1)
+        return self.head((embedded * place.cos()).sum(1))
+
+
+@ATTACKS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding_idx": None},
+        {"padding_idx": 3},
+        {"padding_idx": -VOCAB + 3},
+        {"padding_idx": None, "scale_grad_by_freq": True},
+        {"padding_idx": 3, "scale_grad_by_freq": True},
+        {"padding_idx": None, "sparse": True},
+        {"padding_idx": 3, "sparse": True},
+    ],
+    ids=str,
+)
+def test_options_of_the_embedding(build, reference, options):
+    """Ids from 12 tokens, so that tokens repeat in the batch, padding among them."""
+    model = classifier(**options)
+    found = step(build(model), model, LOSS)
+    assert_same(found, on_weights(model, LOSS, WORDS, **reference))
+    assert model.word_embeddings.weight.grad.is_sparse == options.get("sparse", False)
+
+
+def test_frequencies_matter():
+    """Or the test above would show little of `scale_grad_by_freq`."""
+    plain, scaled = classifier(padding_idx=None), classifier(padding_idx=None, scale_grad_by_freq=True)
+    assert differ(step(FGM(plain), plain, LOSS), step(FGM(scaled), scaled, LOSS)) > 1e-3
+
+
+@pytest.mark.parametrize("attack", [FGM, PGD])
+def test_max_norm_is_refused(attack):
+    model = classifier(max_norm=1.0)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"`word_embeddings.weight` \(50 x 8\) to have no `max_norm`, but got 1.0"):
+        attack(model)
+    assert_untouched(model, before)
+
+
+@ATTACKS
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.filterwarnings("error:.*non-contiguous")
+def test_ids_of_any_shape_and_integer_type(build, reference, shape, dtype):
+    ids, labels = batch(*shape, vocab=9)
+    ids = ids.to(dtype)
+    model = Pooled(padding_idx=3)
+    loss = loss_on(ids, labels)
+    assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
+    turned = ids.transpose(0, -1).contiguous().transpose(0, -1)
+    assert_same(
+        step(build(model), model, loss_on(turned, labels)), on_weights(model, loss_on(turned, labels), WORDS, **reference)
+    )
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
+def test_positions_of_ids_of_any_shape(granularity, shape):
+    """An example is an index of the first dimension."""
+    ids, labels = batch(*shape, vocab=9)
+    model = Pooled(padding_idx=3)
+
+    def loss_from(m, embedded):
+        values = torch.tanh(embedded.flatten(1, -2) if ids.dim() > 1 else embedded[:, None])
+        place = torch.arange(1, values.shape[1] + 1, dtype=values.dtype).unsqueeze(-1)
+        return cross_entropy(m.head((values * place.cos()).sum(1)), labels)
+
+    found = step(FGM(model, 0.7, granularity=granularity), model, loss_on(ids, labels))
+    expected = on_positions(
+        model, ids, loss_from, lambda m: m.word_embeddings, per_token=granularity == "token", steps=[0.7]
+    )
+    assert_same(found, expected)
+
+
+@ATTACKS
+def test_a_scalar_id(build, reference):
+    """A decoder that feeds one token at a time."""
+    model = Pooled()
+
+    def loss(m):
+        return m.head(torch.tanh(m.word_embeddings(torch.tensor(3)) + m.word_embeddings(torch.tensor(4)))).square().sum()
+
+    assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
+
+
+@ATTACKS
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+def test_a_frozen_embedding_is_attacked_and_stays_frozen(build, reference, granularity):
+    model = classifier()
+    model.word_embeddings.weight.requires_grad_(False)
+    before = snapshot(model)
+    attack = build(model, granularity=granularity)
+    found = step(attack, model, LOSS)
+    attack.close()
+    assert_untouched(model, before)
+    assert found["word_embeddings.weight"] is None
+    if granularity == "vocab":
+        assert_same(found, on_weights(model, LOSS, WORDS, **reference))
+    model.zero_grad()
+    LOSS(model).backward()
+    assert differ(found, gradients(model)) > 1e-3
+
+
+class InPlace(Pooled):
+    """Adds positions to the embedding's own output."""
+
+    def forward(self, ids):
+        x = self.word_embeddings(ids)
+        x += torch.linspace(-1, 1, ids.shape[1], dtype=x.dtype).unsqueeze(-1)
+        x *= 2
+        x[:, 0].tanh_()
+        return self.head(torch.tanh(x).sum(1))
+
+
+@ATTACKS
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_that_writes_to_what_it_looked_up(build, reference, frozen):
+    model = InPlace()
+    model.word_embeddings.weight.requires_grad_(not frozen)
+    assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
+
+
+@ATTACKS
+def test_keyword_lookups(build, reference):
+    class Keyword(Pooled):
+        def forward(self, ids):
+            return self.head(torch.tanh(self.word_embeddings(input=ids)).sum(1))
+
+    model = Keyword()
+    assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
+
+
+class Scaled(nn.Embedding):
+    """In the manner of transformers, some of which call the argument otherwise than torch."""
+
+    embed_scale = 4.0
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * self.embed_scale
+
+
+class ScaledByTensor(nn.Embedding):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("embed_scale", torch.tensor(4.0))
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
+
+
+@ATTACKS
+@pytest.mark.parametrize("embedding", [Scaled, ScaledByTensor])
+def test_scaled_lookups(build, reference, embedding):
+    class Model(Pooled):
+        def forward(self, ids):
+            return self.head(torch.tanh(self.word_embeddings(input_ids=ids)).sum(1))
+
+    model = Model(embedding(VOCAB, 6))
+    before = snapshot(model)
+    attack = build(model)
+    assert_same(step(attack, model, LOSS), on_weights(model, LOSS, WORDS, **reference))
+    attack.close()
+    assert_untouched(model, before)

@@ -1,0 +1,162 @@
+"""What holds for every callback, whatever its method: one row of ``rows.ROWS`` each."""
+
+import inspect
+
+import pytest
+import torch
+from fastNLP import Callback
+from fastNLP.core.controllers.loops import TrainBatchLoop
+from rows import ROWS, Probe, each_row
+from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
+
+import fastnlp_adv
+
+EXPORTED = [getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback")]
+
+
+class Record(Callback):
+    """The hooks of a batch in their order, and what they were given."""
+
+    def __init__(self, model=None):
+        super().__init__()
+        self.model, self.events, self.clean, self.reported = model, [], [], []
+
+    def on_train_batch_begin(self, trainer, batch, indices):
+        self.events.append("batch")
+        if self.model is not None:
+            with torch.no_grad():
+                self.clean.append(self.model.train_step(batch["input_ids"], batch["labels"])["loss"].item())
+
+    def on_before_backward(self, trainer, outputs):
+        self.events.append("backward")
+        self.reported.append(outputs["loss"].item())
+
+    def on_after_backward(self, trainer):
+        self.events.append("backward done")
+
+    def on_before_optimizers_step(self, trainer, optimizers):
+        self.events.append("step")
+
+    def on_after_optimizers_step(self, trainer, optimizers):
+        self.events.append("step done")
+
+    def on_before_zero_grad(self, trainer, optimizers):
+        self.events.append("zero grad")
+
+    def on_after_zero_grad(self, trainer, optimizers):
+        self.events.append("zero grad done")
+
+
+def test_every_exported_callback_has_a_row():
+    covered = {type(row.callback()) for row in ROWS.values()}
+    assert covered == set(EXPORTED)
+
+
+@pytest.mark.parametrize("callback", EXPORTED, ids=lambda c: c.__name__)
+def test_arguments_are_stored_as_given_and_keyword_only_after_the_first(callback):
+    parameters = list(inspect.signature(callback).parameters.values())
+    made = callback()
+    assert all(getattr(made, p.name) is p.default for p in parameters)
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
+    assert {"start", "every", "log_every"} <= {p.name for p in parameters}
+
+
+@pytest.mark.parametrize("callback", EXPORTED, ids=lambda c: c.__name__)
+def test_arguments_agree_with_those_of_the_method(callback):
+    method = getattr(fastnlp_adv, callback.__name__.removesuffix("Callback"))
+    theirs = {n: p.default for n, p in inspect.signature(method).parameters.items() if n != "model"}
+    ours = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
+    assert {n: ours[n] for n in theirs} == theirs
+    assert set(ours) - set(theirs) == {"start", "every", "log_every"}
+
+
+@each_row
+def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
+    model, plain = Probe(), Classifier()
+    before = snapshot(model)
+    trainer = train(model, [row.callback()])
+    train(plain)
+    assert torch.isfinite(weights(model)).all()
+    assert distance(model, plain) > 1e-6
+    assert model.passes["forward"] == row.passes * trainer.global_forward_batches
+    assert model.passes["backward"] == model.passes["forward"]
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+    assert snapshot(model)[1:] == before[1:]
+    assert all(torch.is_tensor(value) for value in trainer.state["adv"].values())
+
+
+@each_row
+def test_building_a_trainer_changes_nothing(row):
+    model = Classifier()
+    before = snapshot(model)
+    trainer = build(model, [row.callback()])
+    assert_untouched(model, before)
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+
+
+@each_row
+def test_same_callback_trains_a_second_trainer_alike(row):
+    callback, models, states = row.callback(), [Classifier(), Classifier()], []
+    for model in models:
+        states.append(train(model, [callback]).state["adv"])
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert {k: v.item() for k, v in states[0].items()} == {k: v.item() for k, v in states[1].items()}
+
+
+@each_row
+def test_before_its_start_it_is_plain_training(row):
+    model, plain = Classifier(), Classifier()
+    train(model, [row.callback(start=10**6)])
+    train(plain)
+    assert torch.equal(weights(model), weights(plain))
+
+
+@each_row
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_hooks_fire_as_in_plain_training(row, accumulation):
+    ours, plain = Record(), Record()
+    train(Classifier(), [row.callback(), ours], accumulation_steps=accumulation)
+    train(Classifier(), [plain], accumulation_steps=accumulation)
+    assert ours.events == plain.events
+
+
+@each_row
+def test_reported_loss_is_the_clean_one(row):
+    model, callback = Classifier(dropout=0.0), row.callback()
+    record = Record(model)
+    trainer = train(model, [callback, record])
+    if not getattr(callback, "replace", False):
+        assert record.reported == pytest.approx(record.clean, abs=1e-6)
+        assert trainer.state["adv"]["loss"].item() == record.reported[-1]
+    else:
+        assert all(attacked > clean for attacked, clean in zip(record.reported, record.clean, strict=True))
+        assert trainer.state["adv"]["adv_loss"].item() == record.reported[-1]
+        assert trainer.state["adv"]["loss"].item() == pytest.approx(record.clean[-1], abs=1e-6)
+
+
+@each_row
+def test_step_never_waits_for_the_device(row, monkeypatch):
+    class Watch(Callback):
+        """Between these two hooks runs the batch step; asking a tensor for its value there would wait."""
+
+        def on_train_batch_begin(self, trainer, batch, indices):
+            for name in ("item", "tolist", "__bool__", "__float__", "__int__", "nonzero"):
+                monkeypatch.setattr(torch.Tensor, name, self.refuse)
+
+        def on_train_batch_end(self, trainer):
+            monkeypatch.undo()
+
+        def refuse(self, *args):
+            raise AssertionError("the step asked a tensor for its value")
+
+    train(Classifier(), [Watch(), row.callback()])
+
+
+@each_row
+def test_accumulation_counts_optimizer_steps(row):
+    model, plain = Probe(), Probe()
+    train(model, [row.callback(start=1, every=2)], accumulation_steps=2, n_batches=-1, n_epochs=2)
+    train(plain, accumulation_steps=2, n_batches=-1, n_epochs=2)
+    batches = plain.passes["forward"]
+    assert batches == 12
+    assert model.passes["forward"] == batches + 6 * (row.passes - 1)  # in steps 1, 3 and 5 of 0 to 5, two batches each

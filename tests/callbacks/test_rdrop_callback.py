@@ -1,0 +1,180 @@
+"""R-Drop in a Trainer, by callback and by mixin, against loops from the definition; alone and under attack."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastNLP import logger
+from support import Bert, Classifier, distance, matched, train, weights
+from torch import nn
+
+from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
+
+TUTORIAL = {"kl_weight": 0.1, "reduction": "sum", "mode": "two_pass"}
+each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
+
+
+def symmetric_kl(first, second):
+    """Summed over batch and classes, half of both directions, from probabilities."""
+    p, q = first.softmax(-1), second.softmax(-1)
+    return ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+
+
+def two_forwards(trainer, batch):
+    first, second = trainer.train_step(batch)["pred"], trainer.train_step(batch)["pred"]
+    labels = batch["labels"]
+    return (F.cross_entropy(first, labels) + F.cross_entropy(second, labels)) / 2 + 0.1 * symmetric_kl(first, second)
+
+
+def by_hand(trainer, batch):
+    trainer.backward({"loss": two_forwards(trainer, batch)})
+    trainer.step()
+    trainer.zero_grad()
+
+
+def by_hand_under_fgm(model):
+    def batch_step_fn(trainer, batch):
+        trainer.backward({"loss": two_forwards(trainer, batch)})
+        (weight,) = matched(model, "word_embeddings")
+        value = weight.detach().clone()
+        weight.data += weight.grad / weight.grad.norm()
+        trainer.backward({"loss": two_forwards(trainer, batch)})
+        weight.data = value
+        trainer.step()
+        trainer.zero_grad()
+
+    return batch_step_fn
+
+
+class MixedClassifier(RDropMixin, Classifier):
+    rdrop_kl_weight = 0.1
+    rdrop_reduction = "sum"
+
+
+class MixedBert(RDropMixin, Bert):
+    rdrop_kl_weight = 0.1
+    rdrop_reduction = "sum"
+
+
+MIXED = {Classifier: MixedClassifier, Bert: MixedBert}
+
+
+@each_model
+def test_two_pass_equals_the_tutorial(model_class):
+    ours, theirs = model_class(), model_class()
+    train(ours, [RDropCallback(**TUTORIAL)])
+    train(theirs, batch_step_fn=by_hand)
+    assert distance(ours, theirs) < 1e-4
+    assert distance(ours, model_class()) > 1e-3
+
+
+@each_model
+def test_mixin_equals_the_tutorial(model_class):
+    ours, theirs = MIXED[model_class](), model_class()
+    train(ours)
+    train(theirs, batch_step_fn=by_hand)
+    assert distance(ours, theirs) < 1e-4
+
+
+def test_callback_drives_the_mixin_with_its_own_settings():
+    ours, theirs = MixedClassifier(), Classifier()
+    settings = {"kl_weight": 2.0, "reduction": "mean", "mode": "two_pass"}
+    trainer = train(ours, [RDropCallback(**settings)])
+    train(theirs, [RDropCallback(**settings)])
+    assert torch.equal(weights(ours), weights(theirs))
+    assert trainer.state["adv"]["kl"] > 0
+    assert ours._rdrop_current == ()  # its own settings are back
+
+
+def test_mixin_is_plain_before_the_callback_is_due():
+    ours, plain = MixedClassifier(), Classifier()
+    train(ours, [RDropCallback(start=100)])
+    train(plain)
+    assert torch.equal(weights(ours), weights(plain))
+
+
+def test_concat_is_two_passes_where_the_dropout_masks_agree():
+    class HalfDropout(nn.Module):
+        """Drops feature 0 in the first half of a doubled batch, or in the first of two calls, and feature 1 in the other."""
+
+        def __init__(self):
+            super().__init__()
+            self.p, self.calls = 0.5, 0
+
+        def forward(self, x):
+            doubled = x.shape[0] == 8
+            first = torch.arange(x.shape[0]) < 4 if doubled else torch.full((4,), self.calls % 2 == 0)
+            self.calls += 1
+            mask = torch.ones_like(x)
+            mask[first, ..., 0] = 0.0
+            mask[~first, ..., 1] = 0.0
+            return x * mask
+
+    models = {}
+    for mode in ("concat", "two_pass"):
+        models[mode] = Classifier(dropout=0.0)
+        models[mode].dropout = nn.Identity()
+        models[mode].head = nn.Sequential(HalfDropout(), models[mode].head)
+        train(models[mode], [RDropCallback(mode=mode, kl_weight=3.0)])
+    assert distance(models["concat"], models["two_pass"]) < 1e-5
+
+
+@each_model
+@pytest.mark.parametrize("mixin", [False, True])
+def test_fgm_with_rdrop_equals_the_combination_by_hand(model_class, mixin):
+    ours, theirs = MIXED[model_class]() if mixin else model_class(), model_class()
+    train(ours, [FGMCallback()] if mixin else [FGMCallback(), RDropCallback(**TUTORIAL)])
+    train(theirs, batch_step_fn=by_hand_under_fgm(theirs))
+    assert distance(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("attack", [FGMCallback, PGDCallback])
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_the_order_of_callbacks_does_not_matter(attack, mode):
+    first, second = Classifier(), Classifier()
+    train(first, [attack(), RDropCallback(mode=mode)])
+    train(second, [RDropCallback(mode=mode), attack()])
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_each_keeps_its_own_schedule():
+    class Forwards(Classifier):
+        rows: list
+
+        def train_step(self, input_ids, labels):
+            self.rows.append(len(labels))
+            return super().train_step(input_ids, labels)
+
+    model = Forwards()
+    model.rows = []
+    train(model, [FGMCallback(start=2), RDropCallback(every=3)], n_batches=-1, n_epochs=1)
+    # R-Drop doubles the four rows of batches 0 and 3; FGM runs batches 2 to 5 twice.
+    assert model.rows == [8, 4, 4, 4, 8, 8, 4, 4, 4, 4]
+
+
+def test_kl_of_the_state_is_that_of_the_clean_pass():
+    model = Classifier()
+    seen = []
+    step = model.train_step
+
+    def train_step(input_ids, labels):
+        outputs = step(input_ids, labels)
+        seen.append(outputs["pred"].detach())
+        return outputs
+
+    model.train_step = train_step
+    trainer = train(model, [RDropCallback(mode="two_pass"), FGMCallback()])
+    first, second = seen[-4:-2]
+    assert trainer.state["adv"]["kl"].item() == pytest.approx(symmetric_kl(first, second).item() / 4, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("model_class", [Classifier, MixedClassifier])
+def test_model_without_dropout_gets_one_warning(model_class, caplog, recwarn):
+    logger.addHandler(caplog.handler)
+    try:
+        train(model_class(dropout=0.0), [RDropCallback()])
+        train(model_class(), [RDropCallback()])
+    finally:
+        logger.removeHandler(caplog.handler)
+    messages = [r.getMessage() for r in caplog.records] + [str(w.message) for w in recwarn]
+    assert len([message for message in messages if "no dropout" in message]) == 1

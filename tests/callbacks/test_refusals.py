@@ -1,0 +1,231 @@
+"""What is refused, when, and that the message says what was found and what to do."""
+
+import math
+
+import pytest
+import torch
+from fastNLP import Callback
+from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP.core.drivers import Driver
+from fastNLP.core.drivers.torch_driver import TorchFSDPDriver, TorchSingleDriver
+from fastNLP.core.drivers.torch_driver.deepspeed import DeepSpeedDriver
+from fastNLP.core.drivers.torch_driver.fairscale import FairScaleDriver
+from support import Bert, Classifier, build, samples, train
+from torch import nn
+
+from fastnlp_adv import FGM, FGSM, PGD, FGMCallback, FGSMCallback, PGDCallback, RDrop, RDropCallback
+
+ATTACKS = [FGMCallback, FGSMCallback, PGDCallback]
+METHODS = [*ATTACKS, RDropCallback]
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+NUMBERS = [-0.1, math.inf, math.nan, "1.0", None, True]
+
+
+def out_of_range():
+    for method in METHODS:
+        for name, values in {
+            "start": [-1, -0.5, math.nan, math.inf, "0.1", True, None],
+            "every": [0, -1, 1.0, True, "1"],
+            "log_every": [-1, 0.5, True, None],
+        }.items():
+            yield from ((method, name, value) for value in values)
+    for method in [*ATTACKS, FGM, FGSM, PGD]:
+        for name, values in {
+            "epsilon": NUMBERS,
+            "adv_weight": NUMBERS,
+            "granularity": ["word", None],
+            "norm": ["l1", 2],
+            "replace": [1, "yes", None],
+            "emb_name": [3, ""],
+        }.items():
+            yield from ((method, name, value) for value in values)
+    for method in (PGD, PGDCallback):
+        for name, values in {"alpha": NUMBERS, "steps": [0, -1, 2.0, True, "3"], "random_init": [1, None]}.items():
+            yield from ((method, name, value) for value in values)
+    for method in (RDrop, RDropCallback):
+        for name, values in {
+            "kl_weight": NUMBERS,
+            "reduction": ["none", None],
+            "divergence": ["kl", None],
+            "mode": ["twice", None],
+            "mask": [3],
+        }.items():
+            yield from ((method, name, value) for value in values)
+
+
+@pytest.mark.parametrize("method, name, value", list(out_of_range()), ids=lambda v: getattr(v, "__name__", repr(v)))
+def test_argument_out_of_range(method, name, value):
+    arguments = {name: value}
+    if method in (FGM, FGSM, PGD):
+        arguments["model"] = Classifier()
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be .*, but got ") as error:
+        method(**arguments)
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("callback", ATTACKS)
+def test_emb_name_without_a_match_lists_the_embeddings_when_the_trainer_is_built(callback):
+    with pytest.raises(ValueError, match="'emb.weights'.*`word_embeddings.weight` \\(50 x 8\\).*None for the input embedding"):
+        build(Classifier(), [callback(emb_name="emb.weights")])
+
+
+def test_model_without_an_embedding_is_refused_when_the_trainer_is_built():
+    with pytest.raises(ValueError, match="to have an nn.Embedding, but got Linear without one.*Give `emb_name`"):
+        build(nn.Linear(2, 2), [FGMCallback()])
+
+
+def test_max_norm_is_refused_when_the_trainer_is_built():
+    with pytest.raises(ValueError, match="`word_embeddings.weight`.*to have no `max_norm`, but got 1.0.*`max_norm=None`"):
+        build(Classifier(max_norm=1.0), [FGMCallback()])
+
+
+def my_step(trainer, batch):
+    TrainBatchLoop.batch_step_fn(trainer, batch)
+
+
+@each_method
+def test_trainer_with_its_own_batch_step(method):
+    with pytest.raises(ValueError, match="fastNLP's own batch step.*but got `my_step`.*Remove `batch_step_fn`"):
+        build(Classifier(), [method()], batch_step_fn=my_step)
+
+
+class MyLoop(TrainBatchLoop):
+    """A loop that does not call ``batch_step_fn``."""
+
+    def run(self, trainer, dataloader):
+        for batch in dataloader:
+            TrainBatchLoop.batch_step_fn(trainer, batch)
+            trainer.global_forward_batches += 1
+
+
+@each_method
+@pytest.mark.parametrize("loop, found", [(TrainBatchLoop(my_step), "my_step"), (MyLoop(), "MyLoop")])
+def test_loop_that_is_replaced_later_is_refused_when_training_begins(method, loop, found):
+    trainer = build(Classifier(), [method()])
+    trainer.train_batch_loop = loop
+    with pytest.raises(ValueError, match=f"fastNLP's own batch step.*but got `{found}`.*`train_batch_loop`"):
+        trainer.run()
+
+
+def test_own_loop_that_runs_as_fastnlp_does_is_accepted():
+    class Named(TrainBatchLoop):
+        name = "mine"
+
+    trainer = build(Classifier(), [FGMCallback()])
+    trainer.train_batch_loop = Named()
+    trainer.run()
+    assert trainer.state["adv"]["adv_loss"] > 0
+
+
+@pytest.mark.parametrize("pair", [(FGMCallback, PGDCallback), (FGMCallback, FGMCallback), (FGSMCallback, FGMCallback)])
+def test_two_attacks(pair):
+    names = " and ".join(c.__name__ for c in pair)
+    with pytest.raises(ValueError, match=f"at most one attack in a Trainer, but got {names}. Keep one"):
+        build(Classifier(), [c() for c in pair])
+
+
+def test_two_rdrop_callbacks():
+    with pytest.raises(ValueError, match="at most one RDropCallback in a Trainer, but got RDropCallback and RDropCallback"):
+        build(Classifier(), [RDropCallback(), RDropCallback(mode="two_pass")])
+
+
+def test_attack_that_is_added_later_is_refused():
+    class Late(Callback):
+        """Adds a second attack when the Trainer is there already."""
+
+        def on_train_begin(self, trainer):
+            trainer.callback_manager.class_callbacks.append(PGDCallback())
+
+    with pytest.raises(ValueError, match="at most one attack"):
+        train(Classifier(), [Late(), FGMCallback()])
+
+
+class OtherDriver(Driver):
+    """A driver that is not torch's."""
+
+
+OtherDriver.__abstractmethods__ = frozenset()  # so that there can be one, though it does nothing
+DRIVERS = [OtherDriver, TorchFSDPDriver, DeepSpeedDriver, FairScaleDriver]
+
+
+@each_method
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda d: d.__name__)
+def test_driver_that_is_not_torch(method, driver):
+    trainer = build(Classifier())
+    with pytest.raises(ValueError, match=f"fastNLP's torch driver.*but got {driver.__name__}.*`driver='torch'`"):
+        method().on_after_trainer_initialized(trainer, driver.__new__(driver))
+
+
+@each_method
+def test_data_parallel_over_several_devices(method):
+    model = nn.DataParallel(Classifier())
+    model.device_ids = [0, 1]
+    trainer = build(Classifier())
+    driver = TorchSingleDriver(model, torch.device("cpu"))
+    with pytest.raises(ValueError, match="nn.DataParallel over 2 devices.*bare model.*`device=\\[0, 1\\]`"):
+        method().on_after_trainer_initialized(trainer, driver)
+
+
+class EmbedsItself(Bert):
+    """Multiplies one-hot vectors with the weight instead of looking ids up."""
+
+    def train_step(self, input_ids, attention_mask, labels):
+        weight = self.back_bone.get_input_embeddings().weight
+        embeds = nn.functional.one_hot(input_ids, len(weight)).float() @ weight
+        out = self.back_bone(inputs_embeds=embeds, attention_mask=attention_mask, labels=labels)
+        return {"loss": out.loss, "pred": out.logits}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("callback", ATTACKS)
+def test_embedding_that_is_never_looked_up(callback, replace):
+    with pytest.raises(RuntimeError, match="to look up embedding `.*word_embeddings.weight`, but it never did.*`inputs_embeds`"):
+        train(EmbedsItself(), [callback(replace=replace)])
+
+
+class Returns(Classifier):
+    """A Classifier whose training step returns something else."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def train_step(self, input_ids, labels):
+        return self.change(super().train_step(input_ids, labels))
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (lambda out: {"loss": out["loss"]}, "got the entries \\['loss'\\].*Return the logits as `pred`.*`output_mapping`"),
+        (lambda out: {"pred": out["pred"]}, "got the entries \\['pred'\\].*Compute the loss"),
+        (lambda out: out["loss"], "got Tensor"),
+        (lambda out: {**out, "pred": out["pred"].argmax(-1)}, "to hold floating-point.*but got torch.int64"),
+    ],
+)
+def test_rdrop_on_outputs_without_loss_or_prediction(change, found, mode):
+    with pytest.raises(ValueError, match=found):
+        train(Returns(change), [RDropCallback(mode=mode)])
+
+
+class WithExtra(Classifier):
+    """Takes a field that has no row for each example."""
+
+    def train_step(self, input_ids, labels, extra):
+        return super().train_step(input_ids, labels)
+
+
+def with_extra(batch):
+    return {
+        "input_ids": torch.stack([s["input_ids"] for s in batch]),
+        "labels": torch.stack([s["labels"] for s in batch]),
+        "extra": torch.zeros(3, 2),
+    }
+
+
+def test_batch_that_cannot_be_doubled_names_the_field_and_offers_two_passes():
+    data = torch.utils.data.DataLoader(samples(), batch_size=4, collate_fn=with_extra)
+    with pytest.raises(ValueError, match="shape \\(3, 2\\) for `batch\\['extra'\\]`.*'concat'.*mode='two_pass'"):
+        train(WithExtra(), [RDropCallback()], train_dataloader=data)
+    train(WithExtra(), [RDropCallback(mode="two_pass")], train_dataloader=data)

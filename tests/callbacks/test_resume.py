@@ -1,0 +1,109 @@
+"""A training that stops and resumes from fastNLP's checkpoint ends in the weights of one that never stopped."""
+
+from functools import partial
+
+import pytest
+import torch
+from fastNLP import CheckpointCallback
+from rows import ROWS, Row
+from support import Classifier, build, distance, loader, train, weights
+from torch import nn
+
+from fastnlp_adv import FGMCallback, RDropCallback
+
+DETERMINISTIC = {name: row for name, row in ROWS.items() if name != "pgd-random"}  # fastNLP saves no random state
+SCHEDULED = {
+    "fgm-start": Row(partial(FGMCallback, start=7), 2),
+    "fgm-fraction": Row(partial(FGMCallback, start=0.6), 2),
+    "fgm-every": Row(partial(FGMCallback, start=1, every=4), 2),
+    "rdrop-start": Row(partial(RDropCallback, start=7), 1),
+}
+ALL = DETERMINISTIC | SCHEDULED
+
+
+class CountedDropout(nn.Module):
+    """Dropout whose mask depends on how often it was called, which the checkpoint remembers."""
+
+    def __init__(self, p=0.3):
+        super().__init__()
+        self.p = p
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        keep = torch.rand(x.shape, generator=torch.Generator().manual_seed(self.calls.item())) > self.p
+        self.calls += 1
+        return x * keep / (1 - self.p)
+
+
+def make_model(dropout):
+    model = Classifier(dropout=0.0)
+    if dropout:
+        model.dropout = CountedDropout()
+    return model
+
+
+def run(model, callbacks, *, resume_from=None, n_epochs=2, **kwargs):
+    """Two epochs of six shuffled batches, with momentum."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    data = loader(shuffle=True)
+    trainer = build(model, callbacks, optimizers=optimizer, train_dataloader=data, n_batches=-1, n_epochs=n_epochs, **kwargs)
+    trainer.run(resume_from=resume_from)
+    return trainer
+
+
+def saver(folder, **when):
+    return CheckpointCallback(folder=folder, save_object="trainer", **when)
+
+
+def checkpoint(folder, ending):
+    return str(next(folder.rglob(f"trainer-*{ending}")))
+
+
+# Not after batch 6: from the last batch of an epoch fastNLP resumes plain training wrongly, too; from its end it does not.
+STOPS = {"batch_4": {"every_n_batches": 4}, "epoch_1": {"every_n_epochs": 1}, "batch_8": {"every_n_batches": 8}}
+
+
+def whole_and_resumed(row, dropout, stop, folder):
+    whole, resumed = make_model(dropout), make_model(dropout)
+    run(whole, [row.callback(), saver(folder, **STOPS[stop])])
+    trainer = run(resumed, [row.callback()], resume_from=checkpoint(folder, stop))
+    assert trainer.global_forward_batches == 12
+    assert distance(whole, make_model(dropout)) > 1e-3
+    return whole, resumed
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("row", ALL.values(), ids=ALL.keys())
+def test_resumed_training_ends_in_the_same_weights(row, stop, tmp_path):
+    whole, resumed = whole_and_resumed(row, False, stop, tmp_path)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("row", ALL.values(), ids=ALL.keys())
+def test_resumed_training_with_dropout_that_resumes_ends_in_the_same_weights(row, tmp_path):
+    whole, resumed = whole_and_resumed(row, True, "batch_8", tmp_path)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_resumed_training_with_accumulation_ends_in_the_same_weights(tmp_path):
+    models = [make_model(dropout=False), make_model(dropout=False)]
+    run(models[0], [FGMCallback(start=3), saver(tmp_path, every_n_batches=4)], accumulation_steps=2)
+    run(models[1], [FGMCallback(start=3)], resume_from=checkpoint(tmp_path, "batch_4"), accumulation_steps=2)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_attack_can_be_added_when_training_resumes(tmp_path):
+    plain, resumed, started = make_model(False), make_model(False), make_model(False)
+    run(plain, [saver(tmp_path / "plain", every_n_batches=4)])
+    run(resumed, [FGMCallback()], resume_from=checkpoint(tmp_path / "plain", "batch_4"))
+    run(started, [FGMCallback(start=4), saver(tmp_path / "started")])  # which gives it the same order of batches
+    assert torch.equal(weights(resumed), weights(started))
+    assert distance(resumed, plain) > 1e-6
+
+
+def test_saved_model_loads_into_a_plain_trainer(tmp_path):
+    model, other = Classifier(), Classifier(seed=1)
+    trainer = train(model, [FGMCallback(), RDropCallback()])
+    trainer.save_model(tmp_path, only_state_dict=True)
+    build(other).load_model(tmp_path, only_state_dict=True)
+    assert torch.equal(weights(other), weights(model))

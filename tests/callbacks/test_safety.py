@@ -1,0 +1,153 @@
+"""Whatever fails, wherever in the step: the model is as it was before the step, and so is what gets saved."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from fastNLP import Callback, CheckpointCallback
+from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP.core.utils.exceptions import EarlyStopException
+from rows import ROWS, Probe, each_row
+from support import Classifier, assert_untouched, build, snapshot, train, weights
+
+from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
+
+COMBINATIONS = {
+    "fgm+rdrop": (lambda: [FGMCallback(), RDropCallback(mode="two_pass")], 4),
+    "rdrop+pgd-weights": (lambda: [RDropCallback(), PGDCallback(emb_name="*e*", steps=2)], 3),
+}
+METHODS = {name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()} | COMBINATIONS
+EVERYWHERE = [
+    pytest.param(make, passes, number, where, id=f"{name}-{where}{number}")
+    for name, (make, passes) in METHODS.items()
+    for where in ("forward", "backward")
+    for number in range(passes)
+]
+FAILING_BATCH = 2
+
+
+class Keep(Callback):
+    """The model as it is when a batch begins."""
+
+    def on_train_batch_begin(self, trainer, batch, indices):
+        self.before = snapshot(trainer.driver.unwrap_model())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("make, passes, number, where", EVERYWHERE)
+def test_failure_in_any_pass_leaves_the_model_as_before_the_step(make, passes, number, where, error, tmp_path):
+    model, keep = Probe(), Keep()
+    model.rnn.bias_hh_l0.requires_grad_(False)
+    hooks = snapshot(model)[1:]
+    model.fail(where, FAILING_BATCH * passes + number, error)
+    # Before and after the methods' callbacks, since fastNLP calls the callbacks in the order of the list.
+    savers = [CheckpointCallback(folder=tmp_path / place, on_exceptions=[error]) for place in ("first", "last")]
+    trainer = build(model, [savers[0], keep, *make(), savers[1]])
+
+    with nullcontext() if error is KeyboardInterrupt else pytest.raises(error, match="made to fail"):
+        trainer.run()
+
+    assert trainer.global_forward_batches == FAILING_BATCH
+    assert_untouched(model, keep.before)
+    assert snapshot(model)[1:] == hooks
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+    saved = [torch.load(file) for file in tmp_path.rglob("*.tar")]
+    assert len(saved) == 2
+    for state in saved:
+        assert all(torch.equal(value, keep.before[0][name]) for name, value in state.items())
+
+
+@each_row
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward", "on_before_optimizers_step"])
+def test_failure_in_another_callback_leaves_the_model_as_before_the_step(row, hook):
+    class Fail(Callback):
+        def on_before_backward(self, trainer, outputs):
+            self.fail("on_before_backward")
+
+        def on_after_backward(self, trainer):
+            self.fail("on_after_backward")
+
+        def on_before_optimizers_step(self, trainer, optimizers):
+            self.fail("on_before_optimizers_step")
+
+        def fail(self, where):
+            if where == hook:
+                raise OSError("disk full")
+
+    model, keep = Probe(), Keep()
+    trainer = build(model, [keep, row.callback(), Fail()])
+    with pytest.raises(OSError, match="disk full"):
+        trainer.run()
+    assert_untouched(model, keep.before)
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+
+
+@each_row
+def test_early_stop_ends_the_methods_as_well(row):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer):
+            raise EarlyStopException("enough")
+
+    model = Probe()
+    before = snapshot(model)[1:]
+    trainer = train(model, [row.callback(), Stop()])
+    assert trainer.global_forward_batches == 1
+    assert snapshot(model)[1:] == before
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+
+
+@each_row
+def test_failure_when_training_begins_leaves_no_trace(row):
+    class Fail(Callback):
+        def on_train_begin(self, trainer):
+            raise OSError("no such file")
+
+    for callbacks in ([row.callback(), Fail()], [Fail(), row.callback()]):
+        model = Probe()
+        before = snapshot(model)
+        trainer = build(model, callbacks)
+        with pytest.raises(OSError, match="no such file"):
+            trainer.run()
+        assert_untouched(model, before)
+        assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+
+
+@each_row
+def test_callback_works_again_after_a_failure(row):
+    callback, broken = row.callback(), Probe()
+    broken.fail("backward", row.passes - 1, ValueError)
+    with pytest.raises(ValueError, match="made to fail"):
+        train(broken, [callback])
+    again, fresh = Classifier(), Classifier()
+    train(again, [callback])
+    train(fresh, [row.callback()])
+    assert torch.equal(weights(again), weights(fresh))
+
+
+@each_row
+def test_whole_model_saved_in_training_is_a_plain_model(row, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer):
+            torch.save(trainer.model, tmp_path / "model.pt")
+            copies.append(copy.deepcopy(trainer.model))
+
+    copies = []
+    model = Classifier()
+    train(model, [row.callback(), Save()])
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for saved in (loaded, copies[-1]):
+        assert_untouched(saved, snapshot(model))
+
+
+def test_failure_in_the_forward_of_a_mixin_gives_it_its_own_settings_back():
+    class Mixed(RDropMixin, Probe):
+        rdrop_mode = "two_pass"
+
+    model = Mixed()
+    model.fail("forward", 1, ValueError)
+    with pytest.raises(ValueError, match="made to fail"):
+        train(model, [RDropCallback(mode="two_pass")])
+    model.failure = None
+    outputs = model.train_step(torch.ones(2, 3, dtype=torch.long), torch.tensor([0, 1]))
+    assert "pred2" in outputs
