@@ -1,25 +1,26 @@
-"""Named repairs of fastNLP 1.0.1 on today's torch, made only when the user asks.
+"""Named repairs of fastNLP 1.0.1, whose documented uses fail in places on today's torch, made only when the user asks.
 
-``repair()`` tries every documented use that fails and mends those that do. Importing this module mends nothing.
-A repair is skipped where fastNLP has no such fault, and asking twice is the same as asking once.
+``repair()`` tries each of these uses and mends those that fail. Importing this module mends nothing. A repair is
+skipped where fastNLP does not have its fault, and asking twice is the same as asking once.
 """
 
+import array
 import functools
 import inspect
 import io
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fastNLP import BucketedBatchSampler, RandomBatchSampler, RandomSampler, SequentialSampler, Trainer
 from fastNLP.core.dataloaders import MixDataLoader, TorchDataLoader
 from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
 from fastNLP.core.drivers import TorchSingleDriver
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
-from fastNLP.core.samplers import RandomSampler
 from fastNLP.envs import FASTNLP_CHECKPOINT_FILENAME
 from torch.utils.data import Subset
 
@@ -30,7 +31,7 @@ class Repair:
     """One patch of fastNLP, made at most once, and only where its fault shows.
 
     :param patch: a function that mends the fault; its name is the name of the repair.
-    :param fault: tells whether the fault is there, by trying what the user would do.
+    :param fault: tells whether the fault is there.
     """
 
     def __init__(self, patch: Callable[[], None], fault: Callable[[], bool]) -> None:
@@ -91,6 +92,9 @@ def _raises(error: type[Exception], call: Callable[[], Any]) -> bool:
     return False
 
 
+# ---- dataloaders
+
+
 @_where(lambda: _raises(ValueError, lambda: TorchDataLoader([0])))
 def prefetch_factor() -> None:
     """``TorchDataLoader`` and ``prepare_torch_dataloader`` work with their defaults.
@@ -142,6 +146,9 @@ def batched_fetch() -> None:
         return list(zip(indices, examples, strict=True))
 
     fdl._FDataSet.__getitems__ = fetch_batch
+
+
+# ---- loading what was saved
 
 
 def _driver() -> TorchDriver:
@@ -197,15 +204,16 @@ def _one_example() -> TorchDataLoader:
 
 
 @_where(lambda: _raises(pickle.UnpicklingError, lambda: _load_checkpoint(np.float64(0), _one_example())))
-def load_numpy_state() -> None:
-    """Training resumes from a checkpoint in which a callback or a monitor left numpy numbers or arrays.
+def load_arrays() -> None:
+    """Training resumes from a checkpoint that holds numbers or arrays of numpy, or arrays of Python's ``array``.
 
-    torch 2.6 and later load only what they know to be harmless, and numpy is not on that list. It is added while
-    fastNLP loads a checkpoint, and only then; other objects are still refused.
+    Callbacks and monitors leave the former there, fastNLP's ``ReproduceBatchSampler`` the latter (it wraps samplers
+    that fastNLP does not know, ``WeightedRandomSampler`` for one). torch 2.6 and later load only what they know to be
+    harmless. These are added while fastNLP loads a checkpoint, and only then; other objects are still refused.
     """
     makers = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]  # numpy keeps these functions private
     numbers = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
-    harmless: list[Any] = [*makers, np.ndarray, np.dtype, *numbers]
+    harmless: list[Any] = [*makers, np.ndarray, np.dtype, *numbers, array.array]
     original = TorchDriver.load_checkpoint
 
     @functools.wraps(original)
@@ -214,6 +222,9 @@ def load_numpy_state() -> None:
             return original(self, *args, **kwargs)
 
     TorchDriver.load_checkpoint = load_checkpoint
+
+
+# ---- resuming; these faults are fastNLP's own, on any torch
 
 
 @_where(lambda: _raises(AttributeError, lambda: _load_checkpoint(None, dataloader=None)))
@@ -229,3 +240,55 @@ def resume_weights_only() -> None:
         return {} if dataloader is None else original(self, dataloader, sampler_states)
 
     TorchDriver.load_sampler_state = load_sampler_state
+
+
+def _repeats_a_finished_epoch() -> bool:
+    sampler = RandomSampler([0])
+    sampler.load_state_dict({**sampler.state_dict(), "num_consumed_samples": 1})
+    return list(sampler) != []
+
+
+def _remember_the_end(sampler: type) -> None:
+    """Let a sampler that was saved at the end of an epoch yield nothing more, once."""
+    load: Callable[..., None] = vars(sampler)["load_state_dict"]
+    iterate: Callable[..., Iterator[Any]] = vars(sampler)["__iter__"]
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, states: dict[str, Any]) -> None:
+        load(self, states)
+        self.num_consumed_samples = min(states["num_consumed_samples"], states["length"])
+
+    @functools.wraps(iterate)
+    def iter_(self: Any) -> Iterator[Any]:
+        if self.during_iter or self.num_consumed_samples < self.num_samples:
+            return iterate(self)
+        self.num_consumed_samples = 0
+        return iter(())
+
+    sampler.load_state_dict, sampler.__iter__ = load_state_dict, iter_  # type: ignore[attr-defined]
+
+
+@_where(_repeats_a_finished_epoch)
+def resume_after_last_batch() -> None:
+    """A checkpoint that was written after the last batch of an epoch resumes with the end of that epoch.
+
+    fastNLP forgets that the epoch was over and silently trains it a second time (``CheckpointCallback`` with
+    ``every_n_batches``, or one that saves on exceptions).
+    """
+    for sampler in (RandomSampler, SequentialSampler, RandomBatchSampler, BucketedBatchSampler):
+        _remember_the_end(sampler)
+
+
+def _counts_from_the_last_resume() -> bool:
+    name = "start_batch_idx_in_epoch"
+    return name in inspect.getsource(Trainer.save_checkpoint) and not hasattr(Trainer, name)
+
+
+@_where(_counts_from_the_last_resume)
+def resume_twice() -> None:
+    """A resumed run can be interrupted and resumed again within the same epoch.
+
+    fastNLP subtracts the batches from before the first resume, so the second one silently trains them again. Now
+    batches are counted from the start of the epoch, which is exact while the batch size stays the same.
+    """
+    Trainer.start_batch_idx_in_epoch = property(lambda self: 0, lambda self, value: None)

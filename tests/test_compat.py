@@ -24,6 +24,7 @@ from fastNLP import (
 from fastNLP.core.dataloaders import MixDataLoader
 from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
+from fastNLP.core.samplers import RandomSampler
 from fastNLP.io import DataBundle
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -163,6 +164,34 @@ def resume_weights():
     assert trainer.global_forward_batches == 2 * 3
 
 
+def save_every_batch(folder):
+    save = CheckpointCallback(folder=folder, every_n_batches=1, save_object="trainer")
+    trainer = make_trainer(loader(shuffle=True), callbacks=[save])
+    trainer.run()
+    return trainer.model
+
+
+def resume_from(folder, batch):
+    """Resume in a new Trainer, which goes on to write its checkpoints to the same folder."""
+    (checkpoint,) = Path(folder).glob(f"*/trainer-epoch_0-batch_{batch}")
+    save = CheckpointCallback(folder=folder, every_n_batches=1, save_object="trainer")
+    trainer = make_trainer(loader(shuffle=True), seed=1, callbacks=[save])
+    trainer.run(resume_from=str(checkpoint))
+    return trainer.model
+
+
+def resume_after_an_epoch():
+    with tempfile.TemporaryDirectory() as folder:
+        assert_same_weights(save_every_batch(folder), resume_from(folder, batch=3))
+
+
+def resume_twice():
+    with tempfile.TemporaryDirectory() as folder:
+        whole = save_every_batch(folder)
+        assert_same_weights(whole, resume_from(folder, batch=1))
+        assert_same_weights(whole, resume_from(folder, batch=2))
+
+
 SCENARIOS = {
     "prefetch_factor": use_defaults,
     "mix_prefetch_factor": mix_data_sets,
@@ -170,6 +199,8 @@ SCENARIOS = {
     "load_whole_model": load_models,
     "load_numpy_state": resume_numpy,
     "resume_weights_only": resume_weights,
+    "finished_epoch": resume_after_an_epoch,
+    "resume_again": resume_twice,
 }
 
 
@@ -206,6 +237,8 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
         "load_whole_model": "UnpicklingError",
         "load_numpy_state": "UnpicklingError",
         "resume_weights_only": "AttributeError",
+        "finished_epoch": "AssertionError",
+        "resume_again": "AssertionError",
     }
     left = dict(errors)
     expected = {"": dict(left)}
@@ -230,6 +263,8 @@ def patched():
         mix_dataloader.torchversion,
         fdl._FDataSet.__getitems__,
         *(getattr(TorchDriver, name) for name in names),
+        RandomSampler.load_state_dict,
+        Trainer.save_checkpoint,
     ]
 
 

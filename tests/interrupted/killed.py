@@ -20,7 +20,9 @@ import support
 import torch
 from fastNLP import CheckpointCallback
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, compat
+
+compat.repair()
 
 CALLBACKS = {
     "fgm": lambda: FGMCallback(),
