@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
@@ -17,11 +16,17 @@ __all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
 
 @dataclass
 class Embedding:
-    """An embedding weight and the modules that look it up (several when it is tied, as in encoder-decoder models)."""
+    """
+    An embedding weight and the modules that look it up.
+
+    :param name: the weight's name in the model.
+    :param weight: the weight, of shape ``(rows, features)``.
+    :param modules: what looks it up; several when it is shared, as in encoder-decoder models.
+    """
 
     name: str
     weight: nn.Parameter
-    modules: list[nn.Module]
+    modules: list[nn.Embedding]
 
     def describe(self) -> str:
         return f"`{self.name}` ({' x '.join(str(n) for n in self.weight.shape)})"
@@ -29,7 +34,12 @@ class Embedding:
 
 @dataclass
 class Matches:
-    """What an ``emb_name`` stands for: embeddings, and other parameters, which can only be perturbed in place."""
+    """
+    What an ``emb_name`` stands for.
+
+    :param embeddings: the embeddings.
+    :param weights: other parameters, by name; they can only be perturbed in place.
+    """
 
     embeddings: list[Embedding] = field(default_factory=list)
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -43,9 +53,9 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     The parameters of a model that an attack is to perturb.
 
     :param model: the model.
-    :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None`` for the
-        input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method, else the only
-        :class:`torch.nn.Embedding`, else the one with the most rows.
+    :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
+        for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
+        else the only :class:`torch.nn.Embedding`, else the one with the most rows.
     :return: the embeddings, and the matched parameters that are not looked up.
     :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
 
@@ -71,14 +81,20 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
             matches.weights[name] = param
     if not matches.names():
         raise ValueError(
-            f"Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got {emb_name!r}. "
-            f"The model has {_candidates(model)}. Give part of one of these names, a glob, or None for the input embedding."
+            "Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got "
+            f"{emb_name!r}. The model has {_candidates(model)}. Give part of one of these names, a glob, or None for "
+            "the input embedding."
         )
     return matches
 
 
 def scale_of(module: nn.Module) -> Tensor | float:
-    """The factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one."""
+    """
+    The factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one.
+
+    :param module: what looks up.
+    :return: a number, or a tensor of one.
+    """
     return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
 
 
@@ -91,19 +107,26 @@ def _lookup_modules(model: nn.Module) -> list[nn.Embedding]:
 
 
 def fits(name: str, emb_name: str) -> bool:
-    """Whether a parameter's name contains ``emb_name``, or matches it where it is a glob."""
+    """
+    Whether a parameter is meant.
+
+    :param name: the parameter's name.
+    :param emb_name: part of it, or a glob that matches all of it.
+    :return: whether it fits.
+    """
     return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
 
 
-def _input_embedding(model: nn.Module) -> nn.Parameter:
+def _input_embedding(model: nn.Module) -> Tensor:
     for module in model.modules():
-        if callable(getattr(module, "get_input_embeddings", None)):
+        ask = getattr(module, "get_input_embeddings", None)
+        if callable(ask):
             try:
-                found = _lookup_modules(module.get_input_embeddings())
+                found = _lookup_modules(ask())
             except (AttributeError, NotImplementedError):  # a base class that only declares the method
                 continue
-            if found:
-                return max(found, key=lambda embedding: embedding.num_embeddings).weight
+            if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
+                return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
     embeddings = _lookup_modules(model)
     if not embeddings:
         raise ValueError(
@@ -117,8 +140,8 @@ def _checked(embedding: Embedding) -> Embedding:
     for module in embedding.modules:
         if getattr(module, "max_norm", None) is not None:
             raise ValueError(
-                f"Expected embedding {embedding.describe()} to have no `max_norm`, but got {module.max_norm}, which rewrites "
-                "the rows at every lookup and would undo the perturbation. Build it with `max_norm=None`."
+                f"Expected embedding {embedding.describe()} to have no `max_norm`, but got {module.max_norm}, which "
+                "rewrites the rows at every lookup and would undo the perturbation. Build it with `max_norm=None`."
             )
     return embedding
 

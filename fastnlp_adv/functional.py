@@ -1,7 +1,8 @@
 """The geometry of perturbations: norms, steepest ascent, projection, random starts.
 
-Pure functions on tensors. A *group* is the set of elements that share one norm; ``dims`` names the dimensions it spans, so
-``dims=(1, 2)`` on a ``(B, T, H)`` tensor means one group an example. Nothing here synchronizes the host with the device.
+Pure functions on tensors. A *group* is the set of elements that share one norm; ``dims`` names the dimensions it spans,
+so ``dims=(1, 2)`` on a ``(B, T, H)`` tensor means one group an example. Nothing here synchronizes the host with the
+device.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def random_in_ball(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""
-    A random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for ``"l2"`` a
-    uniform direction with a length uniform in ``[0, epsilon)``, since in hundreds of dimensions a point uniform in the ball
-    lies on its surface.
+    A random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for ``"l2"``
+    a uniform direction with a length uniform in ``[0, epsilon)``, since in hundreds of dimensions a point uniform in
+    the ball lies on its surface.
 
     :param like: gives shape, dtype and device.
     :param epsilon: the radius, in the units of the embedding.
@@ -136,7 +137,7 @@ def random_in_ball(
 
 
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Length 1, for groups whose largest element is 1: the squares of small gradients are no single-precision numbers."""
+    """Length 1, for groups whose largest element is 1: the squares of small gradients would vanish."""
     return x / group_norm(x, dims=dims)
 
 

@@ -19,7 +19,14 @@ GRANULARITIES = ("vocab", "sequence", "token")
 
 @dataclass
 class Lookup:
-    """One call of an embedding: the ids it was given and, after a backward pass, the gradient at its output."""
+    """
+    One call of an embedding.
+
+    :param ids: what was looked up, of any shape.
+    :param grad: the gradient at its output, of shape ``(*ids, features)``, divided by the scale of a scaled embedding.
+    :param padding_idx: the embedding's own.
+    :param scale_grad_by_freq: the embedding's own.
+    """
 
     ids: Tensor
     grad: Tensor
@@ -52,16 +59,18 @@ class Perturbation(ABC):
 
     @abstractmethod
     def real(self) -> list[Tensor]:
-        """Which elements of ``values`` are free; the others (padding, unused slots) stay 0. Broadcasts to ``values``."""
+        """Which elements of ``values`` are free; padding and unused slots stay 0. Broadcasts to ``values``."""
 
 
 class VocabPerturbation(Perturbation):
     r"""
     One perturbation a token type, as if the rows of the weight were perturbed: :math:`G_v=\sum_{i:\,id_i=v} g_i`.
 
-    The table has one slot a position of the micro-batch, not one a row of the vocabulary. The ids are sorted; the slot of a
-    token is the first place at which its id stands. So neither the cost nor the shapes depend on the vocabulary or on how
-    many distinct tokens there are, which a device would have to tell the host.
+    The table has one slot a position of the micro-batch, not one a row of the vocabulary. The ids are sorted; the slot
+    of a token is the first place at which its id stands. So neither the cost nor the shapes depend on the vocabulary or
+    on how many distinct tokens there are, which a device would have to tell the host.
+
+    :param lookups: those of the pass that it begins at, by number.
     """
 
     def __init__(self, lookups: dict[int, Lookup]):
@@ -101,7 +110,13 @@ class VocabPerturbation(Perturbation):
 
 
 class PositionPerturbation(Perturbation):
-    """One perturbation a position of a lookup, normalized over each example (``"sequence"``) or each position."""
+    """
+    One perturbation a position of a lookup, normalized over each example (``"sequence"``) or each position.
+
+    :param lookups: those of the pass that it begins at, by number.
+    :param total: how many lookups this pass had, with those that no gradient came to.
+    :param per_token: normalize each position by itself.
+    """
 
     def __init__(self, lookups: dict[int, Lookup], total: int, *, per_token: bool):
         self._per_token = per_token
@@ -117,23 +132,24 @@ class PositionPerturbation(Perturbation):
     def at(self, index: int, ids: Tensor) -> Tensor | None:
         if index >= self._total:
             raise RuntimeError(
-                f"Expected every pass over a batch to look up as often as the first pass, {self._total} times, but got "
-                "another lookup. Use `granularity='vocab'`, which follows tokens, not positions, or `torch.no_grad()` for "
-                "what is not trained."
+                f"Expected every pass over a batch to look up as often as the first pass, {self._total} times, but "
+                "got another lookup. Use `granularity='vocab'`, which follows tokens, not positions, or "
+                "`torch.no_grad()` for what is not trained."
             )
         if index not in self._place:
             return None
         value = self.values[self._place[index]]
         if ids.shape != value.shape[:-1]:
             raise RuntimeError(
-                f"Expected every pass over a batch to look up ids of the same shape, but got {tuple(ids.shape)} where the "
-                f"first pass had {tuple(value.shape[:-1])}. Use `granularity='vocab'`, which follows tokens, not positions."
+                f"Expected every pass over a batch to look up ids of the same shape, but got {tuple(ids.shape)} where "
+                f"the first pass had {tuple(value.shape[:-1])}. Use `granularity='vocab'`, which follows tokens, not "
+                "positions."
             )
         return value
 
     def collect(self, lookups: dict[int, Lookup]) -> list[Tensor]:
         grads = []
-        for index, value in zip(self._lookups, self.values):
+        for index, value in zip(self._lookups, self.values, strict=True):
             lookup = lookups.get(index)
             grads.append(
                 torch.zeros_like(value)

@@ -1,8 +1,8 @@
 """Taps: where an attack reads gradients and puts perturbations.
 
-:class:`EmbeddingTap` sits on the outputs of lookups and writes nothing. :class:`~fastnlp_adv.weight_tap.WeightTap` is for
-parameters that are not looked up. Both are driven alike: ``begin_pass``, a forward and a backward pass, ``gradients``,
-``perturb``; ``reset`` takes the perturbation off.
+:class:`EmbeddingTap` sits on the outputs of lookups and writes nothing. :class:`~fastnlp_adv.weight_tap.WeightTap` is
+for parameters that are not looked up. Both are driven alike: ``begin_pass``, a forward and a backward pass,
+``gradients``, ``perturb``; ``reset`` takes the perturbation off.
 """
 
 from __future__ import annotations
@@ -125,11 +125,11 @@ class EmbeddingTap(Tap):
 
     def _nothing_received(self) -> str:
         if not self._handles:
-            return f"Expected the attack to watch embedding `{self.name}`, but got one that is closed. Call `open()` first."
+            return f"Expected an open attack on embedding `{self.name}`, but it is closed. Call `open()` first."
         if self._forward.count:
             return (
-                f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got none. "
-                "Call `loss.backward()` first, on a loss that depends on the embedding."
+                f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got "
+                "none. Call `loss.backward()` first, on a loss that depends on the embedding."
             )
         return (
             f"Expected the forward pass to look up embedding `{self.name}`, but it never did (with gradients on). "
@@ -139,6 +139,8 @@ class EmbeddingTap(Tap):
         )
 
     def _on_lookup(self, module: nn.Embedding, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if not any(module is own for own in self._embedding.modules):  # a copy of the model took the hook along
+            return output
         ids = args[0] if args else next(iter(kwargs.values()))
         if not torch.is_grad_enabled():
             return output + self._delta(NOT_A_POSITION, ids, output) * scale_of(module) if self.perturbation else output
@@ -165,8 +167,9 @@ class EmbeddingTap(Tap):
         same = [v for v in visits if v.ids.shape == ids.shape and v.ids.data_ptr() == ids.data_ptr()] or visits
         if len(same) != 1:
             raise RuntimeError(
-                f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its ids, but got "
-                f"{len(same)} that may be the one. Use `granularity='vocab'`, or look up outside the checkpointed function."
+                f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its "
+                f"ids, but got {len(same)} that may be the one. Use `granularity='vocab'`, or look up outside the "
+                "checkpointed function."
             )
         return same[0].index
 
@@ -195,15 +198,16 @@ class _Forward:
 
     def in_order(self) -> tuple[dict[int, Lookup], int]:
         """
-        The lookups that a gradient came to, by number, and how many there were. In a plain loop nobody says where the pass
-        begins, and a forward pass without a backward one may have come before: then the first with a gradient is number 0.
+        The lookups that a gradient came to, by number, and how many there were. In a plain loop nobody says where the
+        pass begins, and a forward pass without a backward one may have come before: then the first lookup with a
+        gradient is number 0.
         """
         first = 0 if self._numbered_from_0 else min(self.lookups)
         return {index - first: lookup for index, lookup in sorted(self.lookups.items())}, self.count - first
 
 
 class _Visit:
-    """The hook at the output of one lookup. The graph alone keeps it, so forward passes that are dropped leave nothing."""
+    """The hook at the output of a lookup. Only the graph keeps it, so a forward pass that is dropped leaves nothing."""
 
     def __init__(self, tap: EmbeddingTap, forward: _Forward, index: int, module: nn.Embedding, ids: Tensor):
         self._tap = tap

@@ -13,8 +13,8 @@ __all__ = ["WeightTap"]
 
 class WeightTap(Tap):
     r"""
-    Perturbs a parameter in place, with the gradient of the last backward pass alone (``.grad`` may hold those of earlier
-    micro-batches), and puts it back bit for bit.
+    Perturbs a parameter in place, with the gradient of the last backward pass alone (``.grad`` may hold those of
+    earlier micro-batches), and puts it back bit for bit.
 
     :param name: the parameter's name.
     :param param: the parameter.
@@ -66,5 +66,5 @@ class WeightTap(Tap):
     def _receive(self, grad: Tensor) -> None:
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()
-        same = self._grad is not None and backward == self._backward
-        self._grad = self._grad + grad if same else grad.clone()
+        earlier = self._grad if backward == self._backward else None
+        self._grad = grad.clone() if earlier is None else earlier + grad

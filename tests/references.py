@@ -85,7 +85,9 @@ def assert_same(found, expected, rtol=1e-10):
         if g is None:
             assert found[name] is None, name
         else:
-            torch.testing.assert_close(found[name], g, rtol=rtol, atol=rtol * largest, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                found[name], g, rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def differ(found, other):

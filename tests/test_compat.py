@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ import pytest
 import torch
 from fastNLP import (
     Accuracy,
+    BucketedBatchSampler,
     Callback,
     CheckpointCallback,
     DataSet,
     LoadBestModelCallback,
+    RandomBatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SortedSampler,
     TorchDataLoader,
     Trainer,
     prepare_dataloader,
@@ -24,10 +30,9 @@ from fastNLP import (
 from fastNLP.core.dataloaders import MixDataLoader
 from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
-from fastNLP.core.samplers import RandomSampler
 from fastNLP.io import DataBundle
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from fastnlp_adv import compat
 
@@ -48,18 +53,33 @@ class Bag(nn.Module):
         return {"pred": self.train_step(tokens, target)["pred"]}
 
 
-class NumpyState(Callback):
-    """Saves what a user's callback may well save: numbers, an array, numpy's random state."""
+class ArrayState(Callback):
+    """Saves what a user's callback may well save: numbers, arrays, numpy's random state."""
 
     def __init__(self):
         super().__init__()
         self.loaded = None
 
     def on_save_checkpoint(self, trainer):
-        return {"best": np.float64(0.75), "count": np.int64(3), "curve": np.float32([[1, 2]]), "rng": RNG}
+        numbers = {"best": np.float64(0.75), "count": np.int64(3), "done": np.bool_(True)}
+        return {**numbers, "curve": np.float32([[1, 2]]), "order": array("I", [2, 0]), "rng": RNG}
 
     def on_load_checkpoint(self, trainer, states):
         self.loaded = states
+
+
+class Diary(Callback):
+    """Writes down which examples are trained, and after how many batches an epoch ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches, self.ends = [], []
+
+    def on_train_batch_begin(self, trainer, batch, indices):
+        self.batches.append(indices)
+
+    def on_train_epoch_end(self, trainer):
+        self.ends.append(trainer.global_forward_batches)
 
 
 class Anything:
@@ -71,6 +91,7 @@ class UnknownState(Callback):
         return {"object": Anything()}
 
 
+SAMPLERS = [RandomSampler, SequentialSampler, RandomBatchSampler, BucketedBatchSampler]
 RNG = np.random.RandomState(0).get_state()
 ROWS = {"tokens": [[1, 2, 3][: 1 + i % 3] for i in range(12)], "target": [i % 2 for i in range(12)]}
 
@@ -142,13 +163,13 @@ def load_models():
     assert_same_weights(trained.model, other.model)
 
 
-def resume_numpy():
+def resume_arrays():
     with tempfile.TemporaryDirectory() as folder:
-        trained, checkpoint = save_halfway(folder, NumpyState())
-        restored = NumpyState()
+        trained, checkpoint = save_halfway(folder, ArrayState())
+        restored = ArrayState()
         resumed = make_trainer(loader(), seed=1, callbacks=[restored])
         resumed.run(resume_from=checkpoint)
-    np.testing.assert_equal(restored.loaded, NumpyState().on_save_checkpoint(None))
+    np.testing.assert_equal(restored.loaded, ArrayState().on_save_checkpoint(None))
     assert restored.loaded["curve"].dtype == np.float32
     assert_same_weights(trained.model, resumed.model)
 
@@ -197,7 +218,7 @@ SCENARIOS = {
     "mix_prefetch_factor": mix_data_sets,
     "batched_fetch": fetch_batches,
     "load_whole_model": load_models,
-    "load_numpy_state": resume_numpy,
+    "load_arrays": resume_arrays,
     "resume_weights_only": resume_weights,
     "finished_epoch": resume_after_an_epoch,
     "resume_again": resume_twice,
@@ -235,7 +256,7 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
         "mix_prefetch_factor": "ValueError",
         "batched_fetch": "TypeError",  # raised by the scenario: it gets a list of letters for a batch
         "load_whole_model": "UnpicklingError",
-        "load_numpy_state": "UnpicklingError",
+        "load_arrays": "UnpicklingError",
         "resume_weights_only": "AttributeError",
         "finished_epoch": "AssertionError",
         "resume_again": "AssertionError",
@@ -263,7 +284,8 @@ def patched():
         mix_dataloader.torchversion,
         fdl._FDataSet.__getitems__,
         *(getattr(TorchDriver, name) for name in names),
-        RandomSampler.load_state_dict,
+        *(sampler.load_state_dict for sampler in SAMPLERS),
+        *(sampler.__iter__ for sampler in SAMPLERS),
         Trainer.save_checkpoint,
     ]
 
@@ -292,7 +314,7 @@ def test_torch_stays_as_it_is(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "model")
     safe = torch.serialization.get_safe_globals()
-    resume_numpy()
+    resume_arrays()
     assert set(torch.serialization.get_safe_globals()) == set(safe)
 
 
@@ -329,6 +351,50 @@ def test_resume_in_the_middle_of_an_epoch_with_default_dataloaders(tmp_path, wor
     resumed = make_trainer(fresh(), seed=1)
     resumed.run(resume_from=str(next(tmp_path.glob("*/trainer-epoch_1-batch_4"))))
     assert_same_weights(whole.model, resumed.model)
+
+
+SAMPLING = {
+    "shuffled": lambda data: {"shuffle": True},
+    "in order": lambda data: {"shuffle": False},
+    "sequential": lambda data: {"sampler": SequentialSampler(data)},
+    "sorted": lambda data: {"sampler": SortedSampler(data, length="tokens")},
+    "random batches": lambda data: {"batch_sampler": RandomBatchSampler(data, batch_size=5)},
+    "batches in order": lambda data: {"batch_sampler": RandomBatchSampler(data, batch_size=5, shuffle=False)},
+    "buckets": lambda data: {"batch_sampler": BucketedBatchSampler(data, length="tokens", batch_size=5)},
+    "unknown to fastNLP": lambda data: {"sampler": WeightedRandomSampler([1.0] * len(data), len(data))},
+}
+
+
+DRAWN_ANEW = ("random batches", "buckets")  # these put what is left of an epoch into new batches
+
+
+def examples(batches):
+    return sorted(index for batch in batches for index in batch)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_resume_after_any_batch(tmp_path, sampling):
+    compat.repair()
+    data = DataSet(ROWS)
+    epochs = 1 if sampling == "unknown to fastNLP" else 2  # torch draws its second epoch anew
+
+    def train(*callbacks, **run):
+        torch.manual_seed(0)
+        diary, options = Diary(), SAMPLING[sampling](data)
+        dataloader = TorchDataLoader(data, batch_size=5, **options)
+        make_trainer(dataloader, n_epochs=epochs, callbacks=[diary, *callbacks]).run(**run)
+        return diary
+
+    whole = train(CheckpointCallback(folder=tmp_path, every_n_batches=1, save_object="trainer"))
+    assert whole.ends == [3, 6][:epochs]
+    for done in range(1, 3 * epochs):
+        rest = train(resume_from=str(next(tmp_path.glob(f"*/trainer-epoch_*-batch_{done}"))))
+        left = -done % 3  # batches of the epoch in which it was interrupted
+        assert examples(rest.batches[:left]) == examples(whole.batches[done:][:left])
+        assert rest.batches[left:] == whole.batches[done:][left:]
+        assert rest.batches == whole.batches[done:] or sampling in DRAWN_ANEW
+        assert rest.ends == [end for end in whole.ends if end >= done]
+    assert train(resume_from=str(next(tmp_path.glob(f"*/trainer-epoch_*-batch_{3 * epochs}")))).batches == []
 
 
 def test_a_whole_model_is_not_loaded_unasked(tmp_path):

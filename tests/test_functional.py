@@ -166,14 +166,15 @@ def test_a_random_start_is_inside_the_ball_and_the_generator_decides_it(case, ep
 
 
 def test_random_starts_spread_over_the_ball():
-    """Lengths are uniform for l2, coordinates for linf; directions have no preference. 4000 draws, 4 standard errors."""
+    """Lengths are uniform for l2, coordinates for linf; no direction is preferred. 4000 draws, 4 standard errors."""
     torch.manual_seed(0)
     n, like = 4000, torch.zeros(4000, 3, dtype=torch.float64)
     error = 4 / math.sqrt(12 * n)
     ball = random_in_ball(like, 1.0, dims=(1,), norm="l2")
     lengths = torch.tensor([size(row, "l2") for row in ball.tolist()])
     assert abs(lengths.mean() - 0.5) < error
-    assert [((lengths < q).double().mean() - q).abs() < 4 * math.sqrt(q * (1 - q) / n) for q in (0.1, 0.5, 0.9)] == [1] * 3
+    for q in (0.1, 0.5, 0.9):
+        assert ((lengths < q).double().mean() - q).abs() < 4 * math.sqrt(q * (1 - q) / n)
     assert ball.mean(0).abs().max() < error * 2
     cube = random_in_ball(like, 1.0, dims=(1,), norm="linf")
     assert all(abs((cube < q).double().mean() - (q + 1) / 2) < error * 2 for q in (-0.8, 0.0, 0.8))

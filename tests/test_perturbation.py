@@ -14,7 +14,7 @@ HIDDEN = 3
 
 @st.composite
 def passes(draw):
-    """The lookups of a pass: ids of 0 to 3 dimensions, of either integer type, padded and scaled or not, and gradients."""
+    """The lookups of a pass: ids of 0 to 3 dimensions and either integer type, with options, and gradients."""
     g = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     lookups = {}
     for index in sorted(draw(st.sets(st.integers(0, 4), min_size=1, max_size=3))):

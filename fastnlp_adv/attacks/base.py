@@ -37,6 +37,7 @@ class Attack(ABC):
     An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.
 
     :param model: the model.
+    :param taps: where it reads gradients and puts perturbations.
     """
 
     def __init__(self, model: nn.Module, taps: list[Tap]):
@@ -98,8 +99,8 @@ class Attack(ABC):
             if "use_reentrant=True" not in str(error):
                 raise
             raise RuntimeError(
-                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot compute "
-                "the gradient of an inner step. Turn it on with `use_reentrant=False`."
+                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
+                "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -126,6 +127,6 @@ def _refuse_data_parallel(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise ValueError(
-                f"Expected a model on one device a process, but got nn.DataParallel over {len(module.device_ids)} devices, whose "
-                "replicas run in threads. Use DistributedDataParallel: `Trainer(device=[0, 1])`."
+                f"Expected a model on one device a process, but got nn.DataParallel over {len(module.device_ids)} "
+                "devices, whose replicas run in threads. Use DistributedDataParallel: `Trainer(device=[0, 1])`."
             )

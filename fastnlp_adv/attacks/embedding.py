@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_number
 from ..embedding import find_embeddings, fits
-from ..functional import NORMS, ascend, group_norm, project, random_in_ball
+from ..functional import NORMS, ascend, project, random_in_ball
 from ..perturbation import GRANULARITIES
 from ..tap import EmbeddingTap, Tap
 from ..weight_tap import WeightTap
@@ -65,16 +65,15 @@ class EmbeddingAttack(Attack):
         return Pass(weight=self.adv_weight, adversarial=True, last=True)
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
-        """Move every perturbation by ``step`` along its gradient, then back into the ball of ``radius``, if there is one."""
+        """Move every perturbation by ``step`` along its gradient, then back into the ball of ``radius``, if any."""
         moved = []
         taps = self.taps if taps is None else taps
         for tap, grads in [(tap, tap.gradients()) for tap in taps]:
-            states = tap.values()
-            values = [ascend(v, g, step, dims=dims, norm=self.norm) for (v, dims, _), g in zip(states, grads)]
-            if radius is not None:
-                values = [project(v, radius, dims=dims, norm=self.norm) for v, (_, dims, _) in zip(values, states)]
-            moved.append((grads, [dims for _, dims, _ in states], values))
+            values = [
+                self._moved(v, g, step, radius, dims) for (v, dims, _), g in zip(tap.values(), grads, strict=True)
+            ]
             tap.perturb(values)
+            moved.append((grads, values))
         self._record(moved)
 
     def randomize(self, radius: float) -> None:
@@ -124,13 +123,16 @@ class EmbeddingAttack(Attack):
             )
         return taps
 
-    def _record(self, moved: list[tuple[list[Tensor], list[tuple[int, ...]], list[Tensor]]]) -> None:
-        self.grad_norm = _total_norm([g for grads, _, _ in moved for g in grads])
-        self.perturbation_norm = _total_norm([v for _, _, values in moved for v in values])
-        for grads, dims, _ in moved:
-            sizes = [group_norm(g, dims=d, norm="linf") for g, d in zip(grads, dims)]
-            finite = torch.stack([size.isfinite().all() for size in sizes]).all()
-            flat = torch.stack([(size == 0).all() for size in sizes]).all()
+    def _moved(self, value: Tensor, grad: Tensor, step: float, radius: float | None, dims: tuple[int, ...]) -> Tensor:
+        value = ascend(value, grad, step, dims=dims, norm=self.norm)
+        return value if radius is None else project(value, radius, dims=dims, norm=self.norm)
+
+    def _record(self, moved: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+        self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
+        self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
+        for grads, _ in moved:
+            finite = torch.stack([g.isfinite().all() for g in grads]).all()
+            flat = torch.stack([(g == 0).all() for g in grads]).all()
             skipped = (flat | ~finite).long()
             self.skipped = skipped if self.skipped is None else self.skipped + skipped
 
@@ -140,7 +142,8 @@ def _taps(model: nn.Module, emb_name: str | None, granularity: str) -> list[Tap]
     if matches.weights and granularity != "vocab":
         raise ValueError(
             f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
-            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose 'vocab', or an `emb_name` that matches embeddings only."
+            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose 'vocab', or an `emb_name` that matches "
+            "embeddings only."
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
     return taps + [WeightTap(name, param) for name, param in matches.weights.items()]

@@ -25,17 +25,19 @@ class FGM(EmbeddingAttack):
 
     where :math:`e` are the outputs of the embedding lookups. Two forward and two backward passes.
 
-    :param model: the model; its weights are never written, unless ``emb_name`` matches parameters that are not looked up.
+    :param model: the model; its weights are never written, unless ``emb_name`` matches parameters that are not looked
+        up.
     :param epsilon: the norm of the perturbation, in the units of the embedding.
     :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding;
         see :func:`~fastnlp_adv.embedding.find_embeddings`.
-    :param granularity: ``"vocab"``, one perturbation a token type, normalized over the micro-batch (the same as perturbing
-        the weights); ``"sequence"``, one a position, normalized over each example (the first dimension of the ids);
-        ``"token"``, one a position, normalized by itself.
+    :param granularity: ``"vocab"``, one perturbation a token type, normalized over the micro-batch (the same as
+        perturbing the weights); ``"sequence"``, one a position, normalized over each example (the first dimension of
+        the ids); ``"token"``, one a position, normalized by itself.
     :param norm: ``"l2"``, or ``"linf"`` for :math:`r = \epsilon\,\mathrm{sign}(g)`.
-    :param adv_weight: the weight :math:`w` of the adversarial loss. In a plain loop with :meth:`attack` you apply it yourself.
-    :param replace: train on the adversarial loss alone. The first pass then computes no parameter gradients, so a step costs
-        5/3 plain ones instead of 2.
+    :param adv_weight: the weight :math:`w` of the adversarial loss. In a plain loop with :meth:`attack` you apply it
+        yourself.
+    :param replace: train on the adversarial loss alone. The first pass then computes no parameter gradients, so a step
+        costs 5/3 plain ones instead of 2.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -85,8 +87,8 @@ class FGM(EmbeddingAttack):
 
         :param epsilon: instead of the constructor's, for this time.
         :param emb_name: only the embeddings of this name, among those of the constructor.
-        :param closure: returns the loss; given it, the gradient is computed here, at the embeddings alone. Without it, the
-            gradient is the one of the last backward pass.
+        :param closure: returns the loss; given it, the gradient is computed here, at the embeddings alone. Without it,
+            the gradient is the one of the last backward pass.
         :return: a context manager that restores.
         :raises ValueError: if ``epsilon`` is out of range, or ``emb_name`` names no embedding of this attack.
         :raises RuntimeError: if no gradient has come to the embedding.

@@ -12,7 +12,8 @@ __all__ = ["FGSM"]
 class FGSM(FGM):
     r"""
     Fast gradient sign method (Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples",
-    https://arxiv.org/abs/1412.6572): :class:`FGM` with the largest step that moves no coordinate by more than ``epsilon``,
+    https://arxiv.org/abs/1412.6572): :class:`FGM` with the largest step that moves no coordinate by more than
+    ``epsilon``,
 
     .. math:: r = \epsilon\,\mathrm{sign}(\nabla_e L(e)).
 

@@ -22,17 +22,18 @@ class PGD(EmbeddingAttack):
 
     ``steps`` times the perturbation climbs by ``alpha`` and is projected back to the ball of radius ``epsilon``,
 
-    .. math:: r_{t+1} = \Pi_\epsilon\bigl(r_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr), \quad g_t = \nabla_e L(e + r_t),
+    .. math:: r_{t+1} = \Pi_\epsilon\bigl(r_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr),
+        \quad g_t = \nabla_e L(e + r_t),
 
-    and the model trains on :math:`L(e) + w L(e + r_K)`. The first climb uses the gradient of the clean pass, the others a
-    pass that computes the gradient at the embeddings alone, at two thirds of a full one: 2 + 2(K-1)/3 plain steps.
+    and the model trains on :math:`L(e) + w L(e + r_K)`. The first climb uses the gradient of the clean pass, the others
+    a pass that computes the gradient at the embeddings alone, at two thirds of a full one: 2 + 2(K-1)/3 plain steps.
 
     :param model: the model.
     :param epsilon: the radius of the ball, in the units of the embedding.
     :param alpha: the length of a step, in the same units.
     :param steps: the number :math:`K` of steps.
-    :param random_init: start at a random point of the ball, as the paper does. The first climb then needs a pass of its own,
-        at the gradient of that point: one more inner pass.
+    :param random_init: start at a random point of the ball, as the paper does. The first climb then needs a pass of its
+        own, at the gradient of that point: one more inner pass.
     :param emb_name: see :class:`~fastnlp_adv.FGM`.
     :param granularity: see :class:`~fastnlp_adv.FGM`; also what the projection is over.
     :param norm: ``"l2"``, or ``"linf"`` for steps along the sign and a cube instead of a ball.
@@ -105,8 +106,8 @@ class PGD(EmbeddingAttack):
 
     def attack(self, closure: Callable[[], Tensor]) -> AbstractContextManager:
         """
-        Run the inner steps, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The clean
-        backward pass comes before it (not with ``replace``).
+        Run the inner steps, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The
+        clean backward pass comes before it (not with ``replace``).
 
         :param closure: runs the model on the batch and returns its loss; called once an inner pass.
         :return: a context manager that restores.

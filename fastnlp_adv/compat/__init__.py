@@ -5,7 +5,7 @@ A repair is skipped where fastNLP has no such fault, and asking twice is the sam
 """
 
 from .dataloaders import batched_fetch, mix_prefetch_factor, prefetch_factor  # isort: skip
-from .checkpoints import finished_epoch, load_numpy_state, load_whole_model, resume_again, resume_weights_only
+from .checkpoints import finished_epoch, load_arrays, load_whole_model, resume_again, resume_weights_only
 from .repairs import REPAIRS, Repair
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Repair",
     "batched_fetch",
     "finished_epoch",
-    "load_numpy_state",
+    "load_arrays",
     "load_whole_model",
     "mix_prefetch_factor",
     "prefetch_factor",

@@ -1,24 +1,25 @@
 """Repairs of how fastNLP saves and loads."""
 
+import array
 import functools
 import io
 import pickle
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastNLP import Trainer
+from fastNLP import BucketedBatchSampler, RandomBatchSampler, RandomSampler, SequentialSampler, Trainer
 from fastNLP.core.dataloaders import TorchDataLoader
 from fastNLP.core.drivers import TorchSingleDriver
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
-from fastNLP.core.samplers import RandomSampler
 from fastNLP.envs import FASTNLP_CHECKPOINT_FILENAME
 
 from .repairs import raises, where
 
-__all__ = ["finished_epoch", "load_numpy_state", "load_whole_model", "resume_again", "resume_weights_only"]
+__all__ = ["finished_epoch", "load_arrays", "load_whole_model", "resume_again", "resume_weights_only"]
 
 
 def _driver() -> TorchDriver:
@@ -74,15 +75,16 @@ def _one_example() -> TorchDataLoader:
 
 
 @where(lambda: raises(pickle.UnpicklingError, lambda: _load_checkpoint(np.float64(0), _one_example())))
-def load_numpy_state() -> None:
-    """Training resumes from a checkpoint in which a callback or a monitor left numpy numbers or arrays.
+def load_arrays() -> None:
+    """Training resumes from a checkpoint that holds numbers or arrays of numpy, or arrays of Python's ``array``.
 
-    torch 2.6 and later load only what they know to be harmless, and numpy is not on that list. It is added while
-    fastNLP loads a checkpoint, and only then; other objects are still refused.
+    Callbacks and monitors leave the former there, fastNLP's ``ReproduceBatchSampler`` the latter (it wraps samplers
+    that fastNLP does not know, ``WeightedRandomSampler`` for one). torch 2.6 and later load only what they know to be
+    harmless. These are added while fastNLP loads a checkpoint, and only then; other objects are still refused.
     """
     makers = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]  # numpy keeps these functions private
     numbers = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
-    harmless: list[Any] = [*makers, np.ndarray, np.dtype, *numbers]
+    harmless: list[Any] = [*makers, np.ndarray, np.dtype, *numbers, array.array]
     original = TorchDriver.load_checkpoint
 
     @functools.wraps(original)
@@ -114,22 +116,35 @@ def _forgets_that_the_epoch_is_over() -> bool:
     return resumed.num_left_samples != 0
 
 
+def _remember_the_end(sampler: type) -> None:
+    """Let a sampler that was saved at the end of an epoch yield nothing more, once."""
+    load: Callable[..., None] = vars(sampler)["load_state_dict"]
+    iterate: Callable[..., Iterator[Any]] = vars(sampler)["__iter__"]
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, states: dict[str, Any]) -> None:
+        load(self, states)
+        self.num_consumed_samples = min(states["num_consumed_samples"], self.num_samples)
+
+    @functools.wraps(iterate)
+    def iter_(self: Any) -> Iterator[Any]:
+        if self.during_iter or self.num_consumed_samples < self.num_samples:
+            return iterate(self)
+        self.num_consumed_samples = 0
+        return iter(())
+
+    sampler.load_state_dict, sampler.__iter__ = load_state_dict, iter_  # type: ignore[attr-defined]
+
+
 @where(_forgets_that_the_epoch_is_over)
 def finished_epoch() -> None:
     """Training resumes after the epoch that its checkpoint was written at the end of (``every_n_batches``).
 
-    fastNLP then takes the sampler to be at the beginning, while the Trainer still is in that epoch, and so trains all of
-    it again.
+    fastNLP then takes the sampler to be at the beginning, while the Trainer still is in that epoch, and so silently
+    trains all of it again. Now only its end is left, with what callbacks and evaluation do there.
     """
-    original = RandomSampler.load_state_dict
-
-    @functools.wraps(original)
-    def load_state_dict(self: RandomSampler, states: dict[str, Any]) -> None:
-        original(self, states)
-        if states["num_consumed_samples"] >= self.num_samples:
-            self.num_consumed_samples = self.num_samples
-
-    RandomSampler.load_state_dict = load_state_dict
+    for sampler in (RandomSampler, SequentialSampler, RandomBatchSampler, BucketedBatchSampler):
+        _remember_the_end(sampler)
 
 
 class _Resumed:

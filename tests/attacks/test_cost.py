@@ -1,4 +1,4 @@
-"""What a step costs, counted rather than timed: passes, parameter gradients, vocabulary-sized tensors, waits for a device."""
+"""What a step costs, counted, not timed: passes, parameter gradients, vocabulary-sized tensors, waits for a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import pytest
 import torch
 from references import batch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnlp_adv import FGM, FGSM, PGD
@@ -112,13 +116,13 @@ def test_no_tensor_of_the_size_of_the_vocabulary(attack, arguments, passes):
     assert found.vocabulary_sized == expected.vocabulary_sized
 
 
-def test_watching_costs_three_small_operations():
-    """A plain pass while the hook is on: zeros, a product and a sum, none of them in the backward pass of the weight."""
+def test_watching_costs_four_small_operations():
+    """A plain pass while the hook is on: zeros, scaled and added to the output, and the gradient scaled back."""
     plain, model = Model(), Model()
     FGM(model)
     extra = recorded(lambda: loss(model).backward()).operations - recorded(lambda: loss(plain).backward()).operations
-    forward = extra["aten.zeros_like.default"] + extra["aten.mul.Tensor"] + extra["aten.add.Tensor"]
-    assert sum(extra.values()) - forward <= 4, extra
+    del extra["aten.detach.default"]  # computes nothing
+    assert extra == {"aten.zeros_like.default": 1, "aten.mul.Tensor": 2, "aten.add.Tensor": 1}
 
 
 @EACH
@@ -129,7 +133,7 @@ def test_no_operation_waits_for_a_device(attack, arguments, passes, emb_name):
         arguments = {k: v for k, v in arguments.items() if k != "granularity"}
     with FakeTensorMode():
         ids, labels = torch.zeros(4, 7, dtype=torch.long), torch.zeros(4, dtype=torch.long)
-        model = Model()
+        model = Model(scale_grad_by_freq=True)
         attack = attack(model, emb_name=emb_name, **arguments)
         attack.step(lambda: nn.functional.cross_entropy(model(ids), labels))
         assert model.forwards == passes
@@ -140,7 +144,7 @@ def test_fake_tensors_would_notice():
     with FakeTensorMode():
         x = torch.ones(3)
         for reads in (lambda: x.norm().item(), lambda: bool(x.sum() > 0), lambda: x[x > 0], lambda: x.unique()):
-            with pytest.raises(Exception, match="data|dynamic|Dynamic"):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 reads()
 
 

@@ -1,12 +1,14 @@
-"""Whatever stops a step, the model is left as it was: weights to the bit, `requires_grad`, hooks, and its predictions."""
+"""Whatever stops a step, the model is left as it was: weights to the bit, `requires_grad`, hooks, predictions."""
 
 from __future__ import annotations
 
 import copy
+import importlib
+import pickle
 
 import pytest
 import torch
-from references import batch, classifier, loss_on
+from references import assert_same, batch, classifier, gradients, loss_on, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
@@ -139,8 +141,6 @@ def test_written_parameters_keep_their_storage(build):
 
 @pytest.mark.parametrize("emb_name", [None, "head"])
 def test_a_copy_taken_after_closing_carries_nothing(emb_name):
-    import pickle
-
     model = classifier()
     clean = snapshot(model)
     fgm = FGM(model, emb_name=emb_name)
@@ -151,12 +151,19 @@ def test_a_copy_taken_after_closing_carries_nothing(emb_name):
         assert not any(m._forward_hooks_with_kwargs for m in other.modules())
 
 
-def test_a_copy_taken_in_between_is_a_model_of_its_own():
+@pytest.mark.parametrize("compiler", [False, True])
+def test_a_copy_taken_in_between_is_a_model_of_its_own(compiler):
     """An average of weights, or a teacher, copied while an attack watches the model."""
+    if compiler:
+        importlib.import_module("torch._dynamo")  # the hook is another then
+    plain = classifier()
+    expected = step(FGM(plain, granularity="sequence"), plain, LOSS)
     model = classifier()
-    fgm = FGM(model)
+    fgm = FGM(model, granularity="sequence")
     LOSS(model).backward()
     other = copy.deepcopy(model)
     with fgm.attack():
         assert torch.equal(predictions(other), predictions(classifier()))
-        assert not torch.equal(predictions(model), predictions(other))
+        LOSS(other).backward()  # no lookup of the model's
+        LOSS(model).backward()
+    assert_same(gradients(model), expected)

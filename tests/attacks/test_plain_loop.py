@@ -65,7 +65,9 @@ def evaluate(model, how):
 
 @ATTACKS
 @GRANULARITY
-@pytest.mark.parametrize("how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"])
+@pytest.mark.parametrize(
+    "how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"]
+)
 def test_forwards_before_and_between_steps(build, reference, granularity, how):
     model = classifier()
     attack = build(model, granularity=granularity)

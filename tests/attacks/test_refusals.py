@@ -25,7 +25,7 @@ def test_inputs_embeds(attack):
     attack = attack(model)
     before = snapshot(model)
     embedded = model.get_input_embeddings().weight[IDS].detach()
-    with pytest.raises(RuntimeError, match=r"to look up embedding `bert.*it never did.*ids rather than `inputs_embeds`"):
+    with pytest.raises(RuntimeError, match=r"to look up embedding `bert.*never did.*ids rather than `inputs_embeds`"):
         attack.step(lambda: model(inputs_embeds=embedded, labels=LABELS).loss)
     assert_untouched(model, before)
     step(attack, model, lambda m: m(input_ids=IDS, labels=LABELS).loss)  # it still works
@@ -53,11 +53,11 @@ def test_a_lookup_that_the_loss_does_not_depend_on():
         model(IDS)
         return model.head(torch.ones(4, 8, dtype=torch.float64)).square().sum()
 
-    with pytest.raises(RuntimeError, match="a backward pass through the lookups .* on a loss that depends on the embedding"):
-        fgm.step(loss)
-    replaced = FGM(model, replace=True)
-    with pytest.raises(RuntimeError, match="a backward pass through the lookups .* on a loss that depends on the embedding"):
-        replaced.step(loss)
+    for attack in (fgm, FGM(model, replace=True)):
+        with pytest.raises(
+            RuntimeError, match=r"a backward pass through the lookups .* a loss that depends on the emb"
+        ):
+            attack.step(loss)
 
 
 @pytest.mark.parametrize("attack", [FGM, PGD])
@@ -66,7 +66,7 @@ def test_data_parallel_over_several_devices(attack):
     model = nn.DataParallel(classifier())
     model.device_ids = [0, 1]
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"DataParallel over 2 devices.*Use DistributedDataParallel: `Trainer\(device=\[0, 1\]\)`"):
+    with pytest.raises(ValueError, match=r"DataParallel over 2 devices.*Use DistributedDataParallel"):
         attack(model)
     with pytest.raises(ValueError, match="DataParallel"):
         attack(nn.Sequential(model))
@@ -85,7 +85,7 @@ def test_data_parallel_on_one_device_is_the_model(attack):
 
 def test_a_model_without_an_embedding():
     model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"to have an nn.Embedding, but got Sequential.*`0.weight` \(2 x 3\), `0.bias` \(2\)"):
+    with pytest.raises(ValueError, match=r"to have an nn.Embedding, but got Sequential.*`0.weight` \(2 x 3\)"):
         FGM(model)
     model = model.double()
     x, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
@@ -102,7 +102,7 @@ def test_positions_refuse_a_pass_of_another_shape(granularity):
     def loss():
         return loss_on(IDS[:, : next(lengths)], LABELS)(model)
 
-    with pytest.raises(RuntimeError, match=r"ids of the same shape, but got \(4, 5\) where the first pass had \(4, 7\)"):
+    with pytest.raises(RuntimeError, match=r"same shape, but got \(4, 5\) where the first pass had \(4, 7\)"):
         fgm.step(loss)
 
 

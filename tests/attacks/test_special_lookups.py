@@ -38,7 +38,10 @@ class Pooled(nn.Module):
         self.double()
 
     def forward(self, ids):
-        embedded = torch.tanh(self.word_embeddings(ids).flatten(1, -2) if ids.dim() > 1 else self.word_embeddings(ids)[:, None])
+        return self.upper(self.word_embeddings(ids))
+
+    def upper(self, embedded):
+        embedded = torch.tanh(embedded.reshape(len(embedded), -1, 6))
         place = torch.arange(1, embedded.shape[1] + 1, dtype=embedded.dtype).unsqueeze(-1)
         return self.head((embedded * place.cos()).sum(1))
 
@@ -90,10 +93,8 @@ def test_ids_of_any_shape_and_integer_type(build, reference, shape, dtype):
     model = Pooled(padding_idx=3)
     loss = loss_on(ids, labels)
     assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
-    turned = ids.transpose(0, -1).contiguous().transpose(0, -1)
-    assert_same(
-        step(build(model), model, loss_on(turned, labels)), on_weights(model, loss_on(turned, labels), WORDS, **reference)
-    )
+    turned = loss_on(ids.transpose(0, -1).contiguous().transpose(0, -1), labels)
+    assert_same(step(build(model), model, turned), on_weights(model, turned, WORDS, **reference))
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
@@ -104,9 +105,7 @@ def test_positions_of_ids_of_any_shape(granularity, shape):
     model = Pooled(padding_idx=3)
 
     def loss_from(m, embedded):
-        values = torch.tanh(embedded.flatten(1, -2) if ids.dim() > 1 else embedded[:, None])
-        place = torch.arange(1, values.shape[1] + 1, dtype=values.dtype).unsqueeze(-1)
-        return cross_entropy(m.head((values * place.cos()).sum(1)), labels)
+        return cross_entropy(m.upper(embedded), labels)
 
     found = step(FGM(model, 0.7, granularity=granularity), model, loss_on(ids, labels))
     expected = on_positions(
@@ -121,7 +120,8 @@ def test_a_scalar_id(build, reference):
     model = Pooled()
 
     def loss(m):
-        return m.head(torch.tanh(m.word_embeddings(torch.tensor(3)) + m.word_embeddings(torch.tensor(4)))).square().sum()
+        three, four = (m.word_embeddings(torch.tensor(token)) for token in (3, 4))
+        return m.head(torch.tanh(three + four)).square().sum()
 
     assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
 

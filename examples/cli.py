@@ -1,0 +1,64 @@
+"""
+What the example scripts share on the command line.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from fastNLP import RawTextCallback
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of a training run.
+
+    :param parser: where to.
+    """
+    add = parser.add_argument
+    add("--model", default="minilm", help="minilm, a folder, or a model on the Hugging Face hub (bert-base-uncased)")
+    add("--dataset", default="snippets", help="snippets, a .csv or .tsv file, or a data set on the hub (glue/sst2)")
+    add("--train-size", type=positive, help="how many texts to train on; all of them by default")
+    add("--max-length", type=positive, default=128, help="tokens a text has at most (default: %(default)s)")
+    add("--epochs", type=positive, default=2, help="(default: %(default)s)")
+    add("--batch-size", type=positive, default=16, help="(default: %(default)s)")
+    add("--lr", type=float, default=5e-5, help="learning rate (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of head, dropout and batches (default: %(default)s)")
+    add("--epsilon", type=float, help="size of the perturbation; the attack's own default if not given")
+    add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here: %(default)s)")
+    add("--output-dir", type=Path, default=Path("runs"), help="where to save models and metrics (default: %(default)s)")
+
+
+def positive(text: str) -> int:
+    """
+    :param text: an argument as typed.
+    :return: the whole number that it names.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
+    return int(text)
+
+
+def progress_bar(every: int = 20) -> str | RawTextCallback:
+    """
+    :param every: batches between two lines where there is no terminal.
+    :return: fastNLP's progress bar in a terminal, and a line now and then elsewhere.
+    """
+    return "auto" if sys.stdin.isatty() else RawTextCallback(print_every=every)
+
+
+@contextlib.contextmanager
+def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """
+    End the program with one line and status 2 where the user has asked for something that cannot be had.
+
+    :param parser: gives the program's name.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as reason:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(reason).split())}\n")

@@ -1,0 +1,133 @@
+"""
+Fine-tune a pretrained encoder on labelled texts, plainly or with a method of fastnlp_adv:
+
+    python train_text_classification.py --method fgm
+    python train_text_classification.py --method fgm+rdrop --dataset my_reviews.csv
+    python train_text_classification.py --method rdrop --dataset glue/sst2 --model bert-base-uncased
+
+A method is one entry of `methods`: copy this folder, change what you like, add yours.
+"""
+
+import argparse
+from pathlib import Path
+
+import report
+import torch
+from cli import add_arguments, one_line_errors, progress_bar
+from data import Data, load_data
+from fastNLP import (
+    Accuracy,
+    BucketedBatchSampler,
+    Callback,
+    DataSet,
+    SortedSampler,
+    TorchWarmupCallback,
+    Trainer,
+    prepare_torch_dataloader,
+)
+from fastNLP.io import DataBundle
+from models import load_model
+from torch import nn
+
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, compat
+
+compat.repair()  # fastNLP's dataloaders on torch 2
+
+
+def methods(epsilon: float | None = None, kl_weight: float = 1.0) -> dict[str, list[Callback]]:
+    size = {} if epsilon is None else {"epsilon": epsilon}  # each attack has a default of its own
+    return {
+        "none": [],
+        "fgm": [FGMCallback(**size)],
+        "fgsm": [FGSMCallback(**size)],
+        "pgd": [PGDCallback(**size)],
+        "rdrop": [RDropCallback(kl_weight=kl_weight)],
+        "fgm+rdrop": [FGMCallback(**size), RDropCallback(kl_weight=kl_weight)],
+    }
+
+
+class TextClassifier(nn.Module):
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+    def train_step(self, input_ids, attention_mask, labels):
+        outputs = self(input_ids, attention_mask, labels)
+        return {"loss": outputs.loss, "pred": outputs.logits}
+
+    def evaluate_step(self, input_ids, attention_mask, labels):
+        return {"pred": self(input_ids, attention_mask).logits.argmax(dim=-1), "target": labels}
+
+
+def tokenize(data: Data, tokenizer, max_length: int) -> DataBundle:
+    bundle = DataBundle(datasets={"train": DataSet(data.train[:]), "test": DataSet(data.test[:])})
+
+    def process(text):
+        encoded = tokenizer(text, truncation=True, max_length=max_length)
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    bundle.apply_field_more(process, field_name="text", progress_bar=None)
+    bundle.rename_field("label", "labels")
+    bundle.delete_field("text")
+    return bundle.set_pad("input_ids", tokenizer.pad_token_id)
+
+
+def build(
+    model: nn.Module, bundle: DataBundle, callbacks: list[Callback], args: argparse.Namespace, **options
+) -> Trainer:
+    train, test = bundle.get_dataset("train"), bundle.get_dataset("test")
+    # Texts of like length share a batch, which saves padding. The sampler's seed is its own: every method, one order.
+    batches = BucketedBatchSampler(train, length="input_ids", batch_size=args.batch_size, seed=args.seed)
+    by_length = SortedSampler(test, length="input_ids")
+    return Trainer(
+        model=model,
+        driver="torch",
+        device=args.device,
+        n_epochs=args.epochs,
+        optimizers=torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True),
+        train_dataloader=prepare_torch_dataloader(train, batch_sampler=batches),
+        evaluate_dataloaders=prepare_torch_dataloader(test, batch_size=2 * args.batch_size, sampler=by_length),
+        metrics={"accuracy": Accuracy()},
+        callbacks=[*callbacks, TorchWarmupCallback(warmup=0.1)],
+        progress_bar=progress_bar(),
+        **options,
+    )
+
+
+def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser, **options) -> report.Result:
+    timer = report.StepTimer(args.device)
+    with one_line_errors(parser):
+        folder.mkdir(parents=True, exist_ok=True)
+        callbacks = methods(args.epsilon, args.kl_weight)[method]
+        torch.manual_seed(args.seed)
+        backbone, tokenizer = load_model(args.model, data.num_labels)
+        bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
+        trainer = build(TextClassifier(backbone), bundle, [*callbacks, timer], args, **options)
+    trainer.run(catch_KeyboardInterrupt=False)  # Ctrl-C stops the program, not only the training
+    accuracy = trainer.evaluator.run()["acc#accuracy"]
+    result = report.Result(method, accuracy, timer.median, len(timer.seconds), len(data.test))
+    backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # so that `--model` can name the folder
+    report.save(result, vars(args), folder)
+    return result
+
+
+def main(argv: list[str] | None = None) -> report.Result:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=methods(), default="none", help="(default: %(default)s)")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    with one_line_errors(parser):
+        data = load_data(args.dataset, args.train_size)
+    print(f"{args.method}: {args.model} on {len(data.train)} texts of {data.source}")
+    folder = args.output_dir / args.method
+    result = run(args.method, data, args, folder, parser)
+    print(f"accuracy {result.accuracy:.4f}, {result.step_seconds:.3f} seconds a step; saved in {folder}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

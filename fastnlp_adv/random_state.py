@@ -1,0 +1,104 @@
+"""Random numbers: a stream of its own for noise, and one dropout mask for several forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DROPOUT_MASKS", "Noise", "Replay"]
+
+DROPOUT_MASKS = ("new", "same")
+
+
+class Noise:
+    """
+    The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout mask
+    and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
+
+    Example::
+
+        >>> noise, x = Noise(), torch.zeros(2)
+        >>> state = noise.state_dict()
+        >>> first = noise.like(x).normal_(generator=noise.on(x.device))
+        >>> noise.load_state_dict(state)
+        >>> torch.equal(first, noise.like(x).normal_(generator=noise.on(x.device)))
+        True
+    """
+
+    def __init__(self) -> None:
+        self.generator: torch.Generator | None = None
+        self._state: Tensor | None = None
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator, which lives on the device that the first noise is drawn on."""
+        if self.generator is None:
+            self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+            if self._state is not None:
+                self.generator.set_state(self._state)
+        return self.generator
+
+    @staticmethod
+    def like(x: Tensor) -> Tensor:
+        """Room for noise, of the shape of ``x`` and at least in single precision."""
+        return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Where the stream stands; nothing yet before the first noise."""
+        return {"generator": self._state if self.generator is None else self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Go on where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
+        self.generator, self._state = None, state["generator"]
+        if self._state is None:
+            return
+
+
+class Replay:
+    """
+    Runs several forward passes under the same dropout mask, by putting the random state back before each of them.
+
+    :param model: tells which device's random state counts besides the CPU's.
+    :param dropout_mask: ``"same"``, or ``"new"`` for doing nothing.
+
+    Example::
+
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+        >>> replay = Replay(model, "same")
+        >>> with replay.step():
+        ...     first, second = (replay.run(model, torch.ones(1, 8)) for _ in range(2))
+        >>> torch.equal(first, second)
+        True
+    """
+
+    def __init__(self, model: nn.Module, dropout_mask: str):
+        self._same = dropout_mask == "same"
+        self._devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        self._states: list | None = None
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The passes of one step. Afterwards the random state is what the last of them left."""
+        outer, self._states = self._states, None
+        try:
+            yield
+        finally:
+            self._states = outer
+
+    def begin_pass(self) -> None:
+        """Put the random state back to that of the first pass of the step."""
+        if not self._same:
+            return
+        if self._states is None:
+            self._states = [torch.get_rng_state(), *((d, torch.cuda.get_rng_state(d)) for d in self._devices)]
+            return
+        torch.set_rng_state(self._states[0])
+        for device, state in self._states[1:]:
+            torch.cuda.set_rng_state(state, device)
+
+    def run(self, forward, *args):
+        """Run a forward pass under the mask of the step."""
+        self.begin_pass()
+        return forward(*args)

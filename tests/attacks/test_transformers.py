@@ -1,0 +1,206 @@
+"""Model families of transformers, built small: the same as perturbing the weights of their word embeddings."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+import transformers
+from references import ATTACKS, assert_same, batch, bert, differ, gradients, on_positions, on_weights, step
+from support import VOCAB, assert_untouched, snapshot
+
+from fastnlp_adv import FGM, PGD
+
+IDS, LABELS = batch(4, 7)
+IDS[:2, 5:] = 0
+MASK = (IDS != 0).long()
+SMALL = {"vocab_size": VOCAB, "num_labels": 3, "attn_implementation": "eager"}
+ENCODER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def classify(model):
+    return model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss
+
+
+def hidden(model):
+    return model(input_ids=IDS, attention_mask=MASK, decoder_input_ids=IDS.flip(1)[:, :5]).last_hidden_state
+
+
+def describe(model):
+    """A loss on the hidden states, where a head would be tied to the embedding."""
+    states = hidden(model)
+    return (states * torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)).sum()
+
+
+FAMILIES = {
+    "roberta": ("RobertaForSequenceClassification", {**SMALL, **ENCODER, "pad_token_id": 0}, classify),
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        {**SMALL, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
+        | {"seq_classif_dropout": 0.0, "max_position_embeddings": 32},
+        classify,
+    ),
+    "gpt2": (
+        "GPT2ForSequenceClassification",
+        {**SMALL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": 0}
+        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        classify,
+    ),
+    "t5": (
+        "T5Model",
+        {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        | {"dropout_rate": 0.0},
+        describe,
+    ),
+    "bart": (
+        "BartModel",
+        {"vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32}
+        | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+        | {"dropout": 0.0, "scale_embedding": True, "pad_token_id": 0},
+        describe,
+    ),
+}
+
+
+def family(name):
+    cls, config, loss = FAMILIES[name]
+    cls = getattr(transformers, cls)
+    torch.manual_seed(0)
+    return cls(cls.config_class(**config)).double().train(), loss
+
+
+def input_weight(model):
+    weight = model.get_input_embeddings().weight
+    return next(name for name, p in model.named_parameters() if p is weight)
+
+
+@ATTACKS
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(build, reference, name):
+    model, loss = family(name)
+    before = snapshot(model)
+    attack = build(model)
+    found = step(attack, model, loss)
+    attack.close()
+    assert_same(found, on_weights(model, loss, [input_weight(model)], **reference))
+    assert_untouched(model, before)
+
+
+def test_an_encoder_decoder_looks_up_twice_and_bart_scales():
+    for name, scale in (("t5", 1.0), ("bart", 4.0)):
+        model, loss = family(name)
+        fgm = FGM(model, 0.7)
+        loss(model).backward()
+        grad = model.get_input_embeddings().weight.grad
+        weight = model.get_input_embeddings().weight.detach()
+        moved = weight + 0.7 * grad / grad.norm()
+        modules = [module for tap in fgm.taps for module in tap._embedding.modules]
+        with fgm.attack(), torch.no_grad():
+            assert {float(m(IDS).sub(scale * moved[IDS]).abs().max()) < 1e-12 for m in modules} == {True}
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_positions_of_an_encoder_decoder(granularity):
+    model, loss = family("t5")
+    decoder = IDS.flip(1)[:, :5].contiguous()
+
+    def loss_from(m, encoded, decoded):
+        states = m(inputs_embeds=encoded, attention_mask=MASK, decoder_inputs_embeds=decoded).last_hidden_state
+        return (states * torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)).sum()
+
+    found = step(FGM(model, 0.7, granularity=granularity), model, loss)
+    per_token = granularity == "token"
+    expected = on_positions(
+        model, [IDS, decoder], loss_from, lambda m: m.get_input_embeddings(), per_token=per_token, steps=[0.7]
+    )
+    assert_same(found, expected)
+
+
+def test_a_tied_language_model_head_is_left_alone():
+    """Tied and untied heads start from the same numbers; only what is looked up moves, so what they predict agrees."""
+    found = []
+    for tied in (True, False):
+        config = transformers.GPT2Config(
+            **{**FAMILIES["gpt2"][1], "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0}
+        )
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(config)
+        with torch.no_grad():
+            model.lm_head.weight.copy_(model.transformer.wte.weight.clone())
+        assert (model.lm_head.weight is model.transformer.wte.weight) == tied
+        model = model.double()
+        fgm = FGM(model, 0.7)
+        deltas = []
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        with fgm.attack(closure=lambda model=model: model(input_ids=IDS, labels=IDS).loss):
+            deltas.append(model.transformer.wte(IDS) - model.transformer.wte.weight[IDS])
+            logits = model(input_ids=IDS).logits
+        found.append((deltas[0].detach(), logits.detach()))
+    torch.testing.assert_close(found[0], found[1])
+
+
+LORA = pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["query", "value"]},
+        {"target_modules": ["query", "word_embeddings"]},
+        {"target_modules": ["query"], "modules_to_save": ["classifier"]},
+    ],
+    ids=["layers", "embedding too", "head saved"],
+)
+
+
+def lora(config):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, lora_dropout=0.0, **config)
+    return peft.get_peft_model(bert(), config).double()
+
+
+@ATTACKS
+@LORA
+def test_lora_attacks_the_frozen_embedding(build, reference, config):
+    model = lora(config)
+    before = snapshot(model)
+    weight = next(n for n, _ in model.named_parameters() if "word_embeddings" in n and "lora" not in n)
+    attack = build(model)
+    assert [tap.name for tap in attack.taps] == [weight]
+    found = step(attack, model, classify)
+    attack.close()
+    assert_same(found, on_weights(model, classify, [weight], **reference))
+    assert found[weight] is None
+    assert_untouched(model, before)
+    model.zero_grad()
+    classify(model).backward()
+    assert differ(found, gradients(model)) > 1e-3
+
+
+def test_lora_with_checkpointing():
+    """transformers then makes the embedding's output require gradients by a hook, before or after the attack's own."""
+    found = []
+    for first in ("attack", "checkpointing", "none"):
+        model = lora({"target_modules": ["query", "value"]}).train()
+        pgd = PGD(model) if first == "attack" else None
+        if first != "none":
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        found.append(step(pgd or PGD(model), model, classify))
+    assert_same(found[0], found[2])
+    assert_same(found[1], found[2])
+
+
+def test_an_embedding_of_which_peft_trains_a_copy():
+    """`modules_to_save` keeps the original beside its trained copy, and looks up the copy."""
+    model = lora({"target_modules": ["query"], "modules_to_save": ["word_embeddings"]})
+    found = step(FGM(model, 0.7), model, classify)
+    (weight,) = [n for n, _ in model.named_parameters() if "word_embeddings.modules_to_save" in n]
+    assert_same(found, on_weights(model, classify, [weight], steps=[0.7]))
+    named = FGM(model, emb_name="word_embeddings.original_module")
+    with pytest.raises(RuntimeError, match="name the embedding that is looked up with `emb_name`"):
+        named.step(lambda: classify(model))

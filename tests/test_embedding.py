@@ -1,0 +1,181 @@
+"""Which parameters an `emb_name` stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import bert
+from torch import nn
+
+from fastnlp_adv.embedding import find_embeddings, scale_of
+
+
+class Model(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class Backbone(nn.Module):
+    """In the manner of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Embedding(100, 4)
+        self.tokens = nn.Embedding(30, 4)
+
+    def get_input_embeddings(self):
+        return self.tokens
+
+
+class Abstract(Model):
+    def get_input_embeddings(self):
+        raise NotImplementedError
+
+
+def names(model, emb_name=None):
+    return find_embeddings(model, emb_name).names()
+
+
+def test_part_of_a_name():
+    model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 2), out=nn.Linear(2, 2))
+    assert names(model, "word") == ["word.weight"]
+    assert names(model, "char.weight") == ["char.weight"]
+    assert names(model, "r") == ["word.weight", "char.weight"]
+    assert names(model, "weight") == ["word.weight", "char.weight", "out.weight"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("*.word.*", ["encoder.word.weight", "decoder.word.weight"]),
+        ("encoder.*", ["encoder.word.weight"]),
+        ("*coder.w?rd.weight", ["encoder.word.weight", "decoder.word.weight"]),
+        ("[de]*[rt].word.weight", ["encoder.word.weight", "decoder.word.weight"]),
+    ],
+)
+def test_globs_match_whole_names(glob, expected):
+    model = Model(encoder=Model(word=nn.Embedding(9, 2)), decoder=Model(word=nn.Embedding(9, 2)))
+    assert names(model, glob) == expected
+    with pytest.raises(ValueError, match="emb_name"):
+        names(model, "word?")
+
+
+def test_none_asks_the_model_or_a_part_of_it():
+    assert names(Backbone()) == ["tokens.weight"]
+    assert names(Model(big=nn.Embedding(1000, 4), back_bone=Backbone())) == ["back_bone.tokens.weight"]
+    assert names(bert()) == ["bert.embeddings.word_embeddings.weight"]
+    assert names(Model(back_bone=bert())) == ["back_bone.bert.embeddings.word_embeddings.weight"]
+
+
+def test_none_asks_further_where_a_part_cannot_tell():
+    assert names(Abstract(back_bone=Backbone())) == ["back_bone.tokens.weight"]
+
+    class Pixels(Model):
+        def get_input_embeddings(self):
+            return nn.Conv2d(3, 4, 2)
+
+    assert names(Pixels(back_bone=Backbone())) == ["back_bone.tokens.weight"]
+
+    class Nothing(Model):
+        def get_input_embeddings(self):
+            return None
+
+    assert names(Nothing(small=nn.Embedding(3, 2), big=nn.Embedding(9, 2))) == ["big.weight"]
+
+
+def test_none_takes_the_only_embedding_or_that_with_the_most_rows():
+    assert names(Model(only=nn.Embedding(3, 2), out=nn.Linear(2, 2))) == ["only.weight"]
+    several = Model(positions=nn.Embedding(5, 2), words=nn.Embedding(50, 2), tags=nn.Embedding(9, 2))
+    assert names(several) == ["words.weight"]
+    assert names(nn.Embedding(3, 2)) == ["weight"]
+
+
+def test_none_looks_inside_a_wrapper_around_the_embedding():
+    """PEFT's, for one."""
+
+    class Wrapped(Model):
+        def get_input_embeddings(self):
+            return self.wrapper
+
+    assert names(Wrapped(wrapper=Model(base_layer=nn.Embedding(9, 2)))) == ["wrapper.base_layer.weight"]
+
+
+def test_shared_weights_are_one_embedding_with_all_its_modules():
+    one, two = nn.Embedding(9, 2), nn.Embedding(9, 2)
+    two.weight = one.weight
+    out = nn.Linear(2, 9, bias=False)
+    out.weight = one.weight
+    (found,) = find_embeddings(Model(one=one, two=two, out=out)).embeddings
+    assert found.name == "one.weight"
+    assert found.modules == [one, two]
+    assert found.weight is one.weight
+
+
+def test_the_embedding_of_an_encoder_decoder():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    model = T5ForConditionalGeneration(config)
+    (found,) = find_embeddings(model).embeddings
+    assert found.name == "shared.weight"
+    looked_up = {id(model.shared), id(model.encoder.embed_tokens), id(model.decoder.embed_tokens)}
+    assert {id(module) for module in found.modules} == looked_up
+
+
+def test_frozen_embeddings_match_and_frozen_parameters_do_not():
+    model = Model(word=nn.Embedding(9, 2), out=nn.Linear(2, 2)).requires_grad_(False)
+    assert names(model, "weight") == ["word.weight"]
+    assert names(model) == ["word.weight"]
+    with pytest.raises(ValueError, match="trainable parameter"):
+        names(model, "out")
+
+
+def test_lookups_that_do_more_are_weights():
+    class Dropped(nn.Embedding):
+        def forward(self, ids):
+            return nn.functional.dropout(super().forward(ids))
+
+    class Scaled(nn.Embedding):
+        embed_scale = 3.0
+
+        def forward(self, ids):
+            return super().forward(ids) * self.embed_scale
+
+    class Renamed(nn.Embedding):
+        pass
+
+    model = Model(dropped=Dropped(9, 2), scaled=Scaled(9, 2), renamed=Renamed(9, 2), bag=nn.EmbeddingBag(9, 2))
+    found = find_embeddings(model, "weight")
+    assert [e.name for e in found.embeddings] == ["scaled.weight", "renamed.weight"]
+    assert list(found.weights) == ["dropped.weight", "bag.weight"]
+    assert [scale_of(e.modules[0]) for e in found.embeddings] == [3.0, 1.0]
+    mixed = Model(plain=nn.Embedding(9, 2), dropped=Dropped(9, 2))
+    mixed.dropped.weight = mixed.plain.weight
+    assert list(find_embeddings(mixed).weights) == ["plain.weight"]
+
+
+def test_no_match_lists_the_embeddings():
+    model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 3), out=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"got 'embed'. The model has the embeddings `word.weight` \(9 x 2\), `char.w"):
+        names(model, "embed")
+
+
+def test_no_embedding_lists_parameters():
+    with pytest.raises(ValueError, match=r"an nn.Embedding, but got Linear .*`weight` \(3 x 2\), `bias` \(3\)"):
+        names(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"got 'embed'. The model has no nn.Embedding; its parameters are `weight`"):
+        names(nn.Linear(2, 3), "embed")
+
+
+def test_max_norm_is_refused_where_it_matches():
+    model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 3, max_norm=2.0))
+    assert names(model, "word") == ["word.weight"]
+    with pytest.raises(ValueError, match=r"`char.weight` \(8 x 3\) to have no `max_norm`, but got 2.0"):
+        names(model, "char")
+
+
+def test_a_pretrained_embedding():
+    model = Model(word=nn.Embedding.from_pretrained(torch.randn(9, 2)))
+    assert names(model) == ["word.weight"]

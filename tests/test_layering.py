@@ -1,0 +1,110 @@
+"""The layers: the torch core knows nothing of fastNLP, public names exist, and every one of them is documented."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastnlp_adv
+
+ROOT = Path(fastnlp_adv.__file__).parent
+CORE_FILES = ["checks", "divergences", "embedding", "functional", "perturbation", "tap", "weight_tap"]
+CORE = [
+    *(ROOT / f"{name}.py" for name in CORE_FILES),
+    *sorted((ROOT / "attacks").glob("*.py")),
+    *sorted((ROOT / "regularizers").glob("*.py")),
+]
+MODULES = ["fastnlp_adv", *(m.name for m in pkgutil.walk_packages([str(ROOT)], "fastnlp_adv."))]
+
+
+def imports(path):
+    """The absolute names of all modules that a file imports, at the top or inside a function."""
+    package = [path.parent.name] if path.parent != ROOT else []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ["fastnlp_adv", *package][: len(package) + 2 - node.level] if node.level else []
+            yield ".".join([*above, node.module or ""]).rstrip(".")
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top in {"torch", "numpy", "fastnlp_adv", *sys.stdlib_module_names}, name
+        if top == "fastnlp_adv":
+            layer = name.split(".")[1]
+            assert layer not in ("callbacks", "compat"), name
+
+
+def test_every_module_is_in_a_layer():
+    parts = [["fastnlp_adv", *path.relative_to(ROOT).with_suffix("").parts] for path in CORE]
+    core = {".".join(each).removesuffix(".__init__") for each in parts}
+    outer = {name for name in MODULES if name.split(".")[1:2] in ([], ["callbacks"], ["compat"])}
+    assert set(MODULES) == outer | core
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_exist_once_and_in_order(module):
+    module = importlib.import_module(module)
+    assert module.__doc__
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert hasattr(module, name), name
+
+
+def public():
+    """Public functions and classes, where they are defined."""
+    found = {}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for each in module.__all__:
+            thing = getattr(module, each)
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                found[f"{thing.__module__}.{thing.__qualname__}"] = thing
+    return found
+
+
+def parameters(thing):
+    """The names of the parameters of a function, or of what builds a class."""
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, p in signature.parameters.items() if p.kind not in variadic and name != "self"]
+
+
+def methods(cls):
+    """Public methods that the class defines itself."""
+    for name, member in vars(cls).items():
+        function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+        if inspect.isfunction(function) and not name.startswith("_"):
+            yield name, function
+
+
+@pytest.mark.parametrize("name", public())
+def test_public_classes_and_functions_document_their_parameters(name):
+    thing = public()[name]
+    doc = inspect.getdoc(thing)
+    assert doc and not doc.startswith(f"{thing.__name__}("), "no docstring"  # a dataclass makes one of its signature
+    missing = [p for p in parameters(thing) if f":param {p}:" not in doc]
+    assert not missing, f"{name} does not document {missing}"
+    for named in (line.split(":")[1].split()[-1] for line in doc.splitlines() if line.strip().startswith(":param ")):
+        assert inspect.isclass(thing) or named in inspect.signature(thing).parameters, f"{name} documents {named}"
+
+
+@pytest.mark.parametrize("name", [n for n in fastnlp_adv.__all__ if inspect.isclass(getattr(fastnlp_adv, n))])
+def test_public_methods_are_documented(name):
+    cls = getattr(fastnlp_adv, name)
+    for method, _ in methods(cls):
+        doc = inspect.getdoc(getattr(cls, method))
+        hook = method.startswith("on_")  # fastNLP's, documented there
+        assert doc or hook or method in ("passes", "check"), f"{name}.{method}"

@@ -1,0 +1,186 @@
+"""Taps one by one: what they see, what they change, and what they leave."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import batch, classifier
+from support import VOCAB, assert_untouched, snapshot
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv.embedding import Embedding
+from fastnlp_adv.perturbation import GRANULARITIES
+from fastnlp_adv.tap import EmbeddingTap
+from fastnlp_adv.weight_tap import WeightTap
+
+IDS, LABELS = batch(4, 7)
+GRANULARITY = pytest.mark.parametrize("granularity", GRANULARITIES)
+
+
+def on_lookups(model, granularity="token"):
+    module = model.word_embeddings
+    tap = EmbeddingTap(Embedding("word_embeddings.weight", module.weight, [module]), granularity)
+    tap.open()
+    return tap
+
+
+def on_head(model):
+    tap = WeightTap("head.weight", model.head.weight)
+    tap.open()
+    return tap
+
+
+def loss(model, ids=IDS, labels=LABELS):
+    return cross_entropy(model(ids), labels)
+
+
+BOTH = pytest.mark.parametrize("make", [on_lookups, on_head])
+
+
+@BOTH
+def test_open_and_close_are_symmetric_and_idempotent(make):
+    model = classifier()
+    before = snapshot(model)
+    tap = make(model)
+    opened = snapshot(model)
+    assert opened[2:] != before[2:]
+    tap.open()
+    assert snapshot(model)[2:] == opened[2:]
+    tap.close()
+    tap.close()
+    assert_untouched(model, before)
+    tap.open()
+    assert snapshot(model)[2:] == opened[2:]
+
+
+@BOTH
+@pytest.mark.parametrize("keep_leaves", [False, True])
+def test_watching_changes_no_bit_of_the_loss_or_the_gradients(make, keep_leaves):
+    plain, model = classifier().float(), classifier().float()
+    make(model).begin_pass(keep_leaves=keep_leaves)
+    losses = [loss(plain), loss(model)]
+    assert torch.equal(*losses)
+    for each in losses:
+        each.backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@GRANULARITY
+def test_the_gradient_is_that_of_the_lookups(granularity):
+    model = classifier(padding_idx=None)
+    tap = on_lookups(model, granularity)
+    loss(model).backward()
+    (found,) = tap.gradients()
+    embedded = model.word_embeddings.weight[IDS].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), LABELS), embedded)
+    if granularity == "vocab":
+        assert torch.allclose(found.norm(), model.word_embeddings.weight.grad.norm(), rtol=1e-12)
+    else:
+        assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+
+
+def test_leaves_are_what_a_gradient_only_pass_differentiates():
+    model = classifier()
+    tap = on_lookups(model)
+    loss(model)
+    assert tap.leaves == []
+    tap.begin_pass(keep_leaves=True)
+    (grad,) = torch.autograd.grad(loss(model), tap.leaves)
+    assert torch.equal(tap.gradients()[0], torch.where((IDS != 0).unsqueeze(-1), grad, 0))
+    assert all(p.grad is None for p in model.parameters())
+    tap.reset()
+    assert tap.leaves == []
+
+
+@GRANULARITY
+def test_a_perturbation_is_added_and_taken_off(granularity):
+    model = classifier()
+    tap = on_lookups(model, granularity)
+    clean = model.word_embeddings(IDS)
+    loss(model).backward()
+    (value, _, free), grad = tap.values()[0], tap.gradients()[0]
+    assert value.eq(0).all() and free.dtype == torch.bool and value.shape == grad.shape
+    tap.perturb([grad])
+    moved = model.word_embeddings(IDS) - clean
+    if granularity == "vocab":
+        assert torch.allclose(moved, model.word_embeddings.weight.grad[IDS], atol=1e-12)
+    else:
+        assert torch.allclose(moved, grad, atol=1e-12)
+    tap.reset()
+    assert torch.equal(model.word_embeddings(IDS), clean)
+
+
+def test_a_backward_pass_is_asked_for_once_per_perturbation():
+    model = classifier()
+    tap = on_lookups(model)
+    loss(model).backward()
+    tap.perturb([value for value, _, _ in tap.values()])
+    with pytest.raises(RuntimeError, match="to look up"):
+        tap.gradients()
+    kept = loss(model)
+    with pytest.raises(RuntimeError, match="a backward pass"):
+        tap.gradients()
+    kept.backward()
+    tap.gradients()
+
+
+def test_gradients_are_those_of_the_last_backward_pass():
+    """Two forwards, then their backward passes in either order; both are in one pass, a third forward is another."""
+    model = classifier(padding_idx=None)
+    tap = on_lookups(model)
+    tap.begin_pass(keep_leaves=False)
+    other = batch(4, 7, seed=1)[0]
+    first, second = loss(model), loss(model, other)
+    second.backward()
+    first.backward()
+    assert len(tap.gradients()) == 2
+    tap.reset()
+    third = loss(model, other)
+    third.backward()
+    alone = tap.gradients()
+    assert len(alone) == 1
+    tap.reset()
+    loss(model).backward()
+    loss(model, other).backward()
+    assert torch.equal(tap.gradients()[0], alone[0])
+
+
+class TestWeightTap:
+    def test_the_gradient_is_that_of_the_last_backward_pass(self):
+        model = classifier()
+        tap = on_head(model)
+        other = batch(4, 7, seed=1)
+        loss(model, *other).backward()
+        first = model.head.weight.grad.clone()
+        assert torch.equal(tap.gradients()[0], first)
+        loss(model).backward()
+        assert torch.allclose(tap.gradients()[0], model.head.weight.grad - first, atol=1e-14)
+
+    def test_perturbations_start_from_the_weight_and_not_from_each_other(self):
+        model = classifier()
+        tap = on_head(model)
+        origin = model.head.weight.detach().clone()
+        loss(model).backward()
+        for factor in (1.0, 3.0):
+            tap.perturb([torch.full_like(origin, factor)])
+            assert torch.equal(model.head.weight, origin + factor)
+        tap.reset()
+        assert torch.equal(model.head.weight, origin)
+        tap.reset()
+        assert torch.equal(model.head.weight, origin)
+
+    @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 2)])
+    def test_parameters_of_any_shape_have_one_norm(self, shape):
+        param = nn.Parameter(torch.ones(shape))
+        tap = WeightTap("p", param)
+        ((value, dims, free),) = tap.values()
+        assert value.shape == shape and dims == tuple(range(len(shape))) and free is None
+
+    def test_sparse_gradients_are_made_dense(self):
+        module = nn.Embedding(VOCAB, 3, sparse=True)
+        tap = WeightTap("weight", module.weight)
+        tap.open()
+        module(IDS).sum().backward()
+        assert torch.equal(tap.gradients()[0], module.weight.grad.to_dense())
+        tap.close()
