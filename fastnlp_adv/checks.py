@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-__all__ = ["check_choice", "check_count", "check_flag", "check_number"]
+from .functional import NORMS
+from .perturbation import GRANULARITIES
+from .random_state import DROPOUT_MASKS
+
+__all__ = ["check_arguments", "check_choice", "check_count", "check_flag", "check_name", "check_number"]
 
 
 def check_number(name: str, value: Any, *, positive: bool = False) -> None:
@@ -59,3 +65,54 @@ def check_flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise ValueError(f"Expected `{name}` to be True or False, but got {value!r}.")
+
+
+def check_name(name: str, value: Any) -> None:
+    """
+    Refuse what is neither a part of a parameter's name nor None.
+
+    :param name: what the argument is called.
+    :param value: its value.
+    :raises ValueError: if it is something else.
+    """
+    if not isinstance(value, (str, type(None))) or value == "":
+        raise ValueError(f"Expected `{name}` to be a part of a name or None, but got {value!r}.")
+
+
+def _check_mask(name: str, value: Any) -> None:
+    if not (value is None or isinstance(value, str) or callable(value)):
+        raise ValueError(f"Expected `{name}` to be None, the key of a batch field or a callable, but got {value!r}.")
+
+
+def _check_divergence(name: str, value: Any) -> None:
+    if not callable(value):
+        check_choice(name, value, ("categorical", "bernoulli", "mse"))
+
+
+#: the same argument means the same in every method, and is checked in one place
+_ARGUMENTS: dict[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(("epsilon", "alpha", "init", "xi", "gamma"), check_number),
+    **dict.fromkeys(("weight", "adv_weight", "kl_weight"), check_number),
+    **dict.fromkeys(("replace", "random_init"), check_flag),
+    "steps": check_count,
+    "emb_name": check_name,
+    "granularity": partial(check_choice, choices=GRANULARITIES),
+    "norm": partial(check_choice, choices=tuple(NORMS)),
+    "dropout_mask": partial(check_choice, choices=DROPOUT_MASKS),
+    "divergence": _check_divergence,
+    "reduction": partial(check_choice, choices=("batchmean", "sum", "mean")),
+    "mode": partial(check_choice, choices=("concat", "two_pass")),
+    "mask": _check_mask,
+}
+
+
+def check_arguments(arguments: dict[str, Any], **own: Callable[[str, Any], None]) -> None:
+    """
+    Check the arguments of a method.
+
+    :param arguments: by name.
+    :param own: checks of arguments that only this method has, or has in another sense.
+    :raises ValueError: if one is out of range.
+    """
+    for name, value in arguments.items():
+        {**_ARGUMENTS, **own}[name](name, value)

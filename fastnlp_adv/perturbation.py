@@ -26,12 +26,14 @@ class Lookup:
     :param grad: the gradient at its output, of shape ``(*ids, features)``, divided by the scale of a scaled embedding.
     :param padding_idx: the embedding's own.
     :param scale_grad_by_freq: the embedding's own.
+    :param start: what was added to it in the first pass, if that was not clean.
     """
 
     ids: Tensor
     grad: Tensor
     padding_idx: int | None = None
     scale_grad_by_freq: bool = False
+    start: Tensor | None = None
 
     def real(self) -> Tensor:
         """False at ``padding_idx``, whose row of the weight never gets a gradient; shape ``(*ids, 1)``."""
@@ -124,7 +126,10 @@ class PositionPerturbation(Perturbation):
         self._lookups = lookups
         self._place = {index: place for place, index in enumerate(lookups)}
         dtype = torch.promote_types(next(iter(lookups.values())).grad.dtype, torch.float32)
-        self.values = [torch.zeros_like(lookup.grad, dtype=dtype) for lookup in lookups.values()]
+        self.values = [
+            torch.zeros_like(lookup.grad, dtype=dtype) if lookup.start is None else lookup.start.to(dtype)
+            for lookup in lookups.values()
+        ]
 
     def dims(self, value: Tensor) -> tuple[int, ...]:
         return (-1,) if self._per_token else tuple(range(1, value.dim()))

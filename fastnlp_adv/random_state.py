@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -52,53 +52,42 @@ class Noise:
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Go on where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
         self.generator, self._state = None, state["generator"]
-        if self._state is None:
-            return
 
 
 class Replay:
     """
     Runs several forward passes under the same dropout mask, by putting the random state back before each of them.
 
-    :param model: tells which device's random state counts besides the CPU's.
+    :param model: tells which devices' random states count besides the CPU's.
     :param dropout_mask: ``"same"``, or ``"new"`` for doing nothing.
 
     Example::
 
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
-        >>> replay = Replay(model, "same")
-        >>> with replay.step():
-        ...     first, second = (replay.run(model, torch.ones(1, 8)) for _ in range(2))
+        >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), torch.ones(1, 8)
+        >>> with Replay(model, "same").step() as begin_pass:
+        ...     begin_pass()
+        ...     first = model(x)
+        ...     begin_pass()
+        ...     second = model(x)
         >>> torch.equal(first, second)
         True
     """
 
     def __init__(self, model: nn.Module, dropout_mask: str):
         self._same = dropout_mask == "same"
-        self._devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        self._states: list | None = None
+        self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """The passes of one step. Afterwards the random state is what the last of them left."""
-        outer, self._states = self._states, None
-        try:
-            yield
-        finally:
-            self._states = outer
+    def step(self) -> Iterator[Callable[[], None]]:
+        """The passes of one step; gives the function to call before each. The random state ends where the last leaves it."""
+        states: list[Tensor] = []
 
-    def begin_pass(self) -> None:
-        """Put the random state back to that of the first pass of the step."""
-        if not self._same:
-            return
-        if self._states is None:
-            self._states = [torch.get_rng_state(), *((d, torch.cuda.get_rng_state(d)) for d in self._devices)]
-            return
-        torch.set_rng_state(self._states[0])
-        for device, state in self._states[1:]:
-            torch.cuda.set_rng_state(state, device)
+        def begin_pass() -> None:
+            if self._same and not states:
+                states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)])
+            elif self._same:
+                torch.set_rng_state(states[0])
+                for state, device in zip(states[1:], self._devices, strict=True):
+                    torch.cuda.set_rng_state(state, device)
 
-    def run(self, forward, *args):
-        """Run a forward pass under the mask of the step."""
-        self.begin_pass()
-        return forward(*args)
+        yield begin_pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,6 +33,11 @@ class Tap(ABC):
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self.leaves: list[Tensor] = []  # what a gradient-only pass differentiates with respect to
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the hooks are there."""
+        return bool(self._handles)
 
     def open(self) -> None:
         """Install the hooks; does nothing when they are there."""
@@ -77,6 +83,10 @@ class EmbeddingTap(Tap):
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
     """
 
+    #: for methods whose first pass is not clean, what it adds to a lookup: a function of the number of the lookup, its ids,
+    #: its output and where these are real tokens; for ``"sequence"`` and ``"token"``, and until the next reset
+    start: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
+
     def __init__(self, embedding: Embedding, granularity: str):
         super().__init__()
         self.name = embedding.name
@@ -92,6 +102,7 @@ class EmbeddingTap(Tap):
 
     def reset(self) -> None:
         self.perturbation: Perturbation | None = None
+        self.start = None
         self.begin_pass(keep_leaves=False)
         self._forward = _Forward()
 
@@ -147,9 +158,10 @@ class EmbeddingTap(Tap):
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         index = self._index_again(ids) if again else self._next_index()
         # with and without a perturbation, and again, the same operations: a checkpoint compares what they save
-        leaf = self._delta(index, ids, output).detach().requires_grad_()
+        visit = self._forward.alive.get(index) if again else _Visit(self, self._forward, index, module, ids)
+        leaf = self._delta(index, ids, output, visit).detach().requires_grad_()
         if not again:
-            leaf.register_hook(_Visit(self, self._forward, index, module, ids))
+            leaf.register_hook(visit)
             if self._keep_leaves:
                 self.leaves.append(leaf)
         return output + leaf * scale_of(module)
@@ -161,7 +173,7 @@ class EmbeddingTap(Tap):
         return self._forward.count - 1
 
     def _index_again(self, ids: Tensor) -> int:
-        if self.perturbation is None or self._granularity == "vocab":
+        if (self.perturbation is None and self.start is None) or self._granularity == "vocab":
             return NOT_A_POSITION
         visits = list(self._forward.alive.values())
         same = [v for v in visits if v.ids.shape == ids.shape and v.ids.data_ptr() == ids.data_ptr()] or visits
@@ -173,8 +185,14 @@ class EmbeddingTap(Tap):
             )
         return same[0].index
 
-    def _delta(self, index: int, ids: Tensor, output: Tensor) -> Tensor:
-        delta = self.perturbation.at(index, ids) if self.perturbation else None
+    def _delta(self, index: int, ids: Tensor, output: Tensor, visit: _Visit | None = None) -> Tensor:
+        delta = None
+        if self.perturbation is not None:
+            delta = self.perturbation.at(index, ids)
+        elif self.start is not None and visit is not None and index >= 0:
+            if visit.start is None:
+                visit.start = self.start(index, ids, output.detach(), visit.lookup(output).real())
+            delta = visit.start
         return torch.zeros_like(output) if delta is None else delta.to(output.dtype)
 
     def receive(self, visit: _Visit, grad: Tensor) -> None:
@@ -183,7 +201,7 @@ class EmbeddingTap(Tap):
         if visit.index in lookups:  # a second backward pass through the same graph
             lookups[visit.index].grad = lookups[visit.index].grad + grad
         else:
-            lookups[visit.index] = Lookup(visit.ids, grad, visit.module.padding_idx, visit.module.scale_grad_by_freq)
+            lookups[visit.index] = visit.lookup(grad)
         self._last = visit.forward
 
 
@@ -215,7 +233,12 @@ class _Visit:
         self.index = index
         self.module = module
         self.ids = ids
+        self.start: Tensor | None = None
         forward.alive[index] = self
+
+    def lookup(self, grad: Tensor) -> Lookup:
+        """The lookup, given the gradient that came to it."""
+        return Lookup(self.ids, grad, self.module.padding_idx, self.module.scale_grad_by_freq, self.start)
 
     def __call__(self, grad: Tensor) -> None:
         self._tap.receive(self, grad.detach())

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import CLASSES, VOCAB, bert_config, build, distance, matched, textbook_fgm, weights
+from support import CLASSES, VOCAB, bert_config, build, distance, textbook_fgm, weights
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -87,10 +87,22 @@ TRANSFORMERS = {
     "bert": (lambda: BertForSequenceClassification(bert_config()), "classes", "word_embeddings"),
     "bert-tokens": (lambda: BertForTokenClassification(bert_config()), "tokens", "word_embeddings"),
     "roberta": (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), "classes", "word_embeddings"),
-    "distilbert": (lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTIL)), "classes", "word_embeddings"),
-    "gpt2-classifier": (lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, num_labels=CLASSES)), "classes", "wte"),
+    "distilbert": (
+        lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTIL)),
+        "classes",
+        "word_embeddings",
+    ),
+    "gpt2-classifier": (
+        lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, num_labels=CLASSES)),
+        "classes",
+        "wte",
+    ),
     "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False)), "text", "wte"),
-    "bart-classifier": (lambda: BartForSequenceClassification(BartConfig(**BART, num_labels=CLASSES)), "classes", "shared"),
+    "bart-classifier": (
+        lambda: BartForSequenceClassification(BartConfig(**BART, num_labels=CLASSES)),
+        "classes",
+        "shared",
+    ),
     "t5-classifier": (lambda: T5ForSequenceClassification(T5Config(**T5, num_labels=CLASSES)), "classes", "shared"),
 }
 TIED = {
@@ -129,7 +141,9 @@ def test_fgm_on_transformers_equals_the_textbook(factory, labels, name):
     assert distance(ours, plain) > 1e-4
 
 
-EVERY = [(factory, labels) for factory, labels, _ in TRANSFORMERS.values()] + [(factory, "text") for factory in TIED.values()]
+EVERY = [(factory, labels) for factory, labels, _ in TRANSFORMERS.values()] + [
+    (factory, "text") for factory in TIED.values()
+]
 
 
 @pytest.mark.parametrize("factory, labels", EVERY, ids=[*TRANSFORMERS, *(f"{name}-tied" for name in TIED)])
@@ -229,4 +243,6 @@ def test_methods_train_lora(method, targets):
     optimizer = torch.optim.SGD(trainable(model), lr=0.05)
     trainer = train(model, fields("classes"), [method()], optimizers=optimizer)
     assert all(torch.isfinite(value) for value in trainer.state["adv"].values())
-    assert all(torch.equal(p, q) for p, q in zip(frozen, (p for p in model.parameters() if not p.requires_grad), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(frozen, (p for p in model.parameters() if not p.requires_grad), strict=True)
+    )

@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_arguments
 from ..tap import Tap
+from ..tapped import Tapped
 
 __all__ = ["Attack", "Pass"]
 
@@ -32,47 +35,39 @@ class Pass:
     last: bool = False
 
 
-class Attack(ABC):
+class Attack(Tapped, ABC):
     """
     An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.
 
     :param model: the model.
     :param taps: where it reads gradients and puts perturbations.
+    :param dropout_mask: ``"new"``, or ``"same"`` for one dropout mask in all passes of a step.
     """
 
-    def __init__(self, model: nn.Module, taps: list[Tap]):
-        _refuse_data_parallel(model)
-        self.taps = taps
+    def __init__(self, model: nn.Module, taps: list[Tap], dropout_mask: str = "new"):
         self.grad_norm: Tensor | None = None
         self.perturbation_norm: Tensor | None = None
         self.skipped: Tensor | None = None
-        self.open()
+        super().__init__(model, taps, dropout_mask)
+
+    @classmethod
+    def check(cls, **arguments: Any) -> None:
+        """
+        Check the arguments alone, without a model.
+
+        :param arguments: those of the constructor, but for the model.
+        :raises ValueError: if one is out of range.
+        """
+        check_arguments(arguments)
 
     @abstractmethod
     def passes(self) -> Iterator[Pass]:
         """Yield the passes of one step, and set the perturbation for each before it is yielded."""
 
-    def open(self) -> None:
-        """Put the hooks on the model; the constructor does it."""
-        for tap in self.taps:
-            tap.open()
-
-    def close(self) -> None:
-        """Take perturbation and hooks off the model. The attack can be opened again."""
-        for tap in self.taps:
-            tap.close()
-
-    def __enter__(self) -> Attack:
-        self.open()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     @contextmanager
     def running(self) -> Iterator[Iterator[Pass]]:
         """The passes of one step; whatever happens in between, the model is left as it was."""
-        was_open = any(tap._handles for tap in self.taps)
+        was_open = self.is_open
         self.open()
         passes = self.passes()
         try:
@@ -83,25 +78,12 @@ class Attack(ABC):
                 tap.reset() if was_open else tap.close()
 
     def _begun(self, passes: Iterator[Pass]) -> Iterator[Pass]:
-        for each in passes:
-            for tap in self.taps:
-                tap.begin_pass(keep_leaves=not each.trains)
-            yield each
-
-    def differentiate(self, loss: Tensor) -> None:
-        """A backward pass that stops at the taps: the parameters' gradients are neither computed nor touched."""
-        leaves = [leaf for tap in self.taps for leaf in tap.leaves]
-        if not leaves:
-            self.taps[0].gradients()  # says why there are none
-        try:
-            torch.autograd.grad(loss, leaves, allow_unused=True)
-        except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
-                raise
-            raise RuntimeError(
-                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
-                "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
-            ) from error
+        with self.replay.step() as begin_pass:
+            for each in passes:
+                for tap in self.taps:
+                    tap.begin_pass(keep_leaves=not each.trains)
+                begin_pass()
+                yield each
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """
@@ -122,11 +104,20 @@ class Attack(ABC):
         assert first is not None
         return first
 
+    def record(self, moved: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+        """
+        Note norms, and whether there was nothing to climb.
 
-def _refuse_data_parallel(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            raise ValueError(
-                f"Expected a model on one device a process, but got nn.DataParallel over {len(module.device_ids)} "
-                "devices, whose replicas run in threads. Use DistributedDataParallel: `Trainer(device=[0, 1])`."
-            )
+        :param moved: for each tap, its gradients and the perturbation that they led to.
+        """
+        self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
+        self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
+        for grads, _ in moved:
+            finite = torch.stack([g.isfinite().all() for g in grads]).all()
+            flat = torch.stack([(g == 0).all() for g in grads]).all()
+            skipped = (flat | ~finite).long()
+            self.skipped = skipped if self.skipped is None else self.skipped + skipped
+
+
+def _total_norm(tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.float()) for t in tensors]))

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_flag, check_number
-from ..embedding import find_embeddings, fits
-from ..functional import NORMS, ascend, project, random_in_ball
-from ..perturbation import GRANULARITIES
-from ..tap import EmbeddingTap, Tap
-from ..weight_tap import WeightTap
+from ..embedding import fits
+from ..functional import ascend, project, random_in_ball
+from ..tap import Tap
+from ..tapped import taps_on
 from .base import Attack, Pass
 
 __all__ = ["EmbeddingAttack"]
@@ -31,8 +28,8 @@ class EmbeddingAttack(Attack):
     def __init__(self, model: nn.Module, **arguments: Any):
         self.check(**arguments)
         vars(self).update(arguments)
-        self.generator: torch.Generator | None = None
-        super().__init__(model, _taps(model, arguments["emb_name"], arguments["granularity"]))
+        taps = taps_on(model, arguments["emb_name"], arguments.get("granularity", "sequence"))
+        super().__init__(model, taps, arguments["dropout_mask"])
 
     epsilon: float
     emb_name: str | None
@@ -40,21 +37,6 @@ class EmbeddingAttack(Attack):
     norm: str
     adv_weight: float
     replace: bool
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        """
-        Check the arguments alone, without a model.
-
-        :raises ValueError: if one is out of range.
-        """
-        for name in {"epsilon", "alpha", "adv_weight"} & set(arguments):
-            check_number(name, arguments[name])
-        check_choice("granularity", arguments["granularity"], GRANULARITIES)
-        check_choice("norm", arguments["norm"], tuple(NORMS))
-        check_flag("replace", arguments["replace"])
-        if not isinstance(arguments["emb_name"], (str, type(None))) or arguments["emb_name"] == "":
-            raise ValueError(f"Expected `emb_name` to be a part of a name or None, but got {arguments['emb_name']!r}.")
 
     def first_pass(self) -> Pass:
         """The clean pass. With ``replace`` nothing trains on it, so it ends at the embeddings."""
@@ -74,14 +56,15 @@ class EmbeddingAttack(Attack):
             ]
             tap.perturb(values)
             moved.append((grads, values))
-        self._record(moved)
+        self.record(moved)
 
     def randomize(self, radius: float) -> None:
         """Start every perturbation at a random point of its ball."""
         for tap in self.taps:
             values = []
             for value, dims, free in tap.values():
-                start = random_in_ball(value, radius, dims=dims, norm=self.norm, free=free, generator=self.generator)
+                generator = self.noise.on(value.device)
+                start = random_in_ball(value, radius, dims=dims, norm=self.norm, free=free, generator=generator)
                 values.append(start)
             tap.perturb(values)
 
@@ -126,28 +109,3 @@ class EmbeddingAttack(Attack):
     def _moved(self, value: Tensor, grad: Tensor, step: float, radius: float | None, dims: tuple[int, ...]) -> Tensor:
         value = ascend(value, grad, step, dims=dims, norm=self.norm)
         return value if radius is None else project(value, radius, dims=dims, norm=self.norm)
-
-    def _record(self, moved: list[tuple[list[Tensor], list[Tensor]]]) -> None:
-        self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
-        self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
-        for grads, _ in moved:
-            finite = torch.stack([g.isfinite().all() for g in grads]).all()
-            flat = torch.stack([(g == 0).all() for g in grads]).all()
-            skipped = (flat | ~finite).long()
-            self.skipped = skipped if self.skipped is None else self.skipped + skipped
-
-
-def _taps(model: nn.Module, emb_name: str | None, granularity: str) -> list[Tap]:
-    matches = find_embeddings(model, emb_name)
-    if matches.weights and granularity != "vocab":
-        raise ValueError(
-            f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
-            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose 'vocab', or an `emb_name` that matches "
-            "embeddings only."
-        )
-    taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
-    return taps + [WeightTap(name, param) for name, param in matches.weights.items()]
-
-
-def _total_norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.float()) for t in tensors]))

@@ -38,6 +38,7 @@ class FGM(EmbeddingAttack):
         yourself.
     :param replace: train on the adversarial loss alone. The first pass then computes no parameter gradients, so a step
         costs 5/3 plain ones instead of 2.
+    :param dropout_mask: ``"new"``: each pass draws its own dropout mask, as the tutorial does; ``"same"``: all passes of a step share one.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -63,6 +64,7 @@ class FGM(EmbeddingAttack):
         norm: str = "l2",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
     ):
         super().__init__(
             model,
@@ -72,6 +74,7 @@ class FGM(EmbeddingAttack):
             norm=norm,
             adv_weight=adv_weight,
             replace=replace,
+            dropout_mask=dropout_mask,
         )
 
     def passes(self) -> Iterator[Pass]:

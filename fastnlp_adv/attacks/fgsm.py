@@ -24,6 +24,7 @@ class FGSM(FGM):
     :param norm: ``"linf"``; ``"l2"`` makes it :class:`FGM`.
     :param adv_weight: see :class:`FGM`.
     :param replace: see :class:`FGM`.
+    :param dropout_mask: see :class:`FGM`.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -44,5 +45,6 @@ class FGSM(FGM):
         norm: str = "linf",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
     ):
-        super().__init__(model, epsilon, emb_name, granularity, norm, adv_weight, replace)
+        super().__init__(model, epsilon, emb_name, granularity, norm, adv_weight, replace, dropout_mask)

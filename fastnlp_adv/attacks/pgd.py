@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..checks import check_count, check_flag
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -39,6 +37,7 @@ class PGD(EmbeddingAttack):
     :param norm: ``"l2"``, or ``"linf"`` for steps along the sign and a cube instead of a ball.
     :param adv_weight: see :class:`~fastnlp_adv.FGM`.
     :param replace: see :class:`~fastnlp_adv.FGM`; a step then costs 1 + 2K/3 plain ones.
+    :param dropout_mask: see :class:`~fastnlp_adv.FGM`.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -73,6 +72,7 @@ class PGD(EmbeddingAttack):
         norm: str = "l2",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
     ):
         super().__init__(
             model,
@@ -85,13 +85,8 @@ class PGD(EmbeddingAttack):
             norm=norm,
             adv_weight=adv_weight,
             replace=replace,
+            dropout_mask=dropout_mask,
         )
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        super().check(**arguments)
-        check_count("steps", arguments["steps"])
-        check_flag("random_init", arguments["random_init"])
 
     def passes(self) -> Iterator[Pass]:
         yield self.first_pass()

@@ -5,5 +5,14 @@ from .fgm import FGMCallback
 from .fgsm import FGSMCallback
 from .pgd import PGDCallback
 from .rdrop import RDropCallback
+from .regularizer import RegularizerCallback
 
-__all__ = ["AttackCallback", "FGMCallback", "FGSMCallback", "MethodCallback", "PGDCallback", "RDropCallback"]
+__all__ = [
+    "AttackCallback",
+    "FGMCallback",
+    "FGSMCallback",
+    "MethodCallback",
+    "PGDCallback",
+    "RDropCallback",
+    "RegularizerCallback",
+]

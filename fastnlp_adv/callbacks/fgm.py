@@ -18,6 +18,7 @@ class FGMCallback(AttackCallback):
     :param norm: ``"l2"`` or ``"linf"``.
     :param adv_weight: the weight of the adversarial loss.
     :param replace: train on the adversarial loss alone.
+    :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in all passes of a step.
     :param start: optimizer steps of plain training before the attack sets in, or, below 1, a fraction of the training.
     :param every: attack in one of this many optimizer steps.
     :param log_every: write ``trainer.state["adv"]`` to fastNLP's log every so many batches; 0 for never.
@@ -28,7 +29,7 @@ class FGMCallback(AttackCallback):
         >>> callback = FGMCallback(epsilon=1.0, start=0.1)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    attack_class = FGM
+    method_class = FGM
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class FGMCallback(AttackCallback):
         norm: str = "l2",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
         start: int | float = 0,
         every: int = 1,
         log_every: int = 0,
@@ -50,6 +52,7 @@ class FGMCallback(AttackCallback):
             norm=norm,
             adv_weight=adv_weight,
             replace=replace,
+            dropout_mask=dropout_mask,
             start=start,
             every=every,
             log_every=log_every,

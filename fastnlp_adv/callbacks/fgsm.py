@@ -19,6 +19,7 @@ class FGSMCallback(AttackCallback):
     :param norm: ``"linf"`` or ``"l2"``.
     :param adv_weight: the weight of the adversarial loss.
     :param replace: train on the adversarial loss alone.
+    :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in all passes of a step.
     :param start: see :class:`~fastnlp_adv.FGMCallback`.
     :param every: see :class:`~fastnlp_adv.FGMCallback`.
     :param log_every: see :class:`~fastnlp_adv.FGMCallback`.
@@ -29,7 +30,7 @@ class FGSMCallback(AttackCallback):
         >>> callback = FGSMCallback(epsilon=0.01)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    attack_class = FGSM
+    method_class = FGSM
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class FGSMCallback(AttackCallback):
         norm: str = "linf",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
         start: int | float = 0,
         every: int = 1,
         log_every: int = 0,
@@ -51,6 +53,7 @@ class FGSMCallback(AttackCallback):
             norm=norm,
             adv_weight=adv_weight,
             replace=replace,
+            dropout_mask=dropout_mask,
             start=start,
             every=every,
             log_every=log_every,

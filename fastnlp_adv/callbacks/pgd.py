@@ -22,6 +22,7 @@ class PGDCallback(AttackCallback):
     :param norm: ``"l2"`` or ``"linf"``.
     :param adv_weight: the weight of the adversarial loss.
     :param replace: train on the adversarial loss alone.
+    :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in all passes of a step.
     :param start: see :class:`~fastnlp_adv.FGMCallback`.
     :param every: see :class:`~fastnlp_adv.FGMCallback`.
     :param log_every: see :class:`~fastnlp_adv.FGMCallback`.
@@ -32,7 +33,7 @@ class PGDCallback(AttackCallback):
         >>> callback = PGDCallback(epsilon=1.0, alpha=0.3, steps=3)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    attack_class = PGD
+    method_class = PGD
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class PGDCallback(AttackCallback):
         norm: str = "l2",
         adv_weight: float = 1.0,
         replace: bool = False,
+        dropout_mask: str = "new",
         start: int | float = 0,
         every: int = 1,
         log_every: int = 0,
@@ -60,6 +62,7 @@ class PGDCallback(AttackCallback):
             norm=norm,
             adv_weight=adv_weight,
             replace=replace,
+            dropout_mask=dropout_mask,
             start=start,
             every=every,
             log_every=log_every,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import reduce
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..attacks import Attack, Pass
+from ..regularizers import Regularizer
 
 if TYPE_CHECKING:
     from .base import MethodCallback
@@ -32,22 +32,27 @@ class BatchStep:
         self.callbacks.append(callback)
 
     def __call__(self, trainer: Any, batch: Any) -> None:
-        attack = self._attack(trainer)
-        objective = self._objective(trainer)
-        if attack is None:
-            _Run(trainer, objective, batch).plain()
-        else:
-            _Run(trainer, objective, batch).under(attack)
+        due = {callback: callback.due(trainer) for callback in self.callbacks}
+        attacks = [c.method_ for c in self.callbacks if isinstance(c.method_, Attack) and due[c]]
+        regularizers = [c for c in self.callbacks if isinstance(c.method_, Regularizer)]
+        with ExitStack() as hooks:
+            for callback in regularizers:
+                if due[callback]:
+                    hooks.enter_context(callback.method_.running())
+            run = _Run(trainer, self._objective(trainer, regularizers, due), batch)
+            run.terms.update(callback.method_.name for callback in regularizers)
+            run.under(attacks[0]) if attacks else run.plain()
         trainer.step()
         trainer.zero_grad()
 
-    def _attack(self, trainer: Any) -> Attack | None:
-        attacks = [c.attack_ for c in self.callbacks if getattr(c, "attack_", None) is not None and c.due(trainer)]
-        return attacks[0] if attacks else None
-
-    def _objective(self, trainer: Any) -> Callable[[Any], Any]:
-        regularizers = [callback for callback in self.callbacks if hasattr(callback, "regularize")]
-        return reduce(lambda forward, c: c.regularize(forward, c.due(trainer)), regularizers, trainer.train_step)
+    def _objective(
+        self, trainer: Any, regularizers: list[Any], due: dict[MethodCallback, bool]
+    ) -> Callable[[Any], Any]:
+        no_sync = trainer.driver.get_model_no_sync_context()
+        objective = trainer.train_step
+        for callback in sorted(regularizers, key=lambda c: (not c.method_.innermost, c.method_.name)):
+            objective = callback.regularize(objective, trainer.train_step, due[callback], no_sync)
+        return objective
 
 
 class _Run:
@@ -58,6 +63,7 @@ class _Run:
         self.objective = objective
         self.batch = batch
         self.hooks_are_due = True
+        self.terms = {"kl"}  # a model with RDropMixin has one without a callback
         self.state = trainer.state.setdefault("adv", {})
 
     def plain(self) -> None:
@@ -91,13 +97,12 @@ class _Run:
     def note(self, outputs: Any, each: Pass) -> None:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
-        if not each.adversarial and isinstance(outputs, dict) and "kl" in outputs:
-            self.state["kl"] = outputs["kl"]
+        if not each.adversarial and isinstance(outputs, dict):
+            self.state.update({name: outputs[name] for name in self.terms & outputs.keys()})
 
     def record(self, attack: Attack) -> None:
-        scale = getattr(
-            self.trainer.driver.grad_scaler, "_scale", None
-        )  # a tensor; `get_scale()` would wait for the device
+        # the tensor, since `get_scale()` would wait for the device
+        scale = getattr(self.trainer.driver.grad_scaler, "_scale", None)
         unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
         self.state["grad_norm"] = attack.grad_norm * unit
         self.state["perturbation_norm"] = attack.perturbation_norm

@@ -15,6 +15,7 @@ from fastNLP import BucketedBatchSampler, RandomBatchSampler, RandomSampler, Seq
 from fastNLP.core.dataloaders import TorchDataLoader
 from fastNLP.core.drivers import TorchSingleDriver
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
+from fastNLP.core.samplers import ReproducibleBatchSampler
 from fastNLP.envs import FASTNLP_CHECKPOINT_FILENAME
 
 from .repairs import raises, where
@@ -131,6 +132,8 @@ def _remember_the_end(sampler: type) -> None:
         if self.during_iter or self.num_consumed_samples < self.num_samples:
             return iterate(self)
         self.num_consumed_samples = 0
+        if isinstance(self, ReproducibleBatchSampler) and self.epoch < 0:
+            self.epoch -= 1  # they count epochs themselves, at the end of each, for another order in the next
         return iter(())
 
     sampler.load_state_dict, sampler.__iter__ = load_state_dict, iter_  # type: ignore[attr-defined]

@@ -36,7 +36,11 @@ REPAIRS: list[Repair] = []
 
 
 def where(fault: Callable[[], bool]) -> Callable[[Callable[[], None]], Repair]:
-    """Turn the decorated patch into a repair, made where ``fault()`` is true."""
+    """Turn the decorated patch into a repair, made where ``fault()`` is true.
+
+    :param fault: tells whether the fault is there, by trying what the user would do.
+    :return: a decorator, which lists the repair in ``REPAIRS``.
+    """
 
     def register(patch: Callable[[], None]) -> Repair:
         REPAIRS.append(Repair(patch, fault))
@@ -46,7 +50,12 @@ def where(fault: Callable[[], bool]) -> Callable[[Callable[[], None]], Repair]:
 
 
 def raises(error: type[Exception], call: Callable[[], Any]) -> bool:
-    """Whether the call ends in this error."""
+    """Tell whether a call ends in an error.
+
+    :param error: the error; any other is passed on.
+    :param call: what to call, without arguments.
+    :return: whether it raised ``error``.
+    """
     try:
         call()
     except error:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ..checks import check_choice, check_number
-from ..divergences import DIVERGENCES, REDUCTIONS, divergence
+from ..divergences import divergence
+from .base import Forward, Regularizer
 from .batch import double_batch, first_half
+from .mask import find_mask
 from .outputs import read_outputs
 
 __all__ = ["RDrop"]
 
-MODES = ("concat", "two_pass")
 
-#: where token labels are looked for, and the label that cross entropy ignores
-_LABELS = ("labels", "label", "targets", "target")
-_IGNORED = -100
-
-
-class RDrop:
+class RDrop(Regularizer):
     r"""
     The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448):
 
@@ -58,6 +53,9 @@ class RDrop:
         (torch.Size([8, 3]), True)
     """
 
+    name = "kl"
+    innermost = True
+
     def __init__(
         self,
         kl_weight: float = 1.0,
@@ -67,46 +65,45 @@ class RDrop:
         mode: str = "concat",
         mask: str | Callable[[Any, dict[str, Any]], Tensor] | None = None,
     ) -> None:
-        check_number("kl_weight", kl_weight)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("mode", mode, MODES)
-        if not callable(divergence):
-            check_choice("divergence", divergence, DIVERGENCES)
-        if not (mask is None or isinstance(mask, str) or callable(mask)):
-            raise ValueError(f"Expected `mask` to be None, the key of a batch field or a callable, but got {mask!r}.")
+        self.check(kl_weight=kl_weight, reduction=reduction, divergence=divergence, mode=mode, mask=mask)
         self.kl_weight = kl_weight
         self.reduction = reduction
         self.divergence = divergence
         self.mode = mode
         self.mask = mask
 
-    def __call__(self, forward: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
-        """
-        Run ``forward`` on the batch twice, or once on the doubled batch, and combine the losses.
+    @property
+    def forwards(self) -> int:
+        return 1 if self.mode == "concat" else 2
 
-        :param forward: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
+    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+        """
+        Run ``objective`` on the batch twice, or once on the doubled batch, and combine the losses.
+
+        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
             ``logits``), floating-point logits or values of shape ``(examples, ...)``.
-        :param batch: what ``forward`` takes.
+        :param batch: what ``objective`` takes.
+        :param forward: not needed.
         :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss,
             ``pred`` the first and ``pred2`` the second prediction, and ``kl`` the divergence, unweighted and detached.
         :raises ValueError: if the outputs lack a loss or a prediction, or the batch cannot be doubled.
         """
         run = self._concat if self.mode == "concat" else self._two_pass
-        outputs, pred2 = run(forward, batch)
+        outputs, pred2 = run(objective, batch)
         kl = divergence(
             outputs["pred"],
             pred2,
             kind=self.divergence,
             reduction=self.reduction,
-            mask=self._find_mask(batch, outputs),
+            mask=find_mask(self.mask, batch, outputs),
         )
         return {**outputs, "loss": outputs["loss"] + self.kl_weight * kl, "pred2": pred2, "kl": kl.detach()}
 
-    def _two_pass(self, forward: Callable[[Any], Any], batch: Any) -> tuple[dict[str, Any], Tensor]:
+    def _two_pass(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         first, second = read_outputs(forward(batch)), read_outputs(forward(batch))
         return {**first, "loss": (first["loss"] + second["loss"]) / 2}, second["pred"]
 
-    def _concat(self, forward: Callable[[Any], Any], batch: Any) -> tuple[dict[str, Any], Tensor]:
+    def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         doubled, rows = double_batch(batch)
         outputs = read_outputs(forward(doubled))
         pred = outputs["pred"]
@@ -116,29 +113,3 @@ class RDrop:
                 f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
             )
         return first_half(outputs, rows), pred[rows:]
-
-    def _find_mask(self, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
-        if self.mask is None:
-            return _labelled_positions(batch, outputs["pred"])
-        mask = self.mask(batch, outputs) if callable(self.mask) else _field(batch, self.mask)
-        if isinstance(mask, Tensor):
-            return mask
-        names = f"the fields {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "no field by name"
-        raise ValueError(
-            f"Expected `mask` ({self.mask!r}) to give a tensor of shape {tuple(outputs['pred'].shape[:-1])}, but got "
-            f"{type(mask).__name__}; the batch holds {names}."
-        )
-
-
-def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
-    if pred.ndim < 3:
-        return None
-    for name in _LABELS:
-        labels = _field(batch, name)
-        if isinstance(labels, Tensor) and labels.shape == pred.shape[:-1] and not labels.is_floating_point():
-            return labels != _IGNORED
-    return None
-
-
-def _field(batch: Any, name: str) -> Any:
-    return batch.get(name) if isinstance(batch, Mapping) else None

@@ -53,10 +53,10 @@ def test_attack_and_restore_are_the_with_block_and_the_step(granularity):
 def test_pgd_attack_with_a_closure_is_its_step(granularity, random_init):
     model = classifier()
     pgd = PGD(model, granularity=granularity, random_init=random_init)
-    pgd.generator = torch.Generator().manual_seed(5)
+    pgd.noise.generator = torch.Generator().manual_seed(5)
     expected = step(pgd, model, LOSS)
     for use in ("with", "restore"):
-        pgd.generator.manual_seed(5)
+        pgd.noise.generator.manual_seed(5)
         model.zero_grad()
         backward(model)
         block = pgd.attack(lambda: LOSS(model))

@@ -74,8 +74,8 @@ def test_arguments_agree_with_those_of_the_method(callback):
 def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
     model, plain = Probe(), Classifier()
     before = snapshot(model)
-    trainer = train(model, [row.callback()])
-    train(plain)
+    trainer = train(model, [row.callback()], n_batches=6)
+    train(plain, n_batches=6)
     assert torch.isfinite(weights(model)).all()
     assert distance(model, plain) > 1e-6
     assert model.passes["forward"] == row.passes * trainer.global_forward_batches
@@ -98,7 +98,7 @@ def test_building_a_trainer_changes_nothing(row):
 def test_same_callback_trains_a_second_trainer_alike(row):
     callback, models, states = row.callback(), [Classifier(), Classifier()], []
     for model in models:
-        states.append(train(model, [callback]).state["adv"])
+        states.append(train(model, [callback], n_batches=6).state["adv"])
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert {k: v.item() for k, v in states[0].items()} == {k: v.item() for k, v in states[1].items()}
 
@@ -106,8 +106,8 @@ def test_same_callback_trains_a_second_trainer_alike(row):
 @each_row
 def test_before_its_start_it_is_plain_training(row):
     model, plain = Classifier(), Classifier()
-    train(model, [row.callback(start=10**6)])
-    train(plain)
+    train(model, [row.callback(start=10**6)], n_batches=6)
+    train(plain, n_batches=6)
     assert torch.equal(weights(model), weights(plain))
 
 
@@ -115,8 +115,8 @@ def test_before_its_start_it_is_plain_training(row):
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_hooks_fire_as_in_plain_training(row, accumulation):
     ours, plain = Record(), Record()
-    train(Classifier(), [row.callback(), ours], accumulation_steps=accumulation)
-    train(Classifier(), [plain], accumulation_steps=accumulation)
+    train(Classifier(), [row.callback(), ours], accumulation_steps=accumulation, n_batches=6)
+    train(Classifier(), [plain], accumulation_steps=accumulation, n_batches=6)
     assert ours.events == plain.events
 
 
@@ -124,7 +124,7 @@ def test_hooks_fire_as_in_plain_training(row, accumulation):
 def test_reported_loss_is_the_clean_one(row):
     model, callback = Classifier(dropout=0.0), row.callback()
     record = Record(model)
-    trainer = train(model, [callback, record])
+    trainer = train(model, [callback, record], n_batches=6)
     if not getattr(callback, "replace", False):
         assert record.reported == pytest.approx(record.clean, abs=1e-6)
         assert trainer.state["adv"]["loss"].item() == record.reported[-1]
@@ -149,7 +149,7 @@ def test_step_never_waits_for_the_device(row, monkeypatch):
         def refuse(self, *args):
             raise AssertionError("the step asked a tensor for its value")
 
-    train(Classifier(), [Watch(), row.callback()])
+    train(Classifier(), [Watch(), row.callback()], n_batches=6)
 
 
 @each_row

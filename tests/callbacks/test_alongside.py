@@ -1,4 +1,4 @@
-"""The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiled models."""
+"""The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
 
 import copy
 

@@ -6,10 +6,12 @@ from support import Bert, Classifier, build, distance, loader, textbook_fgm, tex
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from fastnlp_adv import FGM, FGMCallback, FGSMCallback, PGD, PGDCallback
+from fastnlp_adv import FGM, PGD, FGMCallback, FGSMCallback, PGDCallback
 
 each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
-each_optimizer = pytest.mark.parametrize("optimizer", [lambda p: SGD(p, lr=0.05), lambda p: AdamW(p, lr=1e-3)], ids=["SGD", "AdamW"])
+each_optimizer = pytest.mark.parametrize(
+    "optimizer", [lambda p: SGD(p, lr=0.05), lambda p: AdamW(p, lr=1e-3)], ids=["SGD", "AdamW"]
+)
 
 
 @each_model
@@ -156,18 +158,18 @@ def test_adversarial_loss_is_weighted_and_can_replace_the_clean_one(adv_weight, 
     ours, theirs = Classifier(dropout=0.0), Classifier(dropout=0.0)
     trainer = build(ours, [FGMCallback(adv_weight=adv_weight, replace=replace)], n_batches=-1, n_epochs=1)
     trainer.run()
+    params, weight = list(theirs.parameters()), theirs.word_embeddings.weight
+
+    def gradients(batch):
+        return torch.autograd.grad(nn.functional.cross_entropy(theirs(batch["input_ids"]), batch["labels"]), params)
+
     for batch in loader():
-        weight = theirs.word_embeddings.weight
-        clean = nn.functional.cross_entropy(theirs(batch["input_ids"]), batch["labels"])
-        (grad,) = torch.autograd.grad(clean, weight)
-        perturbation = grad / grad.norm()
-        weight.data.add_(perturbation)
-        adversarial = nn.functional.cross_entropy(theirs(batch["input_ids"]), batch["labels"])
-        grads = torch.autograd.grad(adversarial, list(theirs.parameters()))
-        weight.data.sub_(perturbation)
-        plain = [torch.zeros_like(g) for g in grads] if replace else torch.autograd.grad(
-            nn.functional.cross_entropy(theirs(batch["input_ids"]), batch["labels"]), list(theirs.parameters())
-        )
-        for param, first, second in zip(theirs.parameters(), plain, grads, strict=True):
-            param.data.sub_(first + adv_weight * second, alpha=0.05)
+        clean = gradients(batch)
+        move = clean[0] / clean[0].norm()
+        weight.data.add_(move)
+        adversarial = gradients(batch)
+        weight.data.sub_(move)
+        for param, first, second in zip(params, clean, adversarial, strict=True):
+            param.data.sub_((0.0 if replace else first) + adv_weight * second, alpha=0.05)
+    assert params[0] is weight
     assert distance(ours, theirs) < 1e-5

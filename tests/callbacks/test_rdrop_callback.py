@@ -94,7 +94,7 @@ def test_mixin_is_plain_before_the_callback_is_due():
 
 def test_concat_is_two_passes_where_the_dropout_masks_agree():
     class HalfDropout(nn.Module):
-        """Drops feature 0 in the first half of a doubled batch, or in the first of two calls, and feature 1 in the other."""
+        """Drops feature 0 in the first half of a doubled batch, or the first of two calls; feature 1 in the other."""
 
         def __init__(self):
             super().__init__()

@@ -1,6 +1,7 @@
 """What is refused, when, and that the message says what was found and what to do."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ ATTACKS = [FGMCallback, FGSMCallback, PGDCallback]
 METHODS = [*ATTACKS, RDropCallback]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 NUMBERS = [-0.1, math.inf, math.nan, "1.0", None, True]
+
+
+@contextmanager
+def refused(*parts, error=ValueError):
+    """What happens inside is refused with a message that has all these parts: what was found, and what to do."""
+    with pytest.raises(error) as caught:
+        yield
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def out_of_range():
@@ -58,24 +68,23 @@ def test_argument_out_of_range(method, name, value):
     arguments = {name: value}
     if method in (FGM, FGSM, PGD):
         arguments["model"] = Classifier()
-    with pytest.raises(ValueError, match=f"Expected `{name}` to be .*, but got ") as error:
+    with refused(f"Expected `{name}` to be ", f"but got {value!r}."):
         method(**arguments)
-    assert repr(value) in str(error.value)
 
 
 @pytest.mark.parametrize("callback", ATTACKS)
 def test_emb_name_without_a_match_lists_the_embeddings_when_the_trainer_is_built(callback):
-    with pytest.raises(ValueError, match="'emb.weights'.*`word_embeddings.weight` \\(50 x 8\\).*None for the input embedding"):
+    with refused("got 'emb.weights'", "`word_embeddings.weight` (50 x 8)", "None for the input embedding"):
         build(Classifier(), [callback(emb_name="emb.weights")])
 
 
 def test_model_without_an_embedding_is_refused_when_the_trainer_is_built():
-    with pytest.raises(ValueError, match="to have an nn.Embedding, but got Linear without one.*Give `emb_name`"):
+    with refused("to have an nn.Embedding, but got Linear without one", "Give `emb_name`"):
         build(nn.Linear(2, 2), [FGMCallback()])
 
 
 def test_max_norm_is_refused_when_the_trainer_is_built():
-    with pytest.raises(ValueError, match="`word_embeddings.weight`.*to have no `max_norm`, but got 1.0.*`max_norm=None`"):
+    with refused("`word_embeddings.weight`", "to have no `max_norm`, but got 1.0", "`max_norm=None`"):
         build(Classifier(max_norm=1.0), [FGMCallback()])
 
 
@@ -85,7 +94,7 @@ def my_step(trainer, batch):
 
 @each_method
 def test_trainer_with_its_own_batch_step(method):
-    with pytest.raises(ValueError, match="fastNLP's own batch step.*but got `my_step`.*Remove `batch_step_fn`"):
+    with refused("fastNLP's own batch step", "but got `my_step`", "Remove `batch_step_fn`"):
         build(Classifier(), [method()], batch_step_fn=my_step)
 
 
@@ -103,7 +112,7 @@ class MyLoop(TrainBatchLoop):
 def test_loop_that_is_replaced_later_is_refused_when_training_begins(method, loop, found):
     trainer = build(Classifier(), [method()])
     trainer.train_batch_loop = loop
-    with pytest.raises(ValueError, match=f"fastNLP's own batch step.*but got `{found}`.*`train_batch_loop`"):
+    with refused("fastNLP's own batch step", f"but got `{found}`", "Remove", "`train_batch_loop`"):
         trainer.run()
 
 
@@ -120,12 +129,12 @@ def test_own_loop_that_runs_as_fastnlp_does_is_accepted():
 @pytest.mark.parametrize("pair", [(FGMCallback, PGDCallback), (FGMCallback, FGMCallback), (FGSMCallback, FGMCallback)])
 def test_two_attacks(pair):
     names = " and ".join(c.__name__ for c in pair)
-    with pytest.raises(ValueError, match=f"at most one attack in a Trainer, but got {names}. Keep one"):
+    with refused(f"at most one attack in a Trainer, but got {names}. Keep one"):
         build(Classifier(), [c() for c in pair])
 
 
 def test_two_rdrop_callbacks():
-    with pytest.raises(ValueError, match="at most one RDropCallback in a Trainer, but got RDropCallback and RDropCallback"):
+    with refused("at most one RDropCallback in a Trainer, but got RDropCallback and RDropCallback. Keep one"):
         build(Classifier(), [RDropCallback(), RDropCallback(mode="two_pass")])
 
 
@@ -136,7 +145,7 @@ def test_attack_that_is_added_later_is_refused():
         def on_train_begin(self, trainer):
             trainer.callback_manager.class_callbacks.append(PGDCallback())
 
-    with pytest.raises(ValueError, match="at most one attack"):
+    with refused("at most one attack in a Trainer"):
         train(Classifier(), [Late(), FGMCallback()])
 
 
@@ -152,7 +161,7 @@ DRIVERS = [OtherDriver, TorchFSDPDriver, DeepSpeedDriver, FairScaleDriver]
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda d: d.__name__)
 def test_driver_that_is_not_torch(method, driver):
     trainer = build(Classifier())
-    with pytest.raises(ValueError, match=f"fastNLP's torch driver.*but got {driver.__name__}.*`driver='torch'`"):
+    with refused("fastNLP's torch driver", f"got {driver.__name__}.", "`driver='torch'`"):
         method().on_after_trainer_initialized(trainer, driver.__new__(driver))
 
 
@@ -162,7 +171,7 @@ def test_data_parallel_over_several_devices(method):
     model.device_ids = [0, 1]
     trainer = build(Classifier())
     driver = TorchSingleDriver(model, torch.device("cpu"))
-    with pytest.raises(ValueError, match="nn.DataParallel over 2 devices.*bare model.*`device=\\[0, 1\\]`"):
+    with refused("nn.DataParallel over 2 devices", "the bare model and `device=[0, 1]`"):
         method().on_after_trainer_initialized(trainer, driver)
 
 
@@ -179,7 +188,7 @@ class EmbedsItself(Bert):
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("callback", ATTACKS)
 def test_embedding_that_is_never_looked_up(callback, replace):
-    with pytest.raises(RuntimeError, match="to look up embedding `.*word_embeddings.weight`, but it never did.*`inputs_embeds`"):
+    with refused("word_embeddings.weight`, but it never did", "ids rather than `inputs_embeds`", error=RuntimeError):
         train(EmbedsItself(), [callback(replace=replace)])
 
 
@@ -198,14 +207,14 @@ class Returns(Classifier):
 @pytest.mark.parametrize(
     "change, found",
     [
-        (lambda out: {"loss": out["loss"]}, "got the entries \\['loss'\\].*Return the logits as `pred`.*`output_mapping`"),
-        (lambda out: {"pred": out["pred"]}, "got the entries \\['pred'\\].*Compute the loss"),
-        (lambda out: out["loss"], "got Tensor"),
-        (lambda out: {**out, "pred": out["pred"].argmax(-1)}, "to hold floating-point.*but got torch.int64"),
+        (lambda out: {"loss": out["loss"]}, ["entries ['loss']", "Return the logits as `pred`", "`output_mapping`"]),
+        (lambda out: {"pred": out["pred"]}, ["entries ['pred']", "Compute the loss", "`output_mapping`"]),
+        (lambda out: out["loss"], ["a dict or dataclass with `loss` and `pred` (or `logits`), but got Tensor"]),
+        (lambda out: {**out, "pred": out["pred"].argmax(-1)}, ["floating-point", "got torch.int64", "Return what"]),
     ],
 )
 def test_rdrop_on_outputs_without_loss_or_prediction(change, found, mode):
-    with pytest.raises(ValueError, match=found):
+    with refused(*found):
         train(Returns(change), [RDropCallback(mode=mode)])
 
 
@@ -226,6 +235,6 @@ def with_extra(batch):
 
 def test_batch_that_cannot_be_doubled_names_the_field_and_offers_two_passes():
     data = torch.utils.data.DataLoader(samples(), batch_size=4, collate_fn=with_extra)
-    with pytest.raises(ValueError, match="shape \\(3, 2\\) for `batch\\['extra'\\]`.*'concat'.*mode='two_pass'"):
+    with refused("shape (3, 2) for `batch['extra']`", "mode='concat' cannot double it", "Use mode='two_pass'"):
         train(WithExtra(), [RDropCallback()], train_dataloader=data)
     train(WithExtra(), [RDropCallback(mode="two_pass")], train_dataloader=data)

@@ -88,7 +88,7 @@ def test_state_of_fgm():
 
 
 def test_state_of_fgsm_measures_the_perturbation_of_every_token_type():
-    state, batch, model = one_batch([FGSMCallback(epsilon=0.02)])
+    state, batch, _ = one_batch([FGSMCallback(epsilon=0.02)])
     types = len(set(batch["input_ids"].flatten().tolist()) - {0})
     assert state["perturbation_norm"].item() == pytest.approx(0.02 * (types * 8) ** 0.5, rel=1e-4)
 
