@@ -15,8 +15,8 @@ DROPOUT_MASKS = ("new", "same")
 
 class Noise:
     """
-    The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout mask
-    and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
+    The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout
+    mask and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
 
     Example::
 
@@ -79,7 +79,7 @@ class Replay:
 
     @contextmanager
     def step(self) -> Iterator[Callable[[], None]]:
-        """The passes of one step; gives the function to call before each. The random state ends where the last leaves it."""
+        """The passes of one step; gives the function to call before each. The last leaves the random state as it is."""
         states: list[Tensor] = []
 
         def begin_pass() -> None:

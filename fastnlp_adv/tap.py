@@ -83,8 +83,8 @@ class EmbeddingTap(Tap):
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
     """
 
-    #: for methods whose first pass is not clean, what it adds to a lookup: a function of the number of the lookup, its ids,
-    #: its output and where these are real tokens; for ``"sequence"`` and ``"token"``, and until the next reset
+    #: for methods whose first pass is not clean, what it adds to a lookup: a function of the number of the lookup, its
+    #: ids, its output and where these are real tokens; for ``"sequence"`` and ``"token"``, and until the next reset
     start: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, embedding: Embedding, granularity: str):

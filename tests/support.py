@@ -180,7 +180,7 @@ def textbook_pgd(model, epsilon=1.0, alpha=0.3, steps=3, name="word_embeddings")
         origin = [p.detach().clone() for p in params]
         clean = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         for step in range(steps):
-            for param, start in zip(params, origin):
+            for param, start in zip(params, origin, strict=True):
                 size = param.grad.norm()
                 if size > 0 and torch.isfinite(size):
                     param.data += alpha * param.grad / size
@@ -194,7 +194,7 @@ def textbook_pgd(model, epsilon=1.0, alpha=0.3, steps=3, name="word_embeddings")
         for n, p in model.named_parameters():
             p.grad = clean.get(n)
         trainer.backward(trainer.train_step(batch))
-        for param, start in zip(params, origin):
+        for param, start in zip(params, origin, strict=True):
             param.data = start
         trainer.step()
         trainer.zero_grad()

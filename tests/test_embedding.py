@@ -179,3 +179,9 @@ def test_max_norm_is_refused_where_it_matches():
 def test_a_pretrained_embedding():
     model = Model(word=nn.Embedding.from_pretrained(torch.randn(9, 2)))
     assert names(model) == ["word.weight"]
+
+
+def test_a_table_of_positions_is_not_taken_for_the_words():
+    model = nn.ModuleDict({"pos_embed": nn.Embedding(64, 4), "words": nn.Embedding(20, 4)})
+    assert find_embeddings(model).names() == ["words.weight"]
+    assert find_embeddings(nn.ModuleDict({"pos_embed": nn.Embedding(64, 4)})).names() == ["pos_embed.weight"]

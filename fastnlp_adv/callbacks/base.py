@@ -69,7 +69,7 @@ class MethodCallback(Callback):
         self._resumed = states or None
 
     def due(self, trainer: Any) -> bool:
-        """Whether the method acts on this batch. Counts optimizer steps, so the micro-batches of one are treated alike."""
+        """Whether the method acts on this batch. Counts optimizer steps: the micro-batches of one are treated alike."""
         step = trainer.global_forward_batches // trainer.accumulation_steps
         total = trainer.n_batches / trainer.accumulation_steps
         start = self.start * total if self.start < 1 else self.start
@@ -109,6 +109,11 @@ class MethodCallback(Callback):
 class AttackCallback(MethodCallback):
     """
     Trains under an attack. At most one a Trainer.
+
+    :param start: see :class:`MethodCallback`.
+    :param every: see :class:`MethodCallback`.
+    :param log_every: see :class:`MethodCallback`.
+    :param arguments: those of the attack.
     """
 
     method_class: ClassVar[type[Attack]]

@@ -26,8 +26,8 @@ def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
     name = type(callback).__name__
     if type(driver) not in (TorchSingleDriver, TorchDDPDriver):
         raise ValueError(
-            f"Expected {name} to run on fastNLP's torch driver, on one device or under DistributedDataParallel, but got "
-            f"{type(driver).__name__}. Build the Trainer with `driver='torch'`."
+            f"Expected {name} to run on fastNLP's torch driver, on one device or under DistributedDataParallel, but "
+            f"got {type(driver).__name__}. Build the Trainer with `driver='torch'`."
         )
     if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
         raise ValueError(
@@ -48,7 +48,7 @@ def _check_step_is_free(trainer: Any, name: str) -> None:
         culprit = getattr(step, "__name__", type(step).__name__) if own_step and step else type(loop).__name__
         raise ValueError(
             f"Expected a Trainer with fastNLP's own batch step, since {name} replaces it, but got `{culprit}`. Remove "
-            "`batch_step_fn` (or the custom `train_batch_loop`), or call the attack object yourself in it: see FGM and PGD."
+            "`batch_step_fn` (or the custom `train_batch_loop`), or call the attack yourself in it: see FGM and PGD."
         )
 
 

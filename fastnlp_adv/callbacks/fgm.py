@@ -10,7 +10,8 @@ __all__ = ["FGMCallback"]
 
 class FGMCallback(AttackCallback):
     r"""
-    Trains with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at :math:`e + \epsilon g/\lVert g\rVert`.
+    Trains with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at
+    :math:`e + \epsilon g/\lVert g\rVert`.
 
     :param epsilon: the norm of the perturbation, in the units of the embedding.
     :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding.

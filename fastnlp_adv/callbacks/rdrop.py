@@ -82,11 +82,12 @@ class RDropCallback(RegularizerCallback):
     def regularize(
         self, objective: Callable[[Any], Any], forward: Callable[[Any], Any], due: bool, no_sync: Callable
     ) -> Callable[[Any], Any]:
-        if self._mixin is None:
+        mixin = self._mixin
+        if mixin is None:
             return super().regularize(objective, forward, due, no_sync)
 
         def through_mixin(batch: Any) -> Any:
-            with self._mixin.rdrop_as(self.method_ if due else None):
+            with mixin.rdrop_as(self.method_ if due else None):
                 return objective(batch)
 
         return through_mixin

@@ -15,6 +15,11 @@ __all__ = ["RegularizerCallback"]
 class RegularizerCallback(MethodCallback):
     """
     Trains with a regularizer. Different ones combine, with each other and with an attack.
+
+    :param start: see :class:`MethodCallback`.
+    :param every: see :class:`MethodCallback`.
+    :param log_every: see :class:`MethodCallback`.
+    :param arguments: those of the regularizer.
     """
 
     method_class: ClassVar[type[Regularizer]]

@@ -19,8 +19,8 @@ class Regularizer(ABC):
     """
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.
 
-    Regularizers are nested: each takes the one inside it for its ``objective``, and the bare training step as ``forward``
-    for the passes that it needs besides. One that changes the clean pass itself, as R-Drop does, is innermost.
+    Regularizers are nested: each takes the one inside it for its ``objective``, and the bare training step as
+    ``forward`` for the passes that it needs besides. One that changes the clean pass itself, as R-Drop does, is innermost.
     """
 
     #: under which name the outputs hold the term, unweighted and detached
@@ -54,10 +54,10 @@ class Regularizer(ABC):
         """
         check_arguments(arguments)
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 - nothing to do without hooks, here and below without state
         """Put hooks on the model, where there are any."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Take them off."""
 
     @contextmanager
@@ -65,12 +65,12 @@ class Regularizer(ABC):
         """The passes of one step; whatever happens in between, the model is left as it was."""
         yield
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027
         """Called after each step of the optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Go on where :meth:`state_dict` was taken."""

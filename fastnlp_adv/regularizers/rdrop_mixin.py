@@ -34,8 +34,8 @@ class RDropMixin:
     have its own. A callable written in the class body is a method like any other: ``def rdrop_mask(self, batch,
     outputs)``, where ``batch`` holds the arguments of ``train_step`` by name. A ``staticmethod`` takes no ``self``.
 
-    In a model that comes wrapped in ``DistributedDataParallel``, fastNLP calls ``forward``, not ``train_step``. It is then
-    ``forward`` that runs twice in training, and that has to return ``loss`` and ``pred``. A model wrapped in
+    In a model that comes wrapped in ``DistributedDataParallel``, fastNLP calls ``forward``, not ``train_step``. It is
+    then ``forward`` that runs twice in training, and that has to return ``loss`` and ``pred``. A model wrapped in
     ``DataParallel`` does without R-Drop: give the Trainer the bare model.
 
     :raises ValueError: when the class is made, if a setting is out of its range or unknown.

@@ -85,7 +85,14 @@ class Unused(Plain):
         self.idle = nn.Parameter(torch.ones(2))
 
 
-MODELS = {"plain": Plain, "mixin": Mixed, "noisy": Noisy, "alternating": Alternating, "buffers": Buffers, "unused": Unused}
+MODELS = {
+    "plain": Plain,
+    "mixin": Mixed,
+    "noisy": Noisy,
+    "alternating": Alternating,
+    "buffers": Buffers,
+    "unused": Unused,
+}
 
 
 def scenarios():

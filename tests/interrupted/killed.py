@@ -29,7 +29,7 @@ CALLBACKS = {
     "fgm start every": lambda: FGMCallback(start=4, every=2),
     "fgsm": lambda: FGSMCallback(),
     "pgd": lambda: PGDCallback(),
-    "pgd weights": lambda: PGDCallback(emb_name="head"),  # written in place: a kill between passes must not leave a trace
+    "pgd weights": lambda: PGDCallback(emb_name="head"),  # written in place: a kill in between must not leave a trace
     "rdrop": lambda: RDropCallback(mode="two_pass"),
 }
 N_BATCHES, SAVE_EVERY = 12, 3
@@ -50,7 +50,7 @@ class Mortal(support.Classifier):
 
 
 def train(method, model, folder, **run):
-    """Twelve batches of shuffled data, with momentum, and checkpoints; from the callback fastNLP also takes the sampler."""
+    """Twelve batches of shuffled data, with momentum and checkpoints, for which fastNLP changes the sampler."""
     checkpoints = CheckpointCallback(folder, every_n_batches=SAVE_EVERY, save_object="trainer")
     trainer = support.build(
         model,
