@@ -1,4 +1,4 @@
-"""Adversarial training and R-Drop for fastNLP: one callback in ``Trainer(callbacks=[...])``, or one mixin in a model."""
+"""Adversarial training and R-Drop for fastNLP: a callback in ``Trainer(callbacks=[...])``, or a mixin in a model."""
 
 from . import compat
 from .attacks import FGM, FGSM, PGD

@@ -55,7 +55,8 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     :param model: the model.
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
         for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
-        else the only :class:`torch.nn.Embedding`, else the one with the most rows.
+        else the only :class:`torch.nn.Embedding`, else the one with the most rows that is not
+        named after positions.
     :return: the embeddings, and the matched parameters that are not looked up.
     :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
 
@@ -133,7 +134,9 @@ def _input_embedding(model: nn.Module) -> Tensor:
             f"Expected the model to have an nn.Embedding, but got {type(model).__name__} without one. "
             f"Give `emb_name`, part of the name of the parameter to perturb; the model has {_candidates(model)}."
         )
-    return max(embeddings, key=lambda embedding: embedding.num_embeddings).weight
+    positions = {id(param) for name, param in model.named_parameters() if any(p in name for p in ("pos", "wpe"))}
+    words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
+    return max(words, key=lambda embedding: embedding.num_embeddings).weight
 
 
 def _checked(embedding: Embedding) -> Embedding:

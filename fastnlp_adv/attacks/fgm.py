@@ -38,8 +38,8 @@ class FGM(EmbeddingAttack):
         yourself.
     :param replace: train on the adversarial loss alone. The first pass then computes no parameter gradients, so a step
         costs 5/3 plain ones instead of 2.
-    :param dropout_mask: ``"new"``: each pass draws its own dropout mask, as in fastNLP's tutorial; ``"same"``: all passes
-        of a step share one.
+    :param dropout_mask: ``"new"``: each pass draws its own dropout mask, as in fastNLP's tutorial; ``"same"``: all
+        passes of a step share one.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::

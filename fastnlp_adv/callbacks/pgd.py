@@ -10,8 +10,8 @@ __all__ = ["PGDCallback"]
 
 class PGDCallback(AttackCallback):
     r"""
-    Trains with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean and at the end of ``steps`` climbs
-    in a ball around it.
+    Trains with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean and at the end of ``steps``
+    climbs in a ball around it.
 
     :param epsilon: the radius of the ball, in the units of the embedding.
     :param alpha: the length of a climb.

@@ -110,7 +110,12 @@ class _Run:
 
 
 def install(trainer: Any) -> BatchStep:
-    """The step of a Trainer; put in place when it is not there yet."""
+    """
+    The step of a Trainer; put in place when it is not there yet.
+
+    :param trainer: the Trainer.
+    :return: the step.
+    """
     loop = trainer.train_batch_loop
     if not isinstance(loop.batch_step_fn, BatchStep):
         loop.batch_step_fn = BatchStep(loop.batch_step_fn)
@@ -118,7 +123,12 @@ def install(trainer: Any) -> BatchStep:
 
 
 def uninstall(trainer: Any, callback: MethodCallback) -> None:
-    """Take a callback out of the step, and with the last one the step off the Trainer."""
+    """
+    Take a callback out of the step, and with the last one the step off the Trainer.
+
+    :param trainer: the Trainer.
+    :param callback: the callback; nothing happens if it is not in the step.
+    """
     step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
     if isinstance(step, BatchStep):
         step.callbacks = [other for other in step.callbacks if other is not callback]

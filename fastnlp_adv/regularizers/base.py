@@ -20,7 +20,8 @@ class Regularizer(ABC):
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.
 
     Regularizers are nested: each takes the one inside it for its ``objective``, and the bare training step as
-    ``forward`` for the passes that it needs besides. One that changes the clean pass itself, as R-Drop does, is innermost.
+    ``forward`` for the passes that it needs besides. One that changes the clean pass itself, as R-Drop does, is
+    innermost.
     """
 
     #: under which name the outputs hold the term, unweighted and detached
