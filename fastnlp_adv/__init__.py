@@ -1,21 +1,50 @@
 """Adversarial training and R-Drop for fastNLP: a callback in ``Trainer(callbacks=[...])``, or a mixin in a model."""
 
 from . import compat
-from .attacks import FGM, FGSM, PGD
-from .callbacks import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
-from .regularizers import RDrop, RDropMixin
+from .attacks import ATTA, AWP, FGM, FGSM, PGD, TAVAT, FreeLB
+from .callbacks import (
+    ATTACallback,
+    AWPCallback,
+    FGMCallback,
+    FGSMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
+from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ATTA",
+    "AWP",
     "FGM",
     "FGSM",
     "PGD",
+    "R3F",
+    "SMART",
+    "TAVAT",
+    "VAT",
+    "ATTACallback",
+    "AWPCallback",
     "FGMCallback",
     "FGSMCallback",
+    "FreeLB",
+    "FreeLBCallback",
+    "GradientPenalty",
+    "GradientPenaltyCallback",
     "PGDCallback",
+    "R3FCallback",
     "RDrop",
     "RDropCallback",
     "RDropMixin",
+    "SMARTCallback",
+    "TAVATCallback",
+    "VATCallback",
     "compat",
 ]

@@ -86,6 +86,8 @@ class EmbeddingTap(Tap):
     #: for methods whose first pass is not clean, what it adds to a lookup: a function of the number of the lookup, its
     #: ids, its output and where these are real tokens; for ``"sequence"`` and ``"token"``, and until the next reset
     start: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
+    #: whether passes with different perturbations end in one backward pass, where a checkpoint cannot tell them apart
+    mixes_passes = False
 
     def __init__(self, embedding: Embedding, granularity: str):
         super().__init__()
@@ -109,6 +111,7 @@ class EmbeddingTap(Tap):
     def begin_pass(self, *, keep_leaves: bool) -> None:
         self._keep_leaves = keep_leaves
         self.leaves = []
+        self._visits: list[_Visit] = []  # those of the leaves
         self._forward = _Forward(numbered_from_0=True)
         self._last: _Forward | None = None  # the one that the last backward pass went through
 
@@ -119,6 +122,14 @@ class EmbeddingTap(Tap):
     def gradients(self) -> list[Tensor]:
         lookups, _ = self._received()
         return self._perturbation().collect(lookups)
+
+    def lookups(self, grads: list[Tensor | None]) -> list[Lookup]:
+        """The lookups of this pass, given the gradients at its ``leaves``, for methods that need their graph."""
+        return [visit.lookup(g) for visit, g in zip(self._visits, grads, strict=True) if g is not None]
+
+    def numbers(self) -> list[int]:
+        """The numbers, as `start` got them, of the lookups that gradients came to in the last pass."""
+        return list(self._received()[0])
 
     def perturb(self, values: list[Tensor]) -> None:
         self._perturbation().values = values
@@ -164,6 +175,7 @@ class EmbeddingTap(Tap):
             leaf.register_hook(visit)
             if self._keep_leaves:
                 self.leaves.append(leaf)
+                self._visits.append(visit)  # type: ignore[arg-type]
         return output + leaf * scale_of(module)
 
     def _next_index(self) -> int:
@@ -173,6 +185,11 @@ class EmbeddingTap(Tap):
         return self._forward.count - 1
 
     def _index_again(self, ids: Tensor) -> int:
+        if self.mixes_passes:
+            raise RuntimeError(
+                f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
+                "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
+            )
         if (self.perturbation is None and self.start is None) or self._granularity == "vocab":
             return NOT_A_POSITION
         visits = list(self._forward.alive.values())

@@ -53,13 +53,13 @@ class Tapped:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def differentiate(self, loss: Tensor) -> None:
+    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """A backward pass that stops at the taps: the parameters' gradients are neither computed nor touched."""
         leaves = [leaf for tap in self.taps for leaf in tap.leaves]
         if not leaves:
             self.taps[0].gradients()  # says why there are none
         try:
-            torch.autograd.grad(loss, leaves, allow_unused=True)
+            return list(torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=create_graph))
         except RuntimeError as error:
             if "use_reentrant=True" not in str(error):
                 raise

@@ -23,28 +23,33 @@ class WeightTap(Tap):
     def __init__(self, name: str, param: nn.Parameter):
         super().__init__()
         self.name = name
-        self._param = param
+        self.param = param
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._grad: Tensor | None = None
         self._backward = -1  # the backward pass that it came from
 
     def _install(self) -> list[RemovableHandle]:
-        return [self._param.register_hook(self._receive)]
+        return [self.param.register_hook(self._receive)] if self.param.requires_grad else []
+
+    @property
+    def received(self) -> bool:
+        """Whether the last pass brought a gradient."""
+        return self._grad is not None
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
-        self.leaves = [self._param] if keep_leaves else []
+        self.leaves = [self.param] if keep_leaves and self.param.requires_grad else []
         self._grad = None
 
     def reset(self) -> None:
         if self._backup is not None:
             with torch.no_grad():
-                self._param.copy_(self._backup)
+                self.param.copy_(self._backup)
         self._value = self._backup = None
         self.begin_pass(keep_leaves=False)
 
     def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
-        value = torch.zeros_like(self._param) if self._value is None else self._value
+        value = torch.zeros_like(self.param) if self._value is None else self._value
         return [(value, tuple(range(value.dim())), None)]
 
     def gradients(self) -> list[Tensor]:
@@ -56,11 +61,15 @@ class WeightTap(Tap):
         return [self._grad]
 
     def perturb(self, values: list[Tensor]) -> None:
-        if self._backup is None:
-            self._backup = self._param.detach().clone()
+        self.move(values[0])
         self._value = values[0]
+
+    def move(self, by: Tensor) -> None:
+        """Perturb by this value without keeping it, which saves its memory in a method that climbs once."""
+        if self._backup is None:
+            self._backup = self.param.detach().clone()
         with torch.no_grad():
-            self._param.copy_(self._backup + self._value)
+            self.param.copy_(self._backup + by)
         self.begin_pass(keep_leaves=False)
 
     def _receive(self, grad: Tensor) -> None:

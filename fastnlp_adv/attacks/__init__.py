@@ -1,9 +1,13 @@
 """Attacks: one a file, plain PyTorch, usable in any training loop."""
 
+from .atta import ATTA
+from .awp import AWP
 from .base import Attack, Pass
 from .embedding import EmbeddingAttack
 from .fgm import FGM
 from .fgsm import FGSM
+from .freelb import FreeLB
 from .pgd import PGD
+from .tavat import TAVAT
 
-__all__ = ["FGM", "FGSM", "PGD", "Attack", "EmbeddingAttack", "Pass"]
+__all__ = ["ATTA", "AWP", "FGM", "FGSM", "PGD", "TAVAT", "Attack", "EmbeddingAttack", "FreeLB", "Pass"]

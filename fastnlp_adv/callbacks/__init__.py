@@ -1,18 +1,34 @@
 """Callbacks: one a file, no mathematics. With ``compat`` the only part that knows fastNLP."""
 
+from .atta import ATTACallback
+from .awp import AWPCallback
 from .base import AttackCallback, MethodCallback
 from .fgm import FGMCallback
 from .fgsm import FGSMCallback
+from .freelb import FreeLBCallback
+from .gradient_penalty import GradientPenaltyCallback
 from .pgd import PGDCallback
+from .r3f import R3FCallback
 from .rdrop import RDropCallback
 from .regularizer import RegularizerCallback
+from .smart import SMARTCallback
+from .tavat import TAVATCallback
+from .vat import VATCallback
 
 __all__ = [
+    "ATTACallback",
+    "AWPCallback",
     "AttackCallback",
     "FGMCallback",
     "FGSMCallback",
+    "FreeLBCallback",
+    "GradientPenaltyCallback",
     "MethodCallback",
     "PGDCallback",
+    "R3FCallback",
     "RDropCallback",
     "RegularizerCallback",
+    "SMARTCallback",
+    "TAVATCallback",
+    "VATCallback",
 ]

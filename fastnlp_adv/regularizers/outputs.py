@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["read_outputs"]
+__all__ = ["read_loss", "read_outputs"]
 
 _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
 
-def read_outputs(outputs: Any) -> dict[str, Any]:
+def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
     """
     A new dict of the outputs, in which ``loss`` is one number and ``pred`` the prediction as floating-point values.
 
     :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers. The prediction is ``pred``, or ``logits``
         where there is no ``pred`` or it holds integers.
+    :param needs_loss: whether to refuse outputs without a loss, as they are for a batch without labels.
     :return: all entries of ``outputs``; a ``loss`` with dimensions (one value for each example) is averaged.
     :raises ValueError: if there is no loss or no prediction that a divergence can be computed from.
 
@@ -30,7 +31,21 @@ def read_outputs(outputs: Any) -> dict[str, Any]:
         (tensor(2.), torch.Size([2, 5]))
     """
     entries = _as_dict(outputs)
-    return {**entries, "loss": _loss(entries), "pred": _prediction(entries)}
+    if needs_loss or entries.get("loss") is not None:
+        entries["loss"] = _loss(entries)
+    return {**entries, "pred": _prediction(entries)}
+
+
+def read_loss(outputs: Any) -> dict[str, Any]:
+    """
+    As :func:`read_outputs`, for methods that need no prediction.
+
+    :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers.
+    :return: all entries of ``outputs``; a ``loss`` with dimensions (one value for each example) is averaged.
+    :raises ValueError: if there is no loss.
+    """
+    entries = _as_dict(outputs)
+    return {**entries, "loss": _loss(entries)}
 
 
 def _as_dict(outputs: Any) -> dict[str, Any]:

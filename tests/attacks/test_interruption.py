@@ -152,18 +152,20 @@ def test_a_copy_taken_after_closing_carries_nothing(emb_name):
 
 
 @pytest.mark.parametrize("compiler", [False, True])
-def test_a_copy_taken_in_between_is_a_model_of_its_own(compiler):
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+def test_a_copy_taken_in_between_is_a_model_of_its_own(granularity, compiler):
     """An average of weights, or a teacher, copied while an attack watches the model."""
     if compiler:
         importlib.import_module("torch._dynamo")  # the hook is another then
     plain = classifier()
-    expected = step(FGM(plain, granularity="sequence"), plain, LOSS)
+    expected = step(FGM(plain, granularity=granularity), plain, LOSS)
     model = classifier()
-    fgm = FGM(model, granularity="sequence")
+    fgm = FGM(model, granularity=granularity)
     LOSS(model).backward()
     other = copy.deepcopy(model)
     with fgm.attack():
+        kept = LOSS(other)  # no lookup of the model's
+        assert torch.equal(kept, LOSS(classifier()))
         assert torch.equal(predictions(other), predictions(classifier()))
-        LOSS(other).backward()  # no lookup of the model's
         LOSS(model).backward()
     assert_same(gradients(model), expected)

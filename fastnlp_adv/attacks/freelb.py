@@ -1,0 +1,118 @@
+"""FreeLB: every ascent of the perturbation is also a pass that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..random_state import Noise
+from ..tap import EmbeddingTap
+from .base import Pass
+from .embedding import EmbeddingAttack
+
+__all__ = ["FreeLB", "noise_on_tokens"]
+
+
+class FreeLB(EmbeddingAttack):
+    r"""
+    Free large-batch adversarial training (Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language
+    Understanding", https://arxiv.org/abs/1909.11764).
+
+    The perturbation starts at noise and climbs ``steps - 1`` times; the model trains on the mean loss along the way,
+
+    .. math:: \frac{1}{K}\sum_{t=0}^{K-1} L(e + d_t), \qquad
+        d_{t+1} = \Pi_\epsilon\bigl(d_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr), \quad g_t = \nabla_e L(e + d_t),
+
+    where :math:`e` are the outputs of the embedding lookups, one perturbation a position, with norms over each example
+    (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
+    ``init`` :math:`/ \sqrt{nH}` for an example of :math:`n` real tokens and :math:`H` features, so its norm is about
+    ``0.58 * init``. There is no clean pass. ``steps`` forward and backward passes, as many plain steps.
+
+    An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is the embedding's
+    ``padding_idx``; without one, all are.
+
+    :param model: the model; its weights are never written.
+    :param epsilon: the radius of the ball around the clean input, in the units of the embedding; 0 for no projection.
+        It bounds the climbs, not the noise.
+    :param alpha: the length of a climb, in the same units.
+    :param steps: the number :math:`K` of passes.
+    :param init: the size of the noise, in the same units.
+    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding;
+        see :func:`~fastnlp_adv.embedding.find_embeddings`. Embeddings only.
+    :param dropout_mask: ``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one, as
+        in the paper.
+    :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
+
+    Example::
+
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
+        >>> freelb = FreeLB(model, epsilon=0.2, steps=3)
+        >>> loss = freelb.step(lambda: nn.functional.cross_entropy(model(ids), labels))   # then optimizer.step()
+        >>> 0 < freelb.perturbation_norm.item() < 0.201
+        True
+        >>> freelb.close()
+    """
+
+    norm = "l2"
+    alpha: float
+    steps: int
+    init: float
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 0.0,
+        alpha: float = 0.1,
+        steps: int = 3,
+        init: float = 0.05,
+        emb_name: str | None = None,
+        dropout_mask: str = "new",
+    ):
+        super().__init__(
+            model,
+            epsilon=epsilon,
+            alpha=alpha,
+            steps=steps,
+            init=init,
+            emb_name=emb_name,
+            dropout_mask=dropout_mask,
+        )
+
+    def passes(self) -> Iterator[Pass]:
+        for tap in self.taps:
+            assert isinstance(tap, EmbeddingTap)  # perturbations of positions refuse other parameters
+            tap.start = self._start
+        for left in reversed(range(self.steps)):
+            yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
+            if left:
+                self.ascend(self.alpha, radius=self.epsilon or None)
+        if self.steps == 1:
+            self.record([(tap.gradients(), [value for value, *_ in tap.values()]) for tap in self.taps])
+
+    def _start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
+        return noise_on_tokens(self.noise, self.init, output, real)
+
+
+def noise_on_tokens(noise: Noise, init: float, output: Tensor, real: Tensor) -> Tensor:
+    r"""
+    Where FreeLB starts: uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's :math:`n` tokens.
+
+    :param noise: where the randomness comes from.
+    :param init: the size.
+    :param output: that of a lookup, of shape ``(*ids, H)``.
+    :param real: False where there is no token, of shape ``(*ids, 1)``.
+    :return: a tensor of ``output``'s shape, at least in single precision.
+
+    Example::
+
+        >>> real = torch.tensor([[[True], [True], [False]]])
+        >>> x = noise_on_tokens(Noise(), 0.1, torch.zeros(1, 3, 8), real)
+        >>> bool((x.abs() <= 0.1 / 16 ** 0.5).all()), x[0, 2].count_nonzero().item()
+        (True, 0)
+    """
+    x = noise.like(output).uniform_(-1, 1, generator=noise.on(output.device))
+    size = real.sum(dim=tuple(range(1, real.dim())), keepdim=True).clamp(min=1) * output.shape[-1]
+    return torch.where(real, x * (init / size.to(x.dtype).sqrt()), 0)

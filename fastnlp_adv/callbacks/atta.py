@@ -1,0 +1,103 @@
+"""ATTA as a callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastNLP import logger
+from torch import Tensor
+
+from ..attacks.atta import ATTA
+from .base import AttackCallback
+
+__all__ = ["ATTACallback"]
+
+
+class ATTACallback(AttackCallback):
+    r"""
+    Trains with :class:`~fastnlp_adv.ATTA`: each example with the perturbation that it has from the epochs before, at
+    the price of plain training.
+
+    It needs fastNLP's ``TorchDataLoader``, which tells the indices of a batch's examples; call ``compat.repair()``
+    before it is built. The perturbations are part of a checkpoint. Under DistributedDataParallel each rank keeps those
+    of the examples that it has seen, and an example new to a rank starts at 0; a checkpoint holds those of the first
+    rank, which all ranks resume from.
+
+    :param epsilon: the norm that a perturbation may reach, in the units of the embedding.
+    :param alpha: the length of a step.
+    :param storage_dtype: the precision of the stored perturbations.
+    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding.
+    :param start: see :class:`~fastnlp_adv.FGMCallback`.
+    :param every: see :class:`~fastnlp_adv.FGMCallback`.
+    :param log_every: see :class:`~fastnlp_adv.FGMCallback`.
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``, or
+        if the dataloader does not know the indices.
+
+    Example::
+
+        >>> callback = ATTACallback(epsilon=0.5, alpha=0.25)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = ATTA
+    _told = False
+
+    def __init__(
+        self,
+        epsilon: float = 0.5,
+        *,
+        alpha: float = 0.25,
+        storage_dtype: torch.dtype = torch.float16,
+        emb_name: str | None = None,
+        start: int | float = 0,
+        every: int = 1,
+        log_every: int = 0,
+    ):
+        super().__init__(
+            epsilon=epsilon,
+            alpha=alpha,
+            storage_dtype=storage_dtype,
+            emb_name=emb_name,
+            start=start,
+            every=every,
+            log_every=log_every,
+        )
+
+    def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
+        super().on_after_trainer_initialized(trainer, driver)
+        if not callable(getattr(trainer.dataloader, "get_batch_indices", None)):
+            raise ValueError(_no_indices(trainer))
+
+    def on_train_begin(self, trainer: Any) -> None:
+        super().on_train_begin(trainer)
+        self._told = False
+
+    def on_train_batch_begin(self, trainer: Any, batch: Any, indices: list[int] | None) -> None:
+        if indices is None:
+            raise ValueError(_no_indices(trainer))
+        self.method_.indices = indices
+        if not self._told and trainer.driver.global_rank == 0:
+            self._tell(len(trainer.dataloader.dataset), _length(batch, len(indices)))
+        self._told = True
+
+    def _tell(self, examples: int, length: int) -> None:
+        megabytes = self.method_.memory(examples, length) / 2**20
+        logger.info(
+            "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
+            f"{examples} examples of {length} tokens will take up to {megabytes:.4g} MiB in every process."
+        )
+
+
+def _length(batch: Any, rows: int) -> int:
+    """The length of a batch's longest field of integers, which may be the tokens."""
+    fields = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else [batch]
+    tensors = [f for f in fields if isinstance(f, Tensor) and not f.is_floating_point() and f.dim() > 1]
+    return max((f.shape[-1] for f in tensors if len(f) == rows), default=1)
+
+
+def _no_indices(trainer: Any) -> str:
+    return (
+        "Expected a dataloader that tells which examples are in a batch, since ATTA keeps something for each of them, "
+        f"but got {type(trainer.dataloader).__name__}, which does not. Use fastNLP's `TorchDataLoader` or "
+        "`prepare_torch_dataloader`, with `fastnlp_adv.compat.repair()` before it on torch 2."
+    )

@@ -1,0 +1,152 @@
+"""The gradient penalty: the loss of a sequence should be flat around its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..perturbation import Lookup
+from ..tap import EmbeddingTap
+from ..tapped import Tapped, taps_on
+from .base import Forward, Regularizer
+from .outputs import read_loss
+
+__all__ = ["GradientPenalty"]
+
+#: the nodes of a graph where a kernel, a custom function or a compiled model has no second derivative
+_DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackward")
+
+
+class GradientPenalty(Tapped, Regularizer):
+    r"""
+    Penalizes the squared gradient at the embeddings ("double backpropagation", Drucker and LeCun 1992; on deep networks
+    Ross and Doshi-Velez 2018, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
+    Regularizing their Input Gradients", https://arxiv.org/abs/1711.09404):
+
+    .. math:: L(e) + \frac{w}{2n} \sum_{i=1}^{n} \lVert \nabla_{e_i} L_i \rVert_2^2, \qquad
+        \nabla_{e_i} L_i = n\, \nabla_{e_i} L(e)
+
+    for :math:`n` sequences (the first dimension of the ids that are looked up) whose losses :math:`L_i` are averaged to
+    :math:`L`. Positions at ``padding_idx`` do not count. Where several lookups take part, their terms are added.
+
+    The gradient is that of ``loss`` as the objective returns it, with the terms of other regularizers that are inside:
+    not divided for accumulation, and not scaled for ``fp16=True``, where half-precision gradients below 6e-8 therefore
+    count as 0.
+
+    It costs one forward pass, one backward pass to the embeddings that keeps its graph, and one backward pass through
+    both, of about two plain ones; activations take about twice the memory.
+
+    Every kernel of the model must have a second derivative. Fused attention has none: transformers' models need
+    ``attn_implementation="eager"``, others ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Recurrent layers have
+    one on the CPU, but not in cuDNN: ``torch.backends.cudnn.flags(enabled=False)``. Compiled models have none.
+
+    :param model: the model; its weights are never written.
+    :param weight: the weight :math:`w` of the penalty.
+    :param emb_name: part of the name of an embedding, a glob, or ``None`` for the input embedding;
+        see :func:`~fastnlp_adv.embedding.find_embeddings`.
+    :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> import torch
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> def step(batch):
+        ...     return {"loss": nn.functional.cross_entropy(model(batch["ids"]), batch["labels"])}
+        >>> penalty = GradientPenalty(model, weight=1.0)
+        >>> outputs = penalty(step, {"ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([0])})
+        >>> outputs["loss"].backward()
+        >>> bool(outputs["gradient_penalty"] > 0)
+        True
+        >>> penalty.close()
+    """
+
+    name = "gradient_penalty"
+    forwards = 1
+
+    def __init__(self, model: nn.Module, weight: float = 1.0, emb_name: str | None = None):
+        self.check(weight=weight, emb_name=emb_name)
+        self.weight = weight
+        self.emb_name = emb_name
+        super().__init__(model, taps_on(model, emb_name, "sequence"))
+
+    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+        """
+        Run ``objective`` on the batch and add the penalty.
+
+        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss``.
+        :param batch: what ``objective`` takes.
+        :param forward: not needed.
+        :return: the outputs as a dict, in which ``loss`` has the penalty in it, and ``gradient_penalty`` is half
+            the squared gradient, averaged over the sequences, unweighted and detached.
+        :raises ValueError: if the outputs lack a loss.
+        :raises RuntimeError: if the loss does not depend on the embedding, or a kernel has no second derivative.
+        """
+        try:
+            for tap in self.taps:
+                tap.begin_pass(keep_leaves=True)
+            outputs = read_loss(objective(batch))
+            penalty = self._penalty(outputs["loss"])
+        finally:
+            for tap in self.taps:
+                tap.begin_pass(keep_leaves=False)
+        return {**outputs, "loss": outputs["loss"] + self.weight * penalty, self.name: penalty.detach()}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        was_open = self.is_open
+        self.open()
+        try:
+            yield
+        finally:
+            for tap in self.taps:
+                tap.reset() if was_open else tap.close()
+
+    def _penalty(self, loss: Tensor) -> Tensor:
+        grads = iter(self.differentiate(loss, create_graph=True))
+        taps = [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]  # all: there are no others with "sequence"
+        lookups = [lookup for tap in taps for lookup in tap.lookups([next(grads) for _ in tap.leaves])]
+        if not lookups:
+            self.taps[0].gradients()  # says why there are none
+        penalty = torch.stack([_half_square(lookup) for lookup in lookups]).sum()
+        if _dead_ends(penalty):
+            self._refuse(penalty)
+        return penalty
+
+    def _refuse(self, penalty: Tensor) -> None:
+        """Say now what the backward pass would say out of reach of this object."""
+        cause = None
+        try:
+            torch.autograd.grad(penalty, [leaf for tap in self.taps for leaf in tap.leaves], allow_unused=True)
+        except RuntimeError as error:
+            cause = error
+        raise RuntimeError(
+            "Expected every kernel of the model to have a second derivative, but got one without "
+            f"({cause or 'a custom function'}). For fused attention, give models of transformers "
+            "`attn_implementation='eager'`, others `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around training; "
+            "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`; do not compile the model."
+        ) from cause
+
+
+def _half_square(lookup: Lookup) -> Tensor:
+    """Half the squared gradient of each sequence's own loss, averaged over the sequences."""
+    sequences = lookup.ids.shape[0] if lookup.ids.dim() else 1
+    grad = lookup.grad.to(torch.promote_types(lookup.grad.dtype, torch.float32))
+    return torch.where(lookup.real(), grad, 0).square().sum() * (sequences / 2)
+
+
+def _dead_ends(penalty: Tensor) -> bool:
+    """Whether a backward pass would come to a kernel without a second derivative."""
+    seen, waiting = set(), [penalty.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ in _DEAD_ENDS:
+            return True
+        seen.add(node)
+        waiting.extend(before for before, _ in node.next_functions)
+    return False

@@ -1,0 +1,400 @@
+"""ATTA against its definition: one perturbation an example in a dictionary, added to embedded inputs in loops."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fastNLP import CheckpointCallback, TorchDataLoader, logger
+from references import (
+    Siamese,
+    assert_same,
+    batch,
+    bert,
+    classifier,
+    differ,
+    direction,
+    gradients,
+    loss_on,
+    shrink,
+    words,
+)
+from rows import Probe
+from support import Bert, Classifier, assert_untouched, build, collate, distance, samples, snapshot, train, weights
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import RDropCallback
+from fastnlp_adv.attacks.atta import ATTA
+from fastnlp_adv.callbacks.atta import ATTACallback
+
+EPSILON, ALPHA = 0.3, 0.2
+G = torch.Generator().manual_seed(3)
+SENTENCES = [torch.randint(1, 50, (int(n),), generator=G) for n in (3, 7, 5, 6, 2, 4)]
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+#: the batches of three epochs: the indices of their examples, the length that they are padded to, and on which side
+BATCHES = [([0, 1, 2], 7, "right"), ([3, 4, 5], 6, "right"), ([5, 0, 3], 9, "left"), ([2, 4, 1], 8, "right")]
+BATCHES += [([1, 3, 4], 7, "left"), ([0, 2, 5], 5, "right"), ([4, 1, 0], 10, "right")]
+
+
+def padded(indices, length, side):
+    rows = []
+    for i in indices:
+        zeros = torch.zeros(length - len(SENTENCES[i]), dtype=torch.long)
+        rows.append(torch.cat([SENTENCES[i], zeros] if side == "right" else [zeros, SENTENCES[i]]))
+    return torch.stack(rows), LABELS[indices]
+
+
+def classifier_loss(model, ids, labels, embedded=None):
+    embedded = model.word_embeddings(ids) if embedded is None else embedded
+    return cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), labels)
+
+
+def bert_loss(model, ids, labels, embedded=None):
+    inputs = {"input_ids": ids} if embedded is None else {"inputs_embeds": embedded}
+    return model(**inputs, attention_mask=(ids != 0).long(), labels=labels).loss
+
+
+MODELS = {"classifier": (classifier, classifier_loss), "bert": (bert, bert_loss)}
+each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=MODELS)
+
+
+class Definition:
+    """Perturbations in a dictionary, example to one vector a token, and a step in loops over examples and tokens."""
+
+    def __init__(self, dtype=torch.float16, epsilon=EPSILON, alpha=ALPHA):
+        self.kept, self.dtype, self.epsilon, self.alpha = {}, dtype, epsilon, alpha
+
+    def placed(self, ids, indices, like):
+        d = torch.zeros_like(like)
+        for b, i in enumerate(indices):
+            places = [t for t in range(ids.shape[1]) if ids[b, t] != 0]
+            for t, vector in zip(places, self.kept.get(i, []), strict=False):
+                d[b, t] = vector.to(like.dtype)
+        return d
+
+    def move(self, ids, indices, d, grad):
+        for b, i in enumerate(indices):
+            places = [t for t in range(ids.shape[1]) if ids[b, t] != 0]
+            here = shrink(d[b, places] + self.alpha * direction(grad[b, places], "l2"), self.epsilon, "l2")
+            self.kept[i] = list(here.to(self.dtype))
+
+    def loss(self, model, loss_of, ids, labels, indices):
+        """The loss at the perturbed input; its backward pass moves the perturbations."""
+        embedded = words(model)(ids)
+        d = self.placed(ids, indices, embedded.detach()).requires_grad_()
+        d.register_hook(lambda grad: self.move(ids, indices, d.detach(), grad))
+        return loss_of(model, ids, labels, embedded + d)
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, dtype):
+    model, definition = make(), Definition(dtype)
+    other = copy.deepcopy(model)
+    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=dtype)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other)]
+    for number, (indices, length, side) in enumerate(BATCHES):
+        ids, labels = padded(indices, length, side)
+        loss = atta.step(lambda: loss_of(model, ids, labels), indices)  # noqa: B023
+        expected = definition.loss(other, loss_of, ids, labels, indices)
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+        assert_same(gradients(model), gradients(other))
+        if number >= 2:
+            plain = copy.deepcopy(model)
+            plain.zero_grad()
+            loss_of(plain, ids, labels).backward()
+            assert differ(gradients(model), gradients(plain)) > 1e-4
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert distance(model, other) < 1e-12
+    for (_, lookup, example), row in atta.store._rows.items():
+        assert lookup == 0
+        theirs = torch.stack(definition.kept[example])
+        assert row.shape == theirs.shape  # nothing is kept of the padding
+        torch.testing.assert_close(row, theirs)
+        assert theirs.double().norm() <= EPSILON * 1.01
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("model_class", [Classifier, Bert])
+def test_in_a_trainer(model_class, accumulation):
+    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
+    definition = Definition()
+
+    def batch_step_fn(trainer, batch):
+        indices = trainer.dataloader.get_batch_indices()
+        own, loss_of = (theirs, classifier_loss) if model_class is Classifier else (theirs.back_bone, bert_loss)
+        loss = definition.loss(own, loss_of, batch["input_ids"], batch["labels"], indices)
+        trainer.backward({"loss": loss})
+        trainer.step()
+        trainer.zero_grad()
+
+    settings = {"accumulation_steps": accumulation, "n_batches": 18}
+    train(ours, [ATTACallback(EPSILON, alpha=ALPHA)], train_dataloader=indexed(), **settings)
+    train(theirs, batch_step_fn=batch_step_fn, train_dataloader=indexed(), **settings)
+    assert distance(ours, theirs) < 1e-8
+    plain = model_class(dropout=0.0).double()
+    train(plain, train_dataloader=indexed(), **settings)
+    assert distance(ours, plain) > 1e-4
+
+
+def indexed(loader=TorchDataLoader, **kwargs):
+    """A dataloader that tells indices; the last argument is what `compat.repair` would make of its default."""
+    return loader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **{"prefetch_factor": None, **kwargs})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_first_epoch_is_plain_to_the_bit(workers):
+    ours, plain = Classifier(), Classifier()
+    train(
+        ours,
+        [ATTACallback()],
+        train_dataloader=indexed(num_workers=workers, prefetch_factor=workers or None),
+        n_epochs=1,
+        n_batches=-1,
+    )
+    train(plain, train_dataloader=indexed(), n_epochs=1, n_batches=-1)
+    assert torch.equal(weights(ours), weights(plain))
+
+
+@pytest.mark.parametrize("limit", [{"epsilon": 0.0}, {"alpha": 0.0}])
+def test_limits_are_plain_training(limit):
+    ours, plain = Classifier(), Classifier()
+    train(ours, [ATTACallback(**limit)], train_dataloader=indexed(), n_batches=18)
+    train(plain, train_dataloader=indexed(), n_batches=18)
+    assert torch.equal(weights(ours), weights(plain))
+
+
+def test_start_and_every_keep_what_is_stored():
+    trainings = []
+    for _ in range(2):
+        trainings.append(Classifier())
+        callback = ATTACallback(EPSILON, start=6, every=2)
+        train(trainings[-1], [callback], train_dataloader=indexed(), n_batches=24)
+    plain = Classifier()
+    train(plain, train_dataloader=indexed(), n_batches=24)
+    assert torch.equal(weights(trainings[0]), weights(trainings[1]))
+    assert distance(trainings[0], plain) > 1e-6
+
+
+def test_cut_inputs_keep_what_is_left():
+    model, ids = classifier(), SENTENCES[1].unsqueeze(0)
+    label = LABELS[1:2]
+    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+    atta.step(lambda: classifier_loss(model, ids, label), [1])
+    ((_, row),) = atta.store._rows.items()
+    loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
+    embedded = model.word_embeddings(ids[:, :4]) + row[:4]
+    assert float(loss) == pytest.approx(float(classifier_loss(model, None, label, embedded)), rel=1e-12)
+    ((_, row),) = atta.store._rows.items()
+    assert row.shape == (4, 8)
+
+
+def test_every_lookup_has_its_own_perturbation():
+    model, definitions = Siamese(padding_idx=0), [Definition(torch.float64), Definition(torch.float64)]
+    other = copy.deepcopy(model)
+    lefts, _ = batch(8, 5)
+    rights, _ = batch(8, 4, seed=1)
+    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+    for indices in ([4, 0, 7], [7, 4, 1]):
+        sides = [lefts[indices], rights[indices]]
+        model.zero_grad()
+        other.zero_grad()
+        atta.step(lambda: model(*sides), indices)  # noqa: B023
+        embedded = [other.emb(ids) for ids in sides]
+        d = [
+            definition.placed(ids, indices, e.detach()).requires_grad_()
+            for definition, ids, e in zip(definitions, sides, embedded, strict=True)
+        ]
+        other.compare(*(e + v for e, v in zip(embedded, d, strict=True))).backward()
+        for definition, ids, v in zip(definitions, sides, d, strict=True):
+            definition.move(ids, indices, v.detach(), v.grad)
+        assert_same(gradients(model), gradients(other))
+    assert len(atta.store) == 8  # four examples, two lookups
+
+
+def test_copies_of_an_example_share_a_perturbation():
+    """As in R-Drop's doubled batch, and where a sampler draws with replacement."""
+    ids, labels = padded([0, 1, 1], 7, "right")
+    found = []
+    for indices, copies in (([0, 1, 1], 1), ([0, 1, 1], 2), ([0, 1], 2)):
+        model = classifier()
+        atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+        rows = list(range(len(indices))) * copies
+        for _ in range(2):
+            atta.step(lambda: classifier_loss(model, ids[rows], labels[rows]), indices)  # noqa: B023
+        found.append({key.example: row for key, row in atta.store._rows.items()})
+        assert len(found[-1]) == 2
+    for rows in found[1:]:
+        for example in (0, 1):
+            torch.testing.assert_close(rows[example], found[0][example], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_with_rdrop(mode):
+    models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
+    for model in models:
+        callbacks = [RDropCallback(mode=mode), ATTACallback(EPSILON)]
+        trainer = train(model, callbacks, train_dataloader=indexed(), n_batches=12)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert torch.isfinite(weights(models[0])).all()
+    assert {"adv_loss", "grad_norm", "perturbation_norm", "skipped"} <= trainer.state["adv"].keys()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_that_fails_leaves_model_and_store(error, where):
+    model = Probe(dropout=0.0)
+    before = snapshot(model)
+    ids, labels = padded([0, 1, 2], 7, "right")
+    atta = ATTA(model, EPSILON)
+    atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
+    atta.close()
+    kept = copy.deepcopy(atta.store._rows)
+    model.fail(where, 1, error)
+    with pytest.raises(error, match="made to fail"):
+        atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
+    assert_untouched(model, before)
+    assert atta.store._rows.keys() == kept.keys()
+    assert all(torch.equal(row, kept[key]) for key, row in atta.store._rows.items())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"epsilon": -1.0}, {"alpha": float("inf")}, {"storage_dtype": "float16"}, {"storage_dtype": torch.int8}],
+    ids=str,
+)
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
+        ATTA(classifier(), **bad)
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
+        ATTACallback(**bad)
+
+
+def test_steps_without_their_own_indices_are_refused():
+    model = classifier()
+    ids, labels = padded([0, 1, 2], 7, "right")
+    atta = ATTA(model)
+    loss = loss_on(ids, labels)
+    atta.step(lambda: loss(model), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="indices"):
+        atta.step(lambda: loss(model))  # those of the last step are used up
+    for indices in ([0], [0, 1], [0, 1, 2, 3], []):
+        with pytest.raises(RuntimeError, match=rf"got {len(indices)} indices and ids of shape \(3, 7\)"):
+            atta.step(lambda: loss(model), indices)
+    with pytest.raises(TypeError):
+        atta.step(lambda: loss(model), ["a", "b", "c"])
+    assert {key.example for key in atta.store._rows} == {0, 1, 2}
+
+
+def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
+    with pytest.raises(ValueError, match=r"DataLoader, which does not.*TorchDataLoader.*compat.repair"):
+        build(Classifier(), [ATTACallback()])
+
+
+def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
+    class Forgetful(TorchDataLoader):
+        def get_batch_indices(self):
+            return None
+
+    with pytest.raises(ValueError, match="Forgetful, which does not"):
+        build(Classifier(), [ATTACallback()], train_dataloader=indexed(Forgetful)).run()
+
+
+def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
+    said, kept = [], []
+    monkeypatch.setattr(logger, "info", said.append)
+
+    class Watch(ATTACallback):
+        def on_train_batch_end(self, trainer):
+            super().on_train_batch_end(trainer)
+            kept.append((self.method_.store.nbytes(), self.method_.memory(24, 7)))
+
+    train(Classifier(), [Watch()], train_dataloader=indexed(), n_batches=12)
+    said = [message for message in said if "ATTA keeps" in message]
+    assert len(said) == 1
+    assert "estimate" in said[0]
+    assert "24 examples of 7 tokens" in said[0]
+    assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in said[0]
+    assert 0 < kept[0][0] < kept[5][0] <= kept[5][1] == 24 * 7 * 8 * 2
+    assert kept[5][0] == kept[-1][0]  # all examples are there after the first epoch
+
+
+def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
+    model = classifier()
+    atta = ATTA(model, EPSILON)
+    for indices, length, side in BATCHES:
+        ids, labels = padded(indices, length, side)
+        atta.step(lambda: classifier_loss(model, ids, labels), indices)  # noqa: B023
+    torch.save(atta.state_dict(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    other = ATTA(classifier(), EPSILON)
+    other.load_state_dict(state)
+    assert len(state["examples"]) == 1  # one lookup
+    assert other.store._rows.keys() == atta.store._rows.keys()
+    assert all(torch.equal(row, atta.store._rows[key]) for key, row in other.store._rows.items())
+    empty = ATTA(classifier())
+    empty.load_state_dict(ATTA(classifier()).state_dict())
+    assert len(empty.store) == 0
+
+
+@pytest.mark.parametrize("stop", [4, 8, 15])
+def test_resumed_training_ends_in_the_same_weights(stop, tmp_path):
+    whole, resumed = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    saver = CheckpointCallback(folder=tmp_path, save_object="trainer", every_n_batches=stop)
+    settings = {"n_batches": -1, "n_epochs": 3}
+    build(whole, [ATTACallback(EPSILON), saver], train_dataloader=indexed(), **settings).run()
+    saved = str(next(tmp_path.rglob(f"trainer-*batch_{stop}")))
+    build(resumed, [ATTACallback(EPSILON)], train_dataloader=indexed(), **settings).run(resume_from=saved)
+    assert torch.equal(weights(whole), weights(resumed))
+    plain = Classifier(dropout=0.0)
+    build(plain, train_dataloader=indexed(), **settings).run()
+    assert distance(whole, plain) > 1e-6
+
+
+def test_same_callback_trains_a_second_trainer_alike():
+    callback, models = ATTACallback(EPSILON), [Classifier(), Classifier()]
+    states = [train(model, [callback], train_dataloader=indexed(), n_batches=12).state["adv"] for model in models]
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert {k: float(v) for k, v in states[0].items()} == {k: float(v) for k, v in states[1].items()}
+
+
+def test_costs_a_plain_step(monkeypatch):
+    """One forward and one full backward pass, and one transfer of perturbations each way."""
+    model = Probe(dropout=0.0)
+    ids, labels = padded([0, 1, 2], 7, "right")
+    atta = ATTA(model, EPSILON)
+    fills, calls = [], []
+    model.word_embeddings.weight.register_post_accumulate_grad_hook(lambda p: fills.append(1))
+    for name in ("read", "rows"):
+        method = getattr(atta.store, name)
+        monkeypatch.setattr(atta.store, name, lambda *args, m=method, n=name: (calls.append(n), m(*args))[1])
+    for step in range(1, 4):
+        atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
+        assert model.passes == {"forward": step, "backward": step}
+        assert len(fills) == step
+    assert calls == ["read", "rows"] * 3
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
+    model = classifier()
+    ids, labels = padded([0, 1, 2], 7, "right")
+    atta = ATTA(model, EPSILON)
+    atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
+    kept = copy.deepcopy(atta.store._rows)
+    atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
+    assert all(torch.equal(row, kept[key]) for key, row in atta.store._rows.items())
+    assert int(atta.skipped) == 1
+
+
+def test_half_precision():
+    model = classifier().bfloat16()
+    ids, labels = padded([0, 1, 2], 7, "right")
+    atta = ATTA(model, EPSILON)
+    for _ in range(3):
+        atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
+    assert float(atta.perturbation_norm) == pytest.approx(EPSILON * 3**0.5, rel=1e-2)

@@ -1,0 +1,346 @@
+"""AWP against its definition, written out on a copy of the model: a pass at `w`, one at `w + gamma |w| g / |g|`."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from references import add, assert_same, batch, bert, classifier, differ, direction, gradients, loss_on
+from rows import Probe
+from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train, weights
+from torch import nn
+
+from fastnlp_adv.attacks.awp import AWP
+from fastnlp_adv.callbacks.awp import AWPCallback
+from fastnlp_adv.weight_tap import WeightTap
+
+IDS, LABELS = batch(4, 7)
+IDS[:2, 5:] = 0
+LOSS = loss_on(IDS, LABELS)
+
+
+def bert_loss(model):
+    return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
+
+
+MODELS = {"classifier": (classifier, LOSS), "bert": (bert, bert_loss)}
+each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=MODELS)
+
+
+def reference(
+    model, loss_of, matches=lambda name: name.endswith(".weight"), *, gamma=0.1, adv_weight=1.0, replace=False
+):
+    """The gradients of a step, from the definition."""
+    model = copy.deepcopy(model)
+    loss_of(model).backward()
+    clean = gradients(model)
+    model.zero_grad()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if matches(name) and clean[name] is not None:
+                length = sum(float(x) ** 2 for x in p.flatten()) ** 0.5
+                p += gamma * length * direction(clean[name], "l2")
+    loss_of(model).backward()
+    nothing = dict.fromkeys(clean)
+    return add(nothing if replace else clean, gradients(model), adv_weight)
+
+
+def after(model, loss_of, **arguments):
+    attack = AWP(model, **{"gamma": 0.1, **arguments})
+    model.zero_grad()
+    attack.step(lambda: loss_of(model))
+    attack.close()
+    return gradients(model)
+
+
+@each_model
+@pytest.mark.parametrize("more", [{}, {"replace": True}, {"adv_weight": 0.3}], ids=str)
+def test_gradients_are_those_of_the_definition(make, loss_of, more):
+    model = make()
+    before = snapshot(model)
+    found = after(model, loss_of, **more)
+    assert_same(found, reference(model, loss_of, **more))
+    assert differ(found, reference(model, loss_of, gamma=0.0, **more)) > 1e-3
+    assert_untouched(model, before)
+
+
+@each_model
+@pytest.mark.parametrize("params", ["embeddings", "*bias*", "*e*.weight"])
+def test_params_choose_what_moves(make, loss_of, params):
+    rules = {
+        "embeddings": lambda name: "embeddings" in name,
+        "*bias*": lambda name: "bias" in name,
+        "*e*.weight": lambda name: "e" in name.removesuffix(".weight") and name.endswith(".weight"),
+    }
+    model = make()
+    assert_same(after(model, loss_of, params=params), reference(model, loss_of, rules[params]))
+
+
+@pytest.mark.parametrize("mask", ["new", "same"])
+@each_model
+def test_dropout_masks(make, loss_of, mask):
+    model = make()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
+    model.train()
+
+    def seeded(model):
+        if mask == "same":
+            torch.manual_seed(5)
+        return loss_of(model)
+
+    torch.manual_seed(5)
+    expected = reference(model, seeded)
+    torch.manual_seed(5)
+    assert_same(after(model, loss_of, dropout_mask=mask), expected)
+
+
+def textbook(model, gamma=0.1, replace=False):
+    """A batch step from the definition; the gradient that moves the weights is this micro-batch's own."""
+
+    def batch_step_fn(trainer, batch):
+        params = [p for name, p in model.named_parameters() if name.endswith(".weight")]
+        own = torch.autograd.grad(trainer.train_step(batch)["loss"], params)
+        if not replace:
+            trainer.backward(trainer.train_step(batch))
+        saved = [p.detach().clone() for p in params]
+        for p, g in zip(params, own, strict=True):
+            p.data += gamma * p.detach().norm() * g / g.norm()
+        trainer.backward(trainer.train_step(batch))
+        for p, value in zip(params, saved, strict=True):
+            p.data = value
+        trainer.step()
+        trainer.zero_grad()
+
+    return batch_step_fn
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("model_class", [Classifier, Bert])
+def test_in_a_trainer(model_class, accumulation, replace):
+    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
+    settings = {"accumulation_steps": accumulation, "n_batches": 6}
+    train(ours, [AWPCallback(0.1, replace=replace)], **settings)
+    train(theirs, batch_step_fn=textbook(theirs, replace=replace), **settings)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, model_class(dropout=0.0).double()) > 1e-3
+
+
+@pytest.mark.parametrize("limit", [{"gamma": 0.0, "replace": True}, {"adv_weight": 0.0}])
+def test_limits_are_plain_training(limit):
+    ours, plain = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    train(ours, [AWPCallback(**limit)])
+    train(plain)
+    assert torch.equal(weights(ours), weights(plain))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_step_that_fails_leaves_the_weights_to_the_bit(error, where, number, replace):
+    model = Probe()
+    before = snapshot(model)
+    attack = AWP(model, gamma=0.5, replace=replace)
+    attack.close()
+    model.fail(where, number, error)
+    with pytest.raises(error, match="made to fail"):
+        attack.step(lambda: model.train_step(IDS, LABELS)["loss"])
+    assert_untouched(model, before)
+
+
+def test_an_interruption_between_two_weights_leaves_them_to_the_bit(monkeypatch):
+    model, moved, move = classifier(), [], WeightTap.move
+    before = snapshot(model)
+
+    def interrupted(tap, by):
+        move(tap, by)
+        moved.append(tap)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WeightTap, "move", interrupted)
+    attack = AWP(model, params="*")
+    with pytest.raises(KeyboardInterrupt):
+        attack.step(lambda: LOSS(model))
+    attack.close()
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"gamma": -1.0},
+        {"gamma": float("nan")},
+        {"params": None},
+        {"params": ""},
+        {"replace": 1},
+        {"adv_weight": -0.1},
+        {"dropout_mask": "old"},
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
+        AWP(classifier(), **bad)
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
+        AWPCallback(**bad)
+
+
+def test_params_that_match_nothing_are_refused_with_the_candidates():
+    model = classifier()
+    with pytest.raises(ValueError, match=r"got 'nothing'.*`word_embeddings.weight`.*`head.bias`"):
+        AWP(model, params="nothing")
+    with pytest.raises(ValueError, match="Expected `params`"):
+        build(model, [AWPCallback(params="nothing")])
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="trainable"):
+        AWP(model, params="head")
+
+
+class Odd(nn.Module):
+    """A tied weight, a sparse gradient, one parameter that is not used and one that is 0."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(50, 6, padding_idx=0)
+        self.sparse = nn.Embedding(50, 6, sparse=True)
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.zero = nn.Linear(6, 50, bias=False)
+        nn.init.zeros_(self.zero.weight)
+        self.idle = nn.Linear(6, 6)
+        self.double()
+
+    def forward(self, ids):
+        hidden = self.second(torch.tanh(self.first(self.words(ids) + self.sparse(ids)))).mean(1)
+        return nn.functional.linear(hidden, self.words.weight) + self.zero(hidden)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_tied_sparse_unused_and_zero_weights(replace):
+    model = Odd()
+    before = snapshot(model)
+    assert_same(after(model, LOSS, replace=replace), reference(model, LOSS, replace=replace))
+    assert_untouched(model, before)
+
+
+def test_a_tied_weight_is_known_by_either_name():
+    model = Odd()
+    found = after(model, LOSS, params="second.weight")
+    assert_same(found, reference(model, LOSS, lambda name: name == "first.weight"))
+
+
+def test_weights_that_got_no_gradient_are_refused():
+    model = Odd()
+    with pytest.raises(RuntimeError, match="params='idle'"):
+        AWP(model, params="idle").step(lambda: LOSS(model))
+
+
+def test_freezing_and_unfreezing_in_between():
+    def moves(name):
+        return name.endswith(".weight") and not name.startswith("rnn")
+
+    model = classifier()
+    with AWP(model, gamma=0.1) as attack:
+        model.rnn.requires_grad_(False)
+        model.zero_grad()
+        attack.step(lambda: LOSS(model))
+        assert_same(gradients(model), reference(model, LOSS, moves))
+    model.word_embeddings.requires_grad_(False)
+    attack.close()
+    with AWP(model, gamma=0.1, replace=True) as attack:
+        model.word_embeddings.requires_grad_()
+        model.zero_grad()
+        attack.step(lambda: LOSS(model))
+        assert_same(gradients(model), reference(model, LOSS, moves, replace=True))
+
+
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
+def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
+    model = classifier()
+    attack = AWP(model, params="head.weight", gamma=0.5)
+    model.head.weight.register_hook(lambda grad: grad * value)
+    attack.close()
+    attack.open()  # hooks run in the order in which they came
+    moved = []
+
+    def closure():
+        moved.append(model.head.weight.detach().clone())
+        return LOSS(model)
+
+    attack.step(closure)
+    assert torch.equal(moved[0], moved[1])
+    assert int(attack.skipped) == 1
+    assert float(attack.perturbation_norm) == 0
+
+
+def test_norms_are_recorded():
+    model = classifier()
+    attack = AWP(model, gamma=0.1, params="head")
+    attack.step(lambda: LOSS(model))
+    loss = LOSS(model)
+    grads = torch.autograd.grad(loss, list(model.head.parameters()))
+    sizes = [0.1 * p.detach().norm() for p in model.head.parameters()]
+    assert float(attack.grad_norm) == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()))
+    assert float(attack.perturbation_norm) == pytest.approx(float(torch.stack(sizes).norm()))
+    assert int(attack.skipped) == 0
+
+
+@pytest.mark.parametrize(("replace", "backwards"), [(False, 2), (True, 1)])
+def test_cost(replace, backwards):
+    """Two passes; with `replace` the first fills no gradient. One backup a weight in the second pass, none after it."""
+    model, fills, alive = classifier(), [], []
+    model.head.bias.register_post_accumulate_grad_hook(lambda p: fills.append(1))
+
+    def tensors():
+        gc.collect()
+        size = model.word_embeddings.weight.shape
+        return {x.data_ptr() for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter) and x.shape == size}
+
+    def closure():
+        alive.append(len(tensors()))
+        return LOSS(model)
+
+    attack = AWP(model, replace=replace)
+    attack.step(closure)
+    assert len(alive) == 2
+    assert len(fills) == backwards
+    assert alive[1] - alive[0] == 1  # not counting `.grad`, which nobody asked for
+    assert len(tensors()) == alive[0]
+
+
+def test_trains_a_second_trainer_alike_and_half_precision():
+    callback, models = AWPCallback(0.1), [Classifier(), Classifier()]
+    states = [train(model, [callback]).state["adv"] for model in models]
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert {k: float(v) for k, v in states[0].items()} == {k: float(v) for k, v in states[1].items()}
+    model = classifier().bfloat16()
+    before = snapshot(model)
+    AWP(model, gamma=0.1).step(lambda: LOSS(model))
+    assert all(torch.equal(p, before[0][name]) for name, p in model.state_dict().items())
+
+
+def test_resume_goes_on_in_the_same_way():
+    def run(model, attack, steps, optimizer):
+        for _ in range(steps):
+            attack.step(lambda: LOSS(model))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole, halves = classifier(), classifier()
+    run(whole, AWP(whole), 4, torch.optim.SGD(whole.parameters(), lr=0.1))
+    attack = AWP(halves)
+    run(halves, attack, 2, torch.optim.SGD(halves.parameters(), lr=0.1))
+    state = copy.deepcopy(attack.state_dict())
+    attack.close()
+    resumed = AWP(halves)
+    resumed.load_state_dict(state)
+    run(halves, resumed, 2, torch.optim.SGD(halves.parameters(), lr=0.1))
+    assert torch.equal(weights(whole), weights(halves))

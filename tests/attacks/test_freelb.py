@@ -1,0 +1,350 @@
+"""FreeLB trains on the mean loss along the climb of its definition, written out on embedded inputs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fastNLP import Callback
+from references import Siamese, assert_same, batch, classifier, differ, direction, gradients, loss_on, shrink, words
+from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train, weights
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv.attacks.freelb import FreeLB
+from fastnlp_adv.callbacks.freelb import FreeLBCallback
+
+IDS, LABELS = batch(4, 7)
+IDS[0] = 9  # one token in all places of an example
+IDS[:2, 5:] = 0
+LOSS = loss_on(IDS, LABELS)
+
+
+def start(ids, width, init, generator, padding_idx=0):
+    """Noise on real tokens, times init / sqrt(n H), with n counted by hand."""
+    noise = torch.empty(*ids.shape, width, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+    for example, row in enumerate(ids.tolist()):
+        tokens = sum(i != padding_idx for i in row)
+        for place, i in enumerate(row):
+            noise[example, place] *= init / math.sqrt(tokens * width) if i != padding_idx else 0.0
+    return noise
+
+
+def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, padding_idx=0, begin_pass=lambda: None):
+    """
+    Adds the gradients of a step to those of the parameters.
+
+    :param ids: those of each lookup.
+    :param loss_at: the loss, given what is added to each lookup.
+    :return: what was added in each pass.
+    """
+    d = [start(i, width, init, generator, padding_idx) for i in ids]
+    seen = []
+    for _ in range(steps):
+        d = [x.detach().requires_grad_() for x in d]
+        seen.append([x.detach().clone() for x in d])
+        begin_pass()
+        (loss_at(d) / steps).backward()
+        grads = [x.grad for x in d]
+        d = [x.detach() for x in d]
+        for x, g, i in zip(d, grads, ids, strict=True):
+            for example in range(len(i)):
+                real = torch.tensor([[float(t != padding_idx)] for t in i[example].tolist()], dtype=x.dtype)
+                x[example] += alpha * direction(g[example] * real, "l2")
+                if epsilon > 0:
+                    x[example] = shrink(x[example], epsilon, "l2")
+    return seen
+
+
+def loss_at(model, ids, labels):
+    """The loss of either model, with something added to its embedded inputs."""
+
+    def loss(d):
+        if isinstance(model, Classifier):
+            hidden = model.rnn(model.dropout(model.word_embeddings(ids) + d[0]))[0].mean(1)
+            return cross_entropy(model.head(model.dropout(hidden)), labels)
+        embedded = model.back_bone.get_input_embeddings()(ids) + d[0]
+        return model.back_bone(inputs_embeds=embedded, attention_mask=(ids != 0).long(), labels=labels).loss
+
+    return loss
+
+
+def attack_and_generator(model, seed=7, **arguments):
+    attack = FreeLB(model, **arguments)
+    attack.noise.generator = torch.Generator().manual_seed(seed)
+    return attack, torch.Generator().manual_seed(seed)
+
+
+def step(attack, model, loss=LOSS):
+    model.zero_grad()
+    attack.step(lambda: loss(model))
+    return gradients(model)
+
+
+def expected(model, generator, **arguments):
+    model.zero_grad()
+    arguments = {"epsilon": 0.0, "alpha": 0.1, "steps": 3, "init": 0.05} | arguments
+    reference([IDS], loss_at(model, IDS, LABELS), generator, 8, **arguments)
+    return gradients(model)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
+@pytest.mark.parametrize(("alpha", "init"), [(0.1, 0.05), (0.2, 1.0)])
+def test_a_step(epsilon, steps, alpha, init):
+    model = classifier()
+    before = snapshot(model)
+    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init}
+    attack, generator = attack_and_generator(model, **arguments)
+    found = [step(attack, model) for _ in range(2)]
+    attack.close()
+    assert_untouched(model, before)
+    for each in found:
+        assert_same(each, expected(model, generator, **arguments))
+    assert differ(*found) > 1e-4  # each step draws its own noise
+
+
+class Gradients(Callback):
+    """Those of all parameters at each optimizer step."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def on_before_optimizers_step(self, trainer, optimizers):
+        self.seen.append(gradients(self.model))
+
+
+@pytest.mark.parametrize("model_class", [Classifier, Bert])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
+def test_in_a_trainer(model_class, accumulation, dropout, mask):
+    ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
+    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5}
+    found = Gradients(ours)
+    train(ours, [FreeLBCallback(**arguments, dropout_mask=mask), found], accumulation_steps=accumulation, n_batches=6)
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(1)  # the noise starts from the default seed
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
+    wanted = []
+    for number, each in enumerate(loader(), start=1):
+        states = []
+
+        def begin_pass(states=states):
+            if mask == "same" and states:
+                torch.set_rng_state(states[0])
+            states.append(torch.get_rng_state())
+
+        at, ids = loss_at(theirs, each["input_ids"], each["labels"]), each["input_ids"]
+        width = 8 if model_class is Classifier else 16
+        reference([ids], lambda d, at=at: at(d) / accumulation, generator, width, **arguments, begin_pass=begin_pass)
+        if number % accumulation == 0:
+            wanted.append(gradients(theirs))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(found.seen) == len(wanted) == 6 // accumulation
+    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
+        assert_same(ours_, theirs_, rtol=1e-8)
+    assert distance(ours, theirs) < 1e-9
+    assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_two_lookups_in_a_forward(padding_idx):
+    left, right = (batch(4, n, vocab=12, seed=seed)[0] for seed, n in enumerate((7, 2)))
+    model = Siamese(padding_idx=padding_idx)
+    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5}
+    attack, generator = attack_and_generator(model, **arguments)
+    found = step(attack, model, lambda m: m(left, right))
+    model.zero_grad()
+    attack.close()
+
+    def at(d):
+        return model.compare(model.emb(left) + d[0], model.emb(right) + d[1])
+
+    padding = -1 if padding_idx is None else padding_idx
+    reference([left, right], at, generator, 6, padding_idx=padding, **arguments)
+    assert_same(found, gradients(model))
+
+
+def added(model, attack, closure):
+    """What a step adds to the lookups, pass by pass."""
+    seen = []
+
+    def look(module, args, output):
+        seen.append((output - words(model).weight[IDS]).detach())
+
+    with words(model).register_forward_hook(look):  # after the attack's own
+        attack.step(closure)
+    return seen
+
+
+def test_perturbations_and_their_report():
+    model = classifier()
+    attack, generator = attack_and_generator(model, epsilon=0.15, steps=3)
+    found = added(model, attack, lambda: LOSS(model))
+    wanted = reference([IDS], loss_at(model, IDS, LABELS), generator, 8, epsilon=0.15, alpha=0.1, steps=3, init=0.05)
+    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
+    assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
+    assert found[-1].flatten(1).norm(dim=1).max() == pytest.approx(0.15)
+    assert attack.skipped.item() == 0
+
+
+def test_an_example_without_a_finite_gradient_keeps_still():
+    model = classifier()
+
+    def closure(factor):
+        factors = torch.tensor([1.0, factor, 1.0, 1.0], dtype=torch.float64)
+        return lambda: (factors * cross_entropy(model(IDS), LABELS, reduction="none")).sum()
+
+    passes = {f: added(model, attack_and_generator(model)[0], closure(f)) for f in (1.0, math.inf)}
+    others = [0, 2, 3]
+    for finite, infinite in zip(passes[1.0], passes[math.inf], strict=True):
+        torch.testing.assert_close(infinite[others], finite[others])
+        assert torch.equal(infinite[1], passes[math.inf][0][1])
+    assert not torch.equal(passes[1.0][1][1], passes[1.0][0][1])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_without_noise_and_climbs_it_is_plain_training(steps):
+    model = classifier()
+    LOSS(model).backward()
+    plain = gradients(model)
+    assert_same(step(FreeLB(model, alpha=0.0, init=0.0, steps=steps), model), plain, rtol=1e-12)
+    ours, theirs = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    train(ours, [FreeLBCallback(alpha=0.0, init=0.0, steps=steps)])
+    train(theirs)
+    assert distance(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_cost_and_weights_of_the_passes(steps):
+    model = classifier()
+    counts = {"forward": 0, "input": 0, "full": 0}
+
+    def count(name):
+        counts[name] += 1
+
+    model.head.weight.register_hook(lambda grad: count("full"))
+
+    def closure():
+        count("forward")
+        logits = model(IDS)
+        logits.register_hook(lambda grad: count("input"))
+        return cross_entropy(logits, LABELS)
+
+    attack = FreeLB(model, steps=steps)
+    attack.step(closure)
+    assert counts == {"forward": steps, "input": steps, "full": steps}
+    with attack.running() as passes:
+        seen = []
+        for each in passes:
+            seen.append(each)
+            LOSS(model).backward()
+    assert [each.last for each in seen] == [False] * (steps - 1) + [True]
+    assert all(each.trains and each.adversarial and each.weight == 1 / steps for each in seen)
+
+
+class Fails:
+    """A loss that fails in the forward or backward pass of a given number."""
+
+    def __init__(self, model, where, number, error):
+        self.model, self.failure, self.error = model, (where, number), error
+        self.calls = {"forward": 0, "backward": 0}
+
+    def __call__(self):
+        self.count("forward")
+        logits = self.model(IDS)
+        logits.register_hook(lambda grad: self.count("backward"))
+        return cross_entropy(logits, LABELS)
+
+    def count(self, where):
+        if self.failure == (where, self.calls[where]):
+            raise self.error("made to fail")
+        self.calls[where] += 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_step_that_fails_leaves_nothing(number, where, error):
+    model = classifier()
+    before, output = snapshot(model), model(IDS)
+    attack = FreeLB(model, init=1.0)
+    hooks = snapshot(model)
+    for left in (hooks, before):
+        with pytest.raises(error, match="made to fail"):
+            attack.step(Fails(model, where, number, error))
+        assert_untouched(model, left)
+        assert torch.equal(model(IDS), output)
+        attack.close()
+    arguments = {"seed": 3, "init": 1.0}
+    attack, generator = attack_and_generator(model, **arguments)
+    assert_same(step(attack, model), expected(model, generator, init=1.0))  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "`steps` to be an integer of at least 1, but got 0"),
+        ({"alpha": -0.1}, "`alpha` to be a finite, non-negative number, but got -0.1"),
+        ({"epsilon": math.nan}, "`epsilon`"),
+        ({"init": -1}, "`init`"),
+        ({"dropout_mask": "old"}, "`dropout_mask`"),
+        ({"emb_name": "nothing"}, "`emb_name`"),
+        ({"emb_name": "head"}, "not looked up"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_and_leave_no_hook(arguments, message):
+    model = classifier()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        FreeLB(model, **arguments)
+    assert_untouched(model, before)
+
+
+def test_a_loss_without_the_embedding_is_refused():
+    model = classifier()
+    for steps in (1, 2):
+        with pytest.raises(RuntimeError, match="look up embedding"):
+            FreeLB(model, steps=steps).step(lambda: model.head.weight.sum())
+
+
+def test_resumed_training_ends_in_the_same_weights():
+    torch.manual_seed(0)
+    models = [classifier(), classifier()]
+    attacks = [FreeLB(m, init=0.5) for m in models]
+
+    def go(number, steps):
+        for _ in range(steps):
+            step(attacks[number], models[number])
+            with torch.no_grad():
+                for p in models[number].parameters():
+                    p -= 0.1 * p.grad
+
+    go(0, 2)
+    models[1].load_state_dict(models[0].state_dict())
+    attacks[1].load_state_dict(attacks[0].state_dict())
+    go(0, 2)
+    torch.manual_seed(5)
+    go(1, 2)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_same_callback_trains_a_second_trainer_alike():
+    callback, models = FreeLBCallback(init=0.5), [Classifier(), Classifier()]
+    for model in models:
+        train(model, [callback], n_batches=6)
+        assert callback.method_ is None
+    assert torch.equal(*map(weights, models))
+
+
+def test_half_precision_keeps_the_perturbation_in_single():
+    model = Classifier(dropout=0.0).bfloat16()
+    attack = FreeLB(model)
+    with attack.running() as passes:
+        for _ in passes:
+            LOSS(model).backward()
+            ((value, _, _),) = attack.taps[0].values()
+            assert value.dtype == torch.float32
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

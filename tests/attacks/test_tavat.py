@@ -1,0 +1,506 @@
+"""TA-VAT against its definition, written out on embedded inputs with loops over examples, positions and tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fastNLP import Callback, CheckpointCallback
+from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
+from support import Bert, Classifier, assert_untouched, build, distance, loader, snapshot, train, weights
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv.attacks.tavat import TAVAT
+from fastnlp_adv.callbacks.tavat import TAVATCallback
+
+IDS, LABELS = batch(4, 7)
+IDS[0] = 9  # one token in all places of an example
+IDS[1, 1] = IDS[2, 2] = 9  # and in others
+IDS[:2, 5:] = 0
+LOSS = loss_on(IDS, LABELS)
+ARGUMENTS = {"epsilon": 0.5, "alpha": 0.1, "steps": 3, "init": 0.2}
+
+
+def length(*vectors):
+    return math.hypot(*[float(a) for v in vectors for a in v.flatten()])
+
+
+def positions(ids, padding_idx):
+    """Where an example's real tokens are, and which."""
+    return [(place, i) for place, i in enumerate(ids.tolist()) if i != padding_idx]
+
+
+def start(ids, table, init, generator, padding_idx):
+    """FreeLB's noise, and the rows of the table over their norm."""
+    width = table.shape[1]
+    delta = torch.empty(*ids.shape, width, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+    eta = torch.zeros_like(delta)
+    for example, row in enumerate(ids):
+        tokens = positions(row, padding_idx)
+        noise = delta[example].clone()
+        delta[example] = 0
+        for place, i in tokens:
+            delta[example, place] = noise[place] * init / math.sqrt(len(tokens) * width)
+            eta[example, place] = table[i].double()
+    size = length(eta)
+    return delta, eta / size if size > 0 else eta
+
+
+def climb(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
+    """One example's two parts after a climb."""
+    tokens = positions(ids, padding_idx)
+    if not tokens:
+        return
+    grad = grad.clone()
+    for place in range(len(ids)):
+        if place not in dict(tokens):
+            grad[place] = 0
+    delta += alpha * direction(grad, "l2")
+    for place, _ in tokens:
+        eta[place] += alpha * direction(grad[place], "l2")
+    largest = max(length(eta[place]) for place, _ in tokens)
+    for place, _ in tokens:
+        eta[place] *= length(eta[place]) / largest if largest > 0 else 0.0
+    size = length(delta + eta)
+    if epsilon > 0 and size > epsilon:
+        delta *= epsilon / size
+        eta *= epsilon / size
+
+
+def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, padding_idx=0, begin_pass=lambda: None):
+    """
+    Adds the gradients of a step to those of the parameters, and writes the table.
+
+    :param ids: those of each lookup.
+    :param loss_at: the loss, given what is added to each lookup.
+    :return: what was added in each pass.
+    """
+    parts = [start(i, table, init, generator, padding_idx) for i in ids]
+    seen = []
+    for step in range(steps):
+        d = [(delta + eta).requires_grad_() for delta, eta in parts]
+        seen.append([x.detach().clone() for x in d])
+        begin_pass()
+        (loss_at(d) / steps).backward()
+        if step < steps - 1:
+            for (delta, eta), x, i in zip(parts, d, ids, strict=True):
+                for example in range(len(i)):
+                    climb(
+                        delta[example],
+                        eta[example],
+                        x.grad[example],
+                        i[example],
+                        padding_idx,
+                        epsilon=epsilon,
+                        alpha=alpha,
+                    )
+    found = {}
+    for (_, eta), i in zip(parts, ids, strict=True):
+        for example, row in enumerate(i):
+            for place, token in positions(row, padding_idx):
+                found.setdefault(token, []).append(eta[example, place])
+    for token, vectors in found.items():
+        table[token] = sum(vectors) / len(vectors)
+    return seen
+
+
+def loss_at(model, ids, labels):
+    """The loss of either model, with something added to its embedded inputs."""
+
+    def loss(d):
+        if isinstance(model, Classifier):
+            hidden = model.rnn(model.dropout(model.word_embeddings(ids) + d[0]))[0].mean(1)
+            return cross_entropy(model.head(model.dropout(hidden)), labels)
+        embedded = model.back_bone.get_input_embeddings()(ids) + d[0]
+        return model.back_bone(inputs_embeds=embedded, attention_mask=(ids != 0).long(), labels=labels).loss
+
+    return loss
+
+
+def first_table(rows, width, init, generator):
+    return torch.empty(rows, width).uniform_(-1, 1, generator=generator) * init / math.sqrt(width)
+
+
+def attack_on(model, seed=7, **arguments):
+    """The attack, its only table (copied), and a generator that draws what the attack will."""
+    attack = TAVAT(model, **arguments)
+    attack.noise.generator = torch.Generator().manual_seed(seed)
+    (table,) = attack.tables.values()
+    return attack, table.clone(), torch.Generator().manual_seed(seed)
+
+
+def the_table(attack):
+    (table,) = attack.tables.values()
+    return table
+
+
+def step(attack, model, loss=LOSS):
+    model.zero_grad()
+    attack.step(lambda: loss(model))
+    return gradients(model)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
+@pytest.mark.parametrize(("alpha", "init"), [(0.05, 0.2), (0.5, 1.0), (0.3, 0.0)])
+def test_steps_in_a_row(epsilon, steps, alpha, init):
+    model = classifier()
+    before = snapshot(model)
+    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init}
+    attack, table, generator = attack_on(model, **arguments)
+    found = [(step(attack, model), the_table(attack).clone()) for _ in range(3)]
+    attack.close()
+    assert_untouched(model, before)
+    for grads, kept in found:
+        model.zero_grad()
+        reference([IDS], table, loss_at(model, IDS, LABELS), generator, **arguments)
+        assert_same(grads, gradients(model), rtol=1e-5)
+        torch.testing.assert_close(kept, table, rtol=1e-5, atol=1e-7)
+
+
+class Gradients(Callback):
+    """Those of all parameters at each optimizer step, and the table at the end."""
+
+    def __init__(self, model, callback):
+        super().__init__()
+        self.model, self.callback, self.seen = model, callback, []
+
+    def on_before_optimizers_step(self, trainer, optimizers):
+        self.seen.append(gradients(self.model))
+
+    def on_train_batch_end(self, trainer):
+        self.table = the_table(self.callback.method_).clone()
+
+
+@pytest.mark.parametrize("model_class", [Classifier, Bert])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
+def test_in_a_trainer(model_class, accumulation, dropout, mask):
+    ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
+    callback = TAVATCallback(**ARGUMENTS, dropout_mask=mask)
+    found = Gradients(ours, callback)
+    train(ours, [callback, found], accumulation_steps=accumulation, n_batches=6)
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(1)  # table and noise start from the default seed
+    table = first_table(50, 8 if model_class is Classifier else 16, ARGUMENTS["init"], generator)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
+    wanted = []
+    for number, each in enumerate(loader(), start=1):
+        states = []
+
+        def begin_pass(states=states):
+            if mask == "same" and states:
+                torch.set_rng_state(states[0])
+            states.append(torch.get_rng_state())
+
+        at, ids = loss_at(theirs, each["input_ids"], each["labels"]), each["input_ids"]
+        reference([ids], table, lambda d, at=at: at(d) / accumulation, generator, **ARGUMENTS, begin_pass=begin_pass)
+        if number % accumulation == 0:
+            wanted.append(gradients(theirs))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(found.seen) == len(wanted) == 6 // accumulation
+    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
+        assert_same(ours_, theirs_, rtol=1e-5)
+    torch.testing.assert_close(found.table, table, rtol=1e-5, atol=1e-7)
+    assert distance(ours, theirs) < 1e-6
+    assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_two_lookups_in_a_forward(padding_idx):
+    left, right = (batch(4, n, vocab=12, seed=seed)[0] for seed, n in enumerate((7, 2)))
+    model = Siamese(padding_idx=padding_idx)
+    attack, table, generator = attack_on(model, **ARGUMENTS)
+    found = step(attack, model, lambda m: m(left, right))
+    attack.close()
+    model.zero_grad()
+
+    def at(d):
+        return model.compare(model.emb(left) + d[0], model.emb(right) + d[1])
+
+    padding = -1 if padding_idx is None else padding_idx
+    reference([left, right], table, at, generator, padding_idx=padding, **ARGUMENTS)
+    assert_same(found, gradients(model), rtol=1e-5)
+    torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
+
+
+def test_a_lookup_without_gradient_writes_nothing():
+    model = Siamese()
+    attack, table, _ = attack_on(model)
+    left, right = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
+    step(attack, model, lambda m: m.compare(m.emb(left).detach(), m.emb(right)))
+    assert (the_table(attack) != table).any(1).nonzero().flatten().tolist() == [3, 4]
+
+
+def test_each_embedding_has_a_table():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.tags = nn.Embedding(50, 6, padding_idx=0), nn.Embedding(12, 4)
+            self.head = nn.Linear(10, 3)
+
+        def forward(self, ids):
+            return self.head(torch.cat([self.words(ids), self.tags(ids % 12)], -1).tanh().mean(1))
+
+    model = Two()
+    attack = TAVAT(model, emb_name="s.weight")
+    assert {name: tuple(table.shape) for name, table in attack.tables.items()} == {
+        "words.weight": (50, 6),
+        "tags.weight": (12, 4),
+    }
+    before = {name: table.clone() for name, table in attack.tables.items()}
+    step(attack, model)
+    for name, ids in (("words.weight", IDS[IDS != 0]), ("tags.weight", IDS % 12)):
+        written = (attack.tables[name] != before[name]).any(1).nonzero().flatten().tolist()
+        assert written == sorted({*ids.flatten().tolist()})
+
+
+def test_the_table_at_first():
+    model = classifier()
+    torch.manual_seed(3)
+    attack = TAVAT(model, init=0.3)
+    table = the_table(attack)
+    assert table.dtype == torch.float32
+    torch.testing.assert_close(table, first_table(50, 8, 0.3, torch.Generator().manual_seed(3)))
+    assert table.abs().max() <= 0.3 / math.sqrt(8)
+
+
+def added(model, attack, closure):
+    """What a step adds to the lookups, pass by pass."""
+    seen = []
+
+    def look(module, args, output):
+        seen.append((output - words(model).weight[IDS]).detach())
+
+    with words(model).register_forward_hook(look):  # after the attack's own
+        attack.step(closure)
+    return seen
+
+
+def test_perturbations_and_their_report():
+    model = classifier()
+    attack, table, generator = attack_on(model, **ARGUMENTS)
+    found = added(model, attack, lambda: LOSS(model))
+    wanted = reference([IDS], table, loss_at(model, IDS, LABELS), generator, **ARGUMENTS)
+    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
+    assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
+    assert attack.skipped.item() == 0
+
+
+def test_groups_without_a_finite_gradient_make_no_step():
+    """One token's gradient is infinite: neither it nor its example climbs, and all others do."""
+    model = classifier()
+    factors = torch.ones(4, 7, 8, dtype=torch.float64)
+    factors[2, 1, 3] = math.inf
+
+    def loss(embedded):
+        embedded.register_hook(lambda grad: grad * factors)
+        return cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), LABELS)
+
+    attack, table, generator = attack_on(model, **ARGUMENTS)
+    found = added(model, attack, lambda: loss(model.word_embeddings(IDS)))
+    kept = the_table(attack).clone()
+    attack.close()
+    wanted = reference([IDS], table, lambda d: loss(model.word_embeddings(IDS) + d[0]), generator, **ARGUMENTS)
+    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
+    torch.testing.assert_close(kept, table)
+    assert kept.isfinite().all()
+
+
+def test_only_the_tokens_of_the_batch_are_written():
+    model = classifier()
+    attack, table, _ = attack_on(model)
+    step(attack, model)
+    written = (the_table(attack) != table).any(1).nonzero().flatten().tolist()
+    assert written == sorted({*IDS.flatten().tolist()} - {0})
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_without_noise_and_climbs_it_is_plain_training(steps):
+    model = classifier()
+    LOSS(model).backward()
+    plain = gradients(model)
+    attack = TAVAT(model, alpha=0.0, init=0.0, steps=steps)
+    assert_same(step(attack, model), plain, rtol=1e-12)
+    assert not the_table(attack).any()
+    ours, theirs = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    train(ours, [TAVATCallback(alpha=0.0, init=0.0, steps=steps)])
+    train(theirs)
+    assert distance(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_cost_and_weights_of_the_passes(steps):
+    model = classifier()
+    counts = {"forward": 0, "input": 0, "full": 0}
+
+    def count(name):
+        counts[name] += 1
+
+    model.head.weight.register_hook(lambda grad: count("full"))
+
+    def closure():
+        count("forward")
+        logits = model(IDS)
+        logits.register_hook(lambda grad: count("input"))
+        return cross_entropy(logits, LABELS)
+
+    attack = TAVAT(model, steps=steps)
+    attack.step(closure)
+    assert counts == {"forward": steps, "input": steps, "full": steps}
+    with attack.running() as passes:
+        seen = []
+        for each in passes:
+            seen.append(each)
+            LOSS(model).backward()
+    assert [each.last for each in seen] == [False] * (steps - 1) + [True]
+    assert all(each.trains and each.adversarial and each.weight == 1 / steps for each in seen)
+
+
+class Fails:
+    """A loss that fails in the forward or backward pass of a given number."""
+
+    def __init__(self, model, where, number, error):
+        self.model, self.failure, self.error = model, (where, number), error
+        self.calls = {"forward": 0, "backward": 0}
+
+    def __call__(self):
+        self.count("forward")
+        logits = self.model(IDS)
+        logits.register_hook(lambda grad: self.count("backward"))
+        return cross_entropy(logits, LABELS)
+
+    def count(self, where):
+        if self.failure == (where, self.calls[where]):
+            raise self.error("made to fail")
+        self.calls[where] += 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_step_that_fails_leaves_nothing(number, where, error):
+    model = classifier()
+    before, output = snapshot(model), model(IDS)
+    attack, table, _ = attack_on(model, **ARGUMENTS)
+    hooks = snapshot(model)
+    for left in (hooks, before):
+        with pytest.raises(error, match="made to fail"):
+            attack.step(Fails(model, where, number, error))
+        assert_untouched(model, left)
+        assert torch.equal(model(IDS), output)
+        assert torch.equal(the_table(attack), table)
+        attack.close()
+    attack.noise.generator, generator = (torch.Generator().manual_seed(5) for _ in range(2))
+    found = step(attack, model)  # and it goes on
+    model.zero_grad()
+    reference([IDS], table, loss_at(model, IDS, LABELS), generator, **ARGUMENTS)
+    assert_same(found, gradients(model), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "`steps` to be an integer of at least 1, but got 0"),
+        ({"alpha": -0.1}, "`alpha` to be a finite, non-negative number, but got -0.1"),
+        ({"epsilon": math.nan}, "`epsilon`"),
+        ({"init": -1}, "`init`"),
+        ({"dropout_mask": "old"}, "`dropout_mask`"),
+        ({"emb_name": "nothing"}, "`emb_name`"),
+        ({"emb_name": "head"}, "not looked up"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_and_leave_no_hook(arguments, message):
+    model = classifier()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        TAVAT(model, **arguments)
+    assert_untouched(model, before)
+
+
+def test_a_loss_without_the_embedding_is_refused():
+    model = classifier()
+    for steps in (1, 2):
+        with pytest.raises(RuntimeError, match="look up embedding"):
+            TAVAT(model, steps=steps).step(lambda: model.head.weight.sum())
+
+
+def test_a_model_that_was_moved_is_refused():
+    attack = TAVAT(classifier())
+    with pytest.raises(
+        RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
+    ):
+        attack.step(lambda: classifier_on_meta(attack))
+
+
+def classifier_on_meta(attack):
+    """Runs the hook as a model on another device would."""
+    ids = IDS.to("meta")
+    return attack.taps[0].start(0, ids, torch.empty(*ids.shape, 8, device="meta"), (ids != 0).unsqueeze(-1))
+
+
+def test_resumed_training_ends_in_the_same_weights():
+    torch.manual_seed(0)
+    models = [classifier(), classifier()]
+    attacks = [TAVAT(m, **ARGUMENTS) for m in models]
+
+    def go(number, steps):
+        for _ in range(steps):
+            step(attacks[number], models[number])
+            with torch.no_grad():
+                for p in models[number].parameters():
+                    p -= 0.1 * p.grad
+
+    go(0, 2)
+    models[1].load_state_dict(models[0].state_dict())
+    state = attacks[0].state_dict()
+    go(0, 2)
+    torch.manual_seed(5)
+    attacks[1].load_state_dict(state)  # which the two steps since have not changed
+    go(1, 2)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert torch.equal(the_table(attacks[0]), the_table(attacks[1]))
+
+
+def test_training_resumed_from_a_checkpoint_ends_in_the_same_weights(tmp_path):
+    def run(model, *callbacks, resume_from=None, seed=1):
+        callbacks = [TAVATCallback(**ARGUMENTS), *callbacks]
+        trainer = build(model, callbacks, train_dataloader=loader(shuffle=True), n_batches=-1, n_epochs=2)
+        torch.manual_seed(seed)
+        trainer.run(resume_from=resume_from)
+
+    whole, resumed = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    run(whole, CheckpointCallback(folder=tmp_path, save_object="trainer", every_n_batches=4))
+    run(resumed, resume_from=str(next(tmp_path.rglob("trainer-*batch_4"))), seed=2)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_the_table_of_another_embedding_is_refused():
+    attack, table, _ = attack_on(classifier())
+    with pytest.raises(ValueError, match=r"\(50, 8\).* but got .*\(50, 4\)"):
+        attack.load_state_dict(TAVAT(classifier(hidden=4)).state_dict())
+    assert torch.equal(the_table(attack), table)
+
+
+def test_same_callback_trains_a_second_trainer_alike():
+    callback, models = TAVATCallback(), [Classifier(), Classifier()]
+    for model in models:
+        train(model, [callback], n_batches=6)
+        assert callback.method_ is None
+    assert torch.equal(*map(weights, models))
+
+
+def test_half_precision_keeps_the_perturbation_in_single():
+    model = Classifier(dropout=0.0).bfloat16()
+    attack = TAVAT(model)
+    with attack.running() as passes:
+        for _ in passes:
+            LOSS(model).backward()
+            ((value, _, _),) = attack.taps[0].values()
+            assert value.dtype == torch.float32
+    assert the_table(attack).dtype == torch.float32
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

@@ -1,0 +1,277 @@
+"""The gradient penalty against its definition: a loop over the examples, each alone, and finite differences."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from references import Siamese, add, assert_same, batch, bert, classifier, gradients, words
+from support import Bert, Classifier, assert_untouched, build, collate, loader, samples, snapshot, train, weights
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGMCallback, RDropCallback
+from fastnlp_adv.callbacks.gradient_penalty import GradientPenaltyCallback
+from fastnlp_adv.regularizers.gradient_penalty import GradientPenalty
+
+BATCH = collate(samples(5, seed=2))
+assert (BATCH["input_ids"] == 0).any()
+
+
+def logits(model, embedded, mask):
+    """The prediction of either model on embedded inputs."""
+    if isinstance(model, Classifier):
+        return model.head(model.rnn(embedded)[0].mean(1))
+    return model(inputs_embeds=embedded, attention_mask=mask).logits
+
+
+def objective(model):
+    def step(batch):
+        mask = {} if isinstance(model, Classifier) else {"attention_mask": batch["attention_mask"]}
+        pred = model(batch["input_ids"], **mask)
+        pred = pred if isinstance(pred, torch.Tensor) else pred.logits
+        return {"loss": cross_entropy(pred, batch["labels"]), "pred": pred}
+
+    return step
+
+
+def by_definition(model, batch, weight):
+    """``mean_i L_i + weight / 2 * mean_i |grad L_i|^2``: each example by itself, each position by itself."""
+    losses, penalties = [], []
+    for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        embedded = words(model)(ids[None])
+        loss = cross_entropy(logits(model, embedded, mask[None]), label[None])
+        (grad,) = torch.autograd.grad(loss, embedded, create_graph=True)
+        losses.append(loss)
+        penalties.append(sum(g @ g for g, i in zip(grad[0], ids.tolist(), strict=True) if i != 0))
+    n = len(losses)
+    return sum(losses) / n + weight / 2 * sum(penalties) / n, sum(penalties) / (2 * n)
+
+
+MODELS = pytest.mark.parametrize("make", [classifier, bert])
+
+
+@MODELS
+@pytest.mark.parametrize("weight", [0.0, 1.0, 30.0])
+def test_loss_penalty_and_gradients_are_those_of_the_definition(make, weight):
+    model = make()
+    outputs = GradientPenalty(model, weight)(objective(model), BATCH)
+    outputs["loss"].backward()
+    twin = make()
+    loss, penalty = by_definition(twin, BATCH, weight)
+    loss.backward()
+    torch.testing.assert_close(outputs["loss"], loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(outputs["gradient_penalty"], penalty.detach(), rtol=1e-10, atol=0)
+    assert_same(
+        gradients(model), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in twin.named_parameters()}
+    )
+
+
+def test_penalty_by_finite_differences():
+    model, h = classifier(), 1e-5
+    ids, labels = BATCH["input_ids"], BATCH["labels"]
+    embedded = words(model)(ids).detach()
+    total = 0.0
+    with torch.no_grad():
+        for i in range(len(ids)):
+            for j in (ids[i] != 0).nonzero().flatten():
+                for k in range(embedded.shape[-1]):
+                    step = torch.zeros_like(embedded[i : i + 1])
+                    step[0, j, k] = h
+                    up, down = (
+                        cross_entropy(logits(model, embedded[i : i + 1] + s, None), labels[i : i + 1])
+                        for s in (step, -step)
+                    )
+                    total += ((up - down) / (2 * h)).item() ** 2
+    found = GradientPenalty(model)(objective(model), BATCH)["gradient_penalty"]
+    assert found.item() == pytest.approx(total / (2 * len(ids)), rel=1e-6)
+
+
+def test_gradient_of_the_penalty_by_finite_differences():
+    """Along a random direction of all parameters."""
+    model, h = classifier(), 1e-5
+    method = GradientPenalty(model, 10.0)
+    method(objective(model), BATCH)["loss"].backward()
+    direction = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double()
+        for i, p in enumerate(model.parameters())
+    ]
+    direction[0][0] = 0  # the padding row is not trained
+    slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction, strict=True))
+    values = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, d in zip(moved.parameters(), direction, strict=True):
+                p += sign * h * d
+        values.append(GradientPenalty(moved, 10.0)(objective(moved), BATCH)["loss"].item())
+    assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
+
+
+def test_several_lookups_add_up():
+    model, twin = Siamese(), Siamese()
+    (left, _), (right, _) = batch(4, 5), batch(4, 3, seed=1)
+    GradientPenalty(model, 3.0)(lambda _: {"loss": model(left, right)}, None)["loss"].backward()
+    inputs = [twin.emb(left), twin.emb(right)]
+    terms = [twin.compare(a[None], b[None]) for a, b in zip(*inputs, strict=True)]
+    grads = [torch.autograd.grad(t, inputs, create_graph=True) for t in terms]
+    (sum(terms) / 4 + 3.0 / 2 * sum((g**2).sum() for pair in grads for g in pair) / 4).backward()
+    assert_same(gradients(model), gradients(twin))
+
+
+def scaled_words(model):
+    """As embeddings that multiply their rows do."""
+    model.word_embeddings.__class__ = type(
+        "Scaled", (nn.Embedding,), {"forward": lambda self, x: nn.Embedding.forward(self, x) * 2}
+    )
+    model.word_embeddings.embed_scale = 2.0
+    return model
+
+
+def test_the_gradient_is_in_the_units_of_the_rows():
+    model = scaled_words(classifier())
+    found = GradientPenalty(model)(objective(model), BATCH)["gradient_penalty"]
+    rows = nn.Embedding.forward(words(model), BATCH["input_ids"]).detach().requires_grad_()
+    loss = cross_entropy(logits(model, 2 * rows, None), BATCH["labels"])
+    (grad,) = torch.autograd.grad(loss, rows)
+    grad = grad * (BATCH["input_ids"] != 0).unsqueeze(-1) * len(rows)
+    torch.testing.assert_close(found, grad.square().sum() / (2 * len(rows)))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("kind", ["classifier", "bert"])
+def test_in_a_trainer(kind, accumulation):
+    model = classifier() if kind == "classifier" else Bert(0.0).double()
+    twin = copy.deepcopy(model)
+    inner = twin if kind == "classifier" else twin.back_bone
+    start = weights(model)
+    trainer = train(model, [GradientPenaltyCallback(3.0)], accumulation_steps=accumulation, n_batches=-1, n_epochs=1)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+    for number, each in enumerate(loader(), start=1):
+        loss, penalty = by_definition(inner, each, 3.0)
+        (loss / accumulation).backward()
+        if number % accumulation == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    moved = weights(twin) - start
+    assert (weights(model) - start - moved).norm() < 1e-5 * moved.norm()
+    assert trainer.state["adv"]["gradient_penalty"].item() == pytest.approx(penalty.item(), rel=1e-6)
+
+
+def test_under_fgm_both_passes_have_their_penalty():
+    model, plain = classifier(), classifier()
+    train(model, [GradientPenaltyCallback(5.0), FGMCallback(0.5)], data=samples(4), n_batches=1)
+    each = next(iter(loader()))
+    clean, _ = by_definition(plain, each, 5.0)
+    clean.backward()
+    first = gradients(plain)
+    grad = first["word_embeddings.weight"]
+    moved = copy.deepcopy(plain)
+    with torch.no_grad():
+        moved.word_embeddings.weight += 0.5 * grad / grad.norm()
+    moved.zero_grad()
+    by_definition(moved, each, 5.0)[0].backward()
+    total = add(first, gradients(moved))
+    expected = {n: p - 0.05 * total[n] for n, p in plain.named_parameters()}
+    assert_same({n: p.detach() for n, p in model.named_parameters()}, expected, 1e-8)
+
+
+def test_on_r_drop_the_doubled_batch_is_the_batch():
+    """Without dropout both halves are equal, and so is the loss of each sequence."""
+    model, alone = classifier(), classifier()
+    for m, callbacks in ((model, [RDropCallback()]), (alone, [])):
+        train(m, [*callbacks, GradientPenaltyCallback(5.0)], n_batches=6)
+    torch.testing.assert_close(weights(model), weights(alone))
+
+
+def test_weight_zero_is_plain_training():
+    model, plain = Classifier(), Classifier()
+    train(model, [GradientPenaltyCallback(0.0)])
+    train(plain)
+    assert torch.equal(weights(model), weights(plain))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    found = []
+    for on in (False, True):
+        model = bert()
+        if on:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        GradientPenalty(model.train(), 10.0)(objective(model), BATCH)["loss"].backward()
+        found.append(gradients(model))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_have_a_second_derivative_on_the_cpu(layer):
+    model = Classifier(dropout=0.0)
+    model.rnn = layer(8, 8, batch_first=True)
+    GradientPenalty(model)(objective(model), BATCH)["loss"].backward()
+    assert model.rnn.weight_hh_l0.grad.abs().sum() > 0
+
+
+def test_fused_attention_is_refused_with_the_setting_that_helps():
+    model = Bert(0.0, attn_implementation="sdpa")
+    before = snapshot(model)
+    with pytest.raises(
+        RuntimeError, match=r"flash_attention.*not implemented.*attn_implementation='eager'.*SDPBackend.MATH"
+    ):
+        train(model, [GradientPenaltyCallback()])
+    assert_untouched(model, before)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        train(model, [GradientPenaltyCallback()], n_batches=1)
+    train(Bert(0.0, attn_implementation="eager"), [GradientPenaltyCallback()], n_batches=1)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * 2
+
+
+def test_custom_functions_without_a_second_derivative_are_refused():
+    model = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(28, 3))
+    with pytest.raises(RuntimeError, match=r"second derivative, but got one without \(a custom function\)"):
+        GradientPenalty(model)(lambda b: {"loss": Once.apply(model(b)).square().mean()}, BATCH["input_ids"])
+
+
+def test_compiled_model_is_refused():
+    model = Classifier(dropout=0.0)
+    model.compile(backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"double backward.*do not compile"):
+        GradientPenalty(model)(objective(model), BATCH)
+    torch.compiler.reset()
+
+
+def test_loss_that_does_not_look_up_is_refused():
+    model = Classifier()
+    with pytest.raises(RuntimeError, match="the forward pass to look up embedding"):
+        GradientPenalty(model)(lambda _: {"loss": model.head.weight.sum()}, None)
+    with pytest.raises(RuntimeError, match="on a loss that depends on the embedding"):
+        GradientPenalty(model)(lambda b: model(b["input_ids"]) is not None and {"loss": model.head.weight.sum()}, BATCH)
+
+
+@pytest.mark.parametrize("arguments", [{"weight": -1}, {"weight": float("nan")}, {"weight": "1"}, {"emb_name": ""}])
+def test_bad_arguments(arguments):
+    (name,) = arguments
+    for make in (GradientPenaltyCallback, lambda **kw: GradientPenalty(Classifier(), **kw)):
+        with pytest.raises(ValueError, match=f"Expected `{name}`"):
+            make(**arguments)
+
+
+def test_parameters_that_are_not_looked_up_are_refused():
+    with pytest.raises(ValueError, match="an `emb_name` that matches embeddings only"):
+        build(Classifier(), [GradientPenaltyCallback(emb_name="head")])
+
+
+def test_outputs_without_a_loss_are_refused():
+    model = Classifier()
+    with pytest.raises(ValueError, match="return a dict or dataclass with `loss`"):
+        GradientPenalty(model)(lambda b: {"pred": model(b["input_ids"])}, BATCH)

@@ -1,0 +1,168 @@
+"""R3F against its definition, on embedded inputs."""
+
+import copy
+import math
+
+import pytest
+import torch
+from references import assert_same, gradients
+from smoothness import (
+    FAMILIES,
+    SEED,
+    Gru,
+    Passes,
+    Trace,
+    assert_oracle,
+    batches,
+    both,
+    reference_training,
+    step_of,
+    trace,
+    train_by_hand,
+)
+from support import Classifier, assert_untouched, distance, snapshot, train, weights
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGMCallback, RDrop, RDropCallback
+from fastnlp_adv.callbacks.r3f import R3FCallback
+from fastnlp_adv.regularizers.r3f import R3F
+
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+
+def reference(epsilon=1e-5, weight=1.0, noise="normal"):
+    def term(passes, generator):
+        clean = passes()
+        if noise == "normal":
+            z = epsilon * passes.normal(generator)
+        else:
+            z = torch.empty(*passes.real.shape[:2], passes.normal(torch.Generator()).shape[-1], dtype=torch.float64)
+            z = epsilon * (2 * z.uniform_(0, 1, generator=generator) - 1) * passes.real
+        return clean, weight * both(clean, passes(z))
+
+    return term
+
+
+@each_family
+@pytest.mark.parametrize(
+    "arguments", [{"epsilon": 0.2}, {"epsilon": 0.2, "weight": 0.5, "noise": "uniform"}, {"weight": 1e10}]
+)
+def test_gradients_are_those_of_the_definition(family, arguments):
+    """With the paper's epsilon too, weighted so that the term counts as much as the loss."""
+    assert_oracle(lambda m: R3F(m, **arguments), reference(**arguments), family)
+
+
+@each_family
+@pytest.mark.parametrize("dropout_mask", ["new", "same"])
+def test_with_dropout(family, dropout_mask):
+    assert_oracle(lambda m: R3F(m, 0.2, dropout_mask=dropout_mask), reference(0.2), family, dropout=0.2)
+
+
+@each_family
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_trainer_runs_the_loop_by_hand(family, accumulation):
+    ours, theirs, plain = family.make(), family.make(), family.make()
+    train(ours, [R3FCallback(0.3, weight=2.0)], n_batches=6, accumulation_steps=accumulation)
+    reference_training(family, theirs, reference(0.3, 2.0), accumulation)
+    train(plain, n_batches=6, accumulation_steps=accumulation)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, plain) > 1e-6
+
+
+@pytest.mark.parametrize(("noise", "size"), [("normal", 1.0), ("uniform", 1 / math.sqrt(3))])
+def test_noise_has_the_size_it_should_and_none_at_padding(noise, size):
+    model = Classifier()
+    r3f = R3F(model, epsilon=0.1, noise=noise)
+    ids = batches(10, size=40)[0]["input_ids"]
+    z = r3f.start(0, ids, torch.zeros(*ids.shape, 64), (ids != 0).unsqueeze(-1))
+    assert (z[ids == 0] == 0).all()
+    assert z[ids != 0].std().item() == pytest.approx(0.1 * size, rel=0.05)
+    assert noise == "normal" or z.abs().max() <= 0.1
+
+
+def test_with_r_drop_inside_it_compares_with_the_first_half():
+    ours, batch = Gru.make(dropout=0.2), batches()[0]
+    theirs = copy.deepcopy(ours)
+    r3f, rdrop = R3F(ours, 0.3), RDrop(2.0, mode="two_pass")
+    r3f.noise.generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    forward = step_of(Gru, ours)
+    r3f(lambda b: rdrop(forward, b), batch, forward)["loss"].backward()
+
+    torch.manual_seed(SEED)
+    passes = Passes(Gru, theirs, batch)
+    first, second = passes(), passes()
+    perturbed = passes(0.3 * passes.normal(torch.Generator().manual_seed(SEED)))
+    loss = (cross_entropy(first, batch["labels"]) + cross_entropy(second, batch["labels"])) / 2
+    (loss + 2.0 * both(first, second) / 2 + both(first, perturbed)).backward()
+    assert_same(gradients(ours), gradients(theirs), 1e-5)
+
+
+def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
+    made = [lambda: R3FCallback(0.1), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
+    models = [Classifier(), Classifier()]
+    for model, order in zip(models, (made, made[::-1]), strict=True):
+        state = train(model, [make() for make in order], n_batches=6).state["adv"]
+        assert {"loss", "adv_loss", "kl", "r3f"} <= state.keys()
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}, {"epsilon": 0.0, "noise": "uniform"}])
+def test_limits_are_plain_training(arguments):
+    ours, plain = Gru.make(), Gru.make()
+    train(ours, [R3FCallback(**arguments)], n_batches=6)
+    train(plain, n_batches=6)
+    assert distance(ours, plain) < 1e-14
+
+
+def test_cost_in_passes():
+    assert trace(R3F) == "FFBBW"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("fail", [("F", 0), ("F", 1), ("B", 0), ("B", 1)])
+def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
+    model, batch = Classifier(0.0).double(), batches()[0]
+    clean, closed = model(batch["input_ids"]), snapshot(model)
+    r3f = R3F(model, 0.5)
+    before = snapshot(model)
+    with pytest.raises(error, match="made to fail"):
+        r3f(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, before)
+    assert torch.equal(model(batch["input_ids"]), clean)
+    r3f(Trace(model), batch)["loss"].backward()
+    r3f.close()
+    with pytest.raises(error, match="made to fail"), r3f.running():
+        r3f(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, closed)
+
+
+def test_resumes_from_its_state():
+    def method(model):
+        return R3F(model, 0.3)
+
+    assert torch.equal(weights(train_by_hand(method, stop=3)), weights(train_by_hand(method)))
+
+
+def test_the_same_callback_trains_a_second_trainer_alike():
+    callback, models = R3FCallback(0.3, noise="uniform"), [Classifier(), Classifier()]
+    for model in models:
+        train(model, [callback], n_batches=6)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_a_model_that_looks_nothing_up_is_refused():
+    """Rather than compared with itself."""
+    model = Classifier()
+    with pytest.raises(RuntimeError, match="it never did"):
+        R3F(model)(lambda b: {"loss": torch.zeros(()), "pred": model.head(torch.randn(4, 8))}, {})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"epsilon": -1}, {"weight": -1}, {"noise": "gaussian"}, {"noise": 1e-5}, {"divergence": "kl"}, {"mask": 3}],
+)
+def test_bad_arguments_are_refused(arguments):
+    for build in (R3FCallback, lambda **k: R3F(Classifier(), **k)):
+        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
+            build(**arguments)

@@ -1,0 +1,322 @@
+"""SMART against its definition, on embedded inputs and on averages by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from references import assert_same, gradients
+from smoothness import (
+    FAMILIES,
+    SEED,
+    Gru,
+    Passes,
+    Trace,
+    assert_oracle,
+    batches,
+    both,
+    kl,
+    reference_training,
+    step_of,
+    trace,
+    train_by_hand,
+)
+from support import Classifier, assert_untouched, distance, snapshot, train, weights
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGM, RDropCallback
+from fastnlp_adv.callbacks.smart import SMARTCallback
+from fastnlp_adv.regularizers.smart import SMART
+
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+WIDE = {"epsilon": 0.3, "alpha": 0.2, "noise": 0.05}  # some coordinates end at the bound, some do not
+BREGMAN = {**WIDE, "bregman_weight": 3.0, "bregman_beta": 0.8}
+
+
+def reference(epsilon=1e-5, alpha=1e-3, noise=1e-5, steps=1, weight=1.0, of=both):
+    """The definition, coordinate by coordinate."""
+
+    def term(passes, generator):
+        clean = passes()
+        d = noise * passes.normal(generator)
+        for _ in range(steps):
+            g = passes.gradient(lambda q: of(clean.detach(), q), d)
+            moved = []
+            for each, slope in zip(d, g, strict=True):
+                largest = max(abs(s) for s in slope.flatten().tolist())
+                new = [
+                    min(max(a + alpha * s / largest, -epsilon), epsilon)
+                    for a, s in zip(each.flatten().tolist(), slope.flatten().tolist(), strict=True)
+                ]
+                moved.append(torch.tensor(new, dtype=d.dtype).view_as(each))
+            d = torch.stack(moved)
+        return clean, weight * of(clean, passes(d))
+
+    return term
+
+
+@each_family
+@pytest.mark.parametrize("arguments", [WIDE, {**WIDE, "steps": 3, "weight": 0.5}, {"weight": 1e10}])
+def test_gradients_are_those_of_the_definition(family, arguments):
+    """With the paper's epsilon too, weighted so that the term counts as much as the loss."""
+    assert_oracle(lambda m: SMART(m, **arguments), reference(**arguments), family)
+
+
+@each_family
+@pytest.mark.parametrize("dropout_mask", ["new", "same"])
+def test_with_dropout(family, dropout_mask):
+    assert_oracle(lambda m: SMART(m, **WIDE, dropout_mask=dropout_mask), reference(**WIDE), family, dropout=0.2)
+
+
+def test_the_squared_error_of_a_regression_is_counted_once():
+    def squares(p, q):
+        return sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)) / len(p)
+
+    assert_oracle(lambda m: SMART(m, **WIDE, divergence="mse"), reference(**WIDE, of=squares), Gru)
+
+
+@each_family
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_trainer_runs_the_loop_by_hand(family, accumulation):
+    ours, theirs, plain = family.make(), family.make(), family.make()
+    train(ours, [SMARTCallback(**WIDE, steps=2)], n_batches=6, accumulation_steps=accumulation)
+    reference_training(family, theirs, reference(**WIDE, steps=2), accumulation)
+    train(plain, n_batches=6, accumulation_steps=accumulation)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, plain) > 1e-6
+
+
+@each_family
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_trainer_averages_the_weights_as_a_loop_by_hand(family, accumulation):
+    ours, theirs, without = family.make(), family.make(), family.make()
+    average = copy.deepcopy(theirs)
+
+    def after_step():
+        with torch.no_grad():
+            for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
+                a.copy_(0.8 * a + 0.2 * p)
+
+    def term(passes, generator):
+        old = family.logits(average, passes.batch).detach()
+        clean, smooth = reference(**WIDE)(passes, generator)
+        return clean, smooth + 3.0 * both(clean, old)
+
+    train(ours, [SMARTCallback(**BREGMAN)], n_batches=6, accumulation_steps=accumulation)
+    reference_training(family, theirs, term, accumulation, after_step=after_step)
+    train(without, [SMARTCallback(**WIDE)], n_batches=6, accumulation_steps=accumulation)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, without) > 1e-5
+
+
+def moved(smart, model):
+    """Weights that the average lags behind."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    smart.after_step()
+
+
+@pytest.mark.parametrize("dropout_mask", ["new", "same"])
+def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
+    """Its pass is the first of the step."""
+    ours, batch = Gru.make(0.2), batches()[0]
+    average = copy.deepcopy(ours)
+    smart = SMART(ours, **BREGMAN, dropout_mask=dropout_mask)
+    moved(smart, ours)
+    theirs = copy.deepcopy(ours)
+    with torch.no_grad():
+        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
+            a.copy_(0.8 * a + 0.2 * p)
+    smart.noise.generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    outputs = smart(step_of(Gru, ours), batch)
+    outputs["loss"].backward()
+
+    torch.manual_seed(SEED)
+    passes = Passes(Gru, theirs, batch, dropout_mask)
+    old = Gru.logits(average, batch).detach()
+    clean, smooth = reference(**WIDE)(passes, torch.Generator().manual_seed(SEED))
+    bregman = both(clean, old)
+    (cross_entropy(clean, batch["labels"]) + smooth + 3.0 * bregman).backward()
+    assert_same(gradients(ours), gradients(theirs), 1e-5)
+    torch.testing.assert_close([outputs["smart"], outputs["bregman"]], [smooth.detach(), bregman.detach()])
+
+
+def test_nothing_is_averaged_without_a_weight_for_it():
+    smart = SMART(Classifier())
+    smart.after_step()
+    assert smart.state_dict()["average"] == {}
+
+
+def test_averages_are_kept_in_single_precision_at_least():
+    model = Classifier().bfloat16()
+    smart = SMART(model, bregman_weight=1.0, bregman_beta=0.999)
+    for _ in range(100):
+        moved(smart, model)
+    assert {a.dtype for a in smart.state_dict()["average"].values()} == {torch.float32}
+
+
+def test_frozen_parameters_are_not_averaged():
+    model = Classifier()
+    model.rnn.requires_grad_(False)
+    average = SMART(model, bregman_weight=1.0).state_dict()["average"]
+    assert set(average) == {"word_embeddings.weight", "head.weight", "head.bias"}
+
+
+def test_under_fgm_the_regularized_objective_is_attacked():
+    ours, batch = Gru.make(), batches()[0]
+    average = copy.deepcopy(ours)
+    smart, fgm = SMART(ours, **BREGMAN), FGM(ours, 0.7, emb_name="head.weight")
+    moved(smart, ours)
+    theirs = copy.deepcopy(ours)
+    with torch.no_grad():
+        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
+            a.copy_(0.8 * a + 0.2 * p)
+    smart.noise.generator = torch.Generator().manual_seed(SEED)
+    fgm.step(lambda: smart(step_of(Gru, ours), batch)["loss"])
+
+    generator = torch.Generator().manual_seed(SEED)
+    old = Gru.logits(average, batch).detach()  # in both passes: what the attack writes is put aside for it
+
+    def objective():
+        clean, smooth = reference(**WIDE)(Passes(Gru, theirs, batch), generator)
+        (cross_entropy(clean, batch["labels"]) + smooth + 3.0 * both(clean, old)).backward()
+
+    weight = theirs.head.weight
+    objective()
+    r = 0.7 * weight.grad / math.hypot(*weight.grad.flatten().tolist())
+    with torch.no_grad():
+        weight += r
+    objective()
+    assert_same(gradients(ours), gradients(theirs), 1e-5)
+
+
+def test_combines_with_r_drop_in_a_trainer():
+    models = [Classifier(), Classifier()]
+    for model, order in zip(models, (1, -1), strict=True):
+        state = train(model, [SMARTCallback(**BREGMAN), RDropCallback()][::order], n_batches=6).state["adv"]
+        assert {"loss", "kl", "smart"} <= state.keys()
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}, {"epsilon": 0.0, "bregman_weight": 0.0}])
+def test_limits_are_plain_training(arguments):
+    ours, plain = Gru.make(), Gru.make()
+    train(ours, [SMARTCallback(**arguments)], n_batches=6)
+    train(plain, n_batches=6)
+    assert distance(ours, plain) < 1e-14
+
+
+def test_an_average_without_memory_is_the_model_itself():
+    ours, without = Gru.make(), Gru.make()
+    train(ours, [SMARTCallback(**{**BREGMAN, "bregman_beta": 0.0})], n_batches=6)
+    train(without, [SMARTCallback(**WIDE)], n_batches=6)
+    assert distance(ours, without) < 1e-12
+
+
+def test_an_example_without_a_gradient_keeps_its_noise():
+    model, batch = Gru.make(), batches()[0]
+    where = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64).unsqueeze(-1)
+    smart, seen = SMART(model, epsilon=1.0, alpha=0.5, noise=0.05), []
+    smart.noise.generator = torch.Generator().manual_seed(SEED)
+
+    def forward(batch):
+        seen.append(smart.taps[0].perturbation)
+        pred = model(batch["input_ids"]) * where
+        return {"loss": cross_entropy(pred, batch["labels"]), "pred": pred}
+
+    smart(forward, batch)
+    noise = 0.05 * Passes(Gru, model, batch).normal(torch.Generator().manual_seed(SEED))
+    found = seen[-1].values[0]
+    assert torch.equal(found[2], noise[2])
+    assert [(found[i] - noise[i]).abs().max().item() for i in (0, 1, 3)] == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_cost_in_passes(steps):
+    assert trace(lambda m: SMART(m, **WIDE, steps=steps)) == "F" + "FB" * steps + "F" + "BBW"
+    assert trace(lambda m: SMART(m, **BREGMAN, steps=steps)) == "F" + "F" + "FB" * steps + "F" + "BBW"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("fail", [("F", n) for n in range(5)] + [("B", n) for n in range(4)])
+def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
+    model, batch = Classifier(0.0).double(), batches()[0]
+    closed = snapshot(model)
+    smart = SMART(model, **BREGMAN, steps=2)
+    with torch.no_grad():
+        smart._average["head.weight"].mul_(2)
+    clean, before = model(batch["input_ids"]), snapshot(model)
+    with pytest.raises(error, match="made to fail"):
+        smart(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, before)
+    assert torch.equal(model(batch["input_ids"]), clean)
+    smart(Trace(model), batch)["loss"].backward()
+    smart.close()
+    with pytest.raises(error, match="made to fail"), smart.running():
+        smart(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, closed)
+
+
+@pytest.mark.parametrize("arguments", [WIDE, BREGMAN])
+def test_resumes_from_its_state(arguments):
+    whole = train_by_hand(lambda m: SMART(m, **arguments))
+    assert torch.equal(weights(train_by_hand(lambda m: SMART(m, **arguments), stop=3)), weights(whole))
+
+
+def test_an_average_that_is_asked_for_when_training_resumes_starts_then():
+    smart = SMART(Classifier(), bregman_weight=1.0)
+    before = smart.state_dict()["average"]
+    smart.load_state_dict(SMART(Classifier(seed=1)).state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in smart.state_dict()["average"].items())
+
+
+def test_a_state_is_no_view_of_the_average():
+    model = Classifier()
+    smart = SMART(model, bregman_weight=1.0)
+    state = smart.state_dict()["average"]
+    moved(smart, model)
+    assert not torch.equal(state["head.weight"], smart.state_dict()["average"]["head.weight"])
+
+
+def test_the_same_callback_trains_a_second_trainer_alike():
+    callback, models = SMARTCallback(**BREGMAN), [Classifier(), Classifier()]
+    for model in models:
+        train(model, [callback], n_batches=6)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epsilon": -1},
+        {"alpha": -1},
+        {"noise": 0},
+        {"noise": "normal"},
+        {"steps": 0},
+        {"weight": -1},
+        {"bregman_weight": -1},
+        {"bregman_weight": math.inf},
+        {"bregman_beta": 1.5},
+        {"bregman_beta": -0.1},
+        {"divergence": "kl"},
+        {"dropout_mask": "old"},
+    ],
+)
+def test_bad_arguments_are_refused(arguments):
+    for build in (SMARTCallback, lambda **k: SMART(Classifier(), **k)):
+        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
+            build(**arguments)
+
+
+def test_a_batch_without_a_loss_is_refused():
+    model = Classifier()
+    with pytest.raises(ValueError, match="Compute the loss"):
+        SMART(model)(lambda b: {"pred": model(b["input_ids"])}, batches()[0])
+
+
+def test_the_two_directions_differ():
+    """Else the tests above could not tell a sum from twice one of them."""
+    p, q = Gru.logits(Gru.make(), batches()[0]), 3 * Gru.logits(Gru.make(), batches()[0])
+    assert abs(kl(p, q) - kl(q, p)) > 0.01 * kl(p, q)

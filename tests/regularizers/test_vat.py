@@ -1,0 +1,327 @@
+"""VAT against its definition, on embedded inputs."""
+
+import copy
+import math
+
+import pytest
+import torch
+from references import assert_same, gradients
+from smoothness import (
+    FAMILIES,
+    SEED,
+    Gru,
+    Passes,
+    Trace,
+    assert_oracle,
+    batches,
+    kl,
+    reference_training,
+    step_of,
+    trace,
+    train_by_hand,
+    unit,
+)
+from support import Classifier, assert_untouched, distance, loader, samples, snapshot, train, weights
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from fastnlp_adv import FGM, FGMCallback, RDrop, RDropCallback
+from fastnlp_adv.callbacks.vat import VATCallback
+from fastnlp_adv.regularizers.vat import VAT
+
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+
+def reference(epsilon=1.0, xi=1e-2, steps=1, weight=1.0):
+    """The definition, with a gradient at the perturbation for every power iteration."""
+
+    def term(passes, generator):
+        clean = passes()
+        d = unit(passes.normal(generator))
+        for _ in range(steps):
+            d = unit(passes.gradient(lambda q: kl(clean.detach(), q), xi * d))
+        return clean, weight * kl(clean.detach(), passes(epsilon * d))
+
+    return term
+
+
+@each_family
+@pytest.mark.parametrize("arguments", [{}, {"epsilon": 0.4, "xi": 0.1, "steps": 3, "weight": 0.5}])
+def test_gradients_are_those_of_the_definition(family, arguments):
+    assert_oracle(lambda m: VAT(m, **arguments), reference(**arguments), family)
+
+
+@each_family
+@pytest.mark.parametrize("dropout_mask", ["new", "same"])
+def test_with_dropout(family, dropout_mask):
+    assert_oracle(lambda m: VAT(m, 0.5, dropout_mask=dropout_mask), reference(0.5), family, dropout=0.2)
+
+
+@each_family
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_trainer_runs_the_loop_by_hand(family, accumulation):
+    ours, theirs, plain = family.make(), family.make(), family.make()
+    train(ours, [VATCallback(2.0, steps=2)], n_batches=6, accumulation_steps=accumulation)
+    reference_training(family, theirs, reference(2.0, steps=2), accumulation)
+    train(plain, n_batches=6, accumulation_steps=accumulation)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, plain) > 1e-6
+
+
+def test_direction_in_float32_is_that_of_the_hessian_in_float64():
+    model, batch, seen = Classifier(0.0), batches()[0], []
+    exact = copy.deepcopy(model).double()
+    vat = VAT(model, epsilon=1.0)
+    vat.noise.generator = torch.Generator().manual_seed(SEED)
+
+    def forward(batch):
+        seen.append(vat.taps[0].perturbation)
+        return {"pred": model(batch["input_ids"])}
+
+    vat(forward, batch)
+    passes = Passes(Gru, exact, batch)
+    clean = passes().detach()
+    shape = (*batch["input_ids"].shape, 8)
+    noise = torch.empty(shape).normal_(generator=torch.Generator().manual_seed(SEED)).double() * passes.real
+    d = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(kl(clean, passes(d)), d, create_graph=True)
+    (product,) = torch.autograd.grad((g * unit(noise)).sum(), d)
+    for found, expected in zip(seen[-1].values[0].double(), unit(product * passes.real), strict=True):
+        assert float((found * expected).sum()) > 0.999
+        assert math.hypot(*found.flatten().tolist()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_under_fgm_the_regularized_objective_is_attacked():
+    ours, batch = Gru.make(), batches()[0]
+    theirs = copy.deepcopy(ours)
+    vat, fgm = VAT(ours, 0.5, steps=2), FGM(ours, 0.7)
+    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    fgm.step(lambda: vat(step_of(Gru, ours), batch)["loss"])
+
+    generator = torch.Generator().manual_seed(SEED)
+
+    def objective():
+        clean, term = reference(0.5, steps=2)(Passes(Gru, theirs, batch), generator)
+        (cross_entropy(clean, batch["labels"]) + term).backward()
+
+    weight = theirs.word_embeddings.weight
+    objective()
+    r = 0.7 * weight.grad / math.hypot(*weight.grad.flatten().tolist())
+    with torch.no_grad():
+        weight += r
+    objective()
+    assert_same(gradients(ours), gradients(theirs), 1e-5)
+
+
+def test_with_r_drop_inside_it_compares_with_the_first_half():
+    ours, batch = Gru.make(dropout=0.2), batches()[0]
+    theirs = copy.deepcopy(ours)
+    vat, rdrop = VAT(ours, 0.5), RDrop(2.0)
+    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    forward = step_of(Gru, ours)
+    vat(lambda b: rdrop(forward, b), batch, forward)["loss"].backward()
+
+    torch.manual_seed(SEED)
+    doubled = {name: torch.cat([batch[name], batch[name]]) for name in Gru.fields}
+    pred = Gru.logits(theirs, doubled)
+    first, second = pred.chunk(2)
+    passes = Passes(Gru, theirs, batch)
+    d = unit(passes.normal(torch.Generator().manual_seed(SEED)))
+    d = unit(passes.gradient(lambda q: kl(first.detach(), q), 1e-2 * d))
+    agree = (kl(first, second) + kl(second, first)) / 2
+    (cross_entropy(pred, doubled["labels"]) + 2.0 * agree + kl(first.detach(), passes(0.5 * d))).backward()
+    assert_same(gradients(ours), gradients(theirs), 1e-5)
+
+
+def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
+    made = [lambda: VATCallback(0.5), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
+    models = [Classifier(), Classifier()]
+    for model, order in zip(models, (made, made[::-1]), strict=True):
+        state = train(model, [make() for make in order], n_batches=6).state["adv"]
+        assert {"loss", "adv_loss", "kl", "vat"} <= state.keys()
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+class Unlabelled(Classifier):
+    def train_step(self, input_ids):
+        return {"pred": self(input_ids)}
+
+
+def test_batches_without_labels_train_on_the_term_alone():
+    ours, theirs = Unlabelled(0.0).double(), Classifier(0.0).double()
+    for sample in (data := samples()):
+        del sample["labels"]
+    trainer = train(ours, [VATCallback(3.0)], n_batches=6, train_dataloader=loader(data))
+    generator = torch.Generator().manual_seed(1)
+    for batch in batches(6):
+        reference(3.0)(Passes(Gru, theirs, batch), generator)[1].backward()
+        with torch.no_grad():
+            for p in theirs.parameters():
+                p -= 0.05 * p.grad
+        theirs.zero_grad()
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, Classifier(0.0)) > 1e-5
+    assert torch.equal(trainer.state["adv"]["loss"], trainer.state["adv"]["vat"])
+
+
+def test_a_batch_may_hold_a_loss_of_none():
+    model, batch = Classifier(0.0), batches()[0]
+    outputs = VAT(model)(lambda b: {"loss": None, "logits": model(b["input_ids"])}, batch)
+    assert torch.equal(outputs["loss"].detach(), outputs["vat"])
+
+
+@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}])
+def test_limits_are_plain_training(arguments):
+    ours, plain = Gru.make(), Gru.make()
+    train(ours, [VATCallback(**arguments)], n_batches=6)
+    train(plain, n_batches=6)
+    assert distance(ours, plain) < 1e-14
+
+
+def test_epsilon_of_zero_with_one_dropout_mask_adds_nothing():
+    model = Gru.make(dropout=0.3)
+    outputs = VAT(model, epsilon=0.0, dropout_mask="same")(step_of(Gru, model), batches()[0])
+    assert outputs["vat"].item() == pytest.approx(0.0, abs=1e-15)
+
+
+def test_an_example_without_a_gradient_is_not_perturbed():
+    """The third prediction does not depend on its input, the first is not finite in its slope."""
+    model, batch = Gru.make(), batches()[0]
+    where = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64).unsqueeze(-1)
+    vat, seen = VAT(model), []
+
+    def forward(batch):
+        seen.append(vat.taps[0].perturbation)
+        pred = model(batch["input_ids"]) * where
+        if len(seen) == 2:
+            pred.register_hook(lambda g: g * torch.tensor([math.inf, 1, 1, 1]).unsqueeze(-1))
+        return {"pred": pred}
+
+    vat(forward, batch)["loss"].backward()
+    sizes = [math.hypot(*d.flatten().tolist()) for d in seen[-1].values[0]]
+    assert sizes == pytest.approx([0.0, 1.0, 0.0, 1.0])
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_cost_in_passes(steps):
+    assert trace(lambda m: VAT(m, steps=steps)) == "F" + "FB" * steps + "F" + "BBW"
+
+
+def test_inner_gradients_reach_no_parameter():
+    model = Classifier(0.0)
+    VAT(model, steps=3)(step_of(Gru, model), batches()[0])
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("fail", [("F", n) for n in range(4)] + [("B", n) for n in range(4)])
+def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
+    model, batch = Classifier(0.0).double(), batches()[0]
+    clean, closed = model(batch["input_ids"]), snapshot(model)
+    vat = VAT(model, steps=2)
+    before = snapshot(model)
+    with pytest.raises(error, match="made to fail"):
+        vat(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, before)
+    assert torch.equal(model(batch["input_ids"]), clean)
+    vat(Trace(model), batch)["loss"].backward()
+    vat.close()
+    with pytest.raises(error, match="made to fail"), vat.running():
+        vat(Trace(model, fail, error), batch)["loss"].backward()
+    assert_untouched(model, closed)
+
+
+def test_resumes_from_its_state():
+    whole = train_by_hand(VAT)
+    assert torch.equal(weights(train_by_hand(VAT, stop=3)), weights(whole))
+
+
+def test_the_same_callback_trains_a_second_trainer_alike():
+    callback, models = VATCallback(), [Classifier(), Classifier()]
+    for model in models:
+        train(model, [callback], n_batches=6)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epsilon": -1},
+        {"epsilon": math.nan},
+        {"xi": 0},
+        {"steps": 0},
+        {"steps": 1.5},
+        {"weight": -1},
+        {"divergence": "kl"},
+        {"reduction": "none"},
+        {"mask": 3},
+        {"dropout_mask": "old"},
+        {"emb_name": ""},
+        {"emb_name": 3},
+    ],
+)
+def test_bad_arguments_are_refused(arguments):
+    for build in (VATCallback, lambda **k: VAT(Classifier(), **k)):
+        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
+            build(**arguments)
+
+
+@pytest.mark.parametrize("emb_name", ["head", "nothing"])
+def test_what_is_no_embedding_is_refused(emb_name):
+    with pytest.raises(ValueError, match="emb_name"):
+        VAT(Classifier(), emb_name=emb_name)
+
+
+def test_a_model_that_looks_nothing_up_is_refused():
+    model = Classifier()
+    with pytest.raises(RuntimeError, match="it never did"):
+        VAT(model)(lambda b: {"pred": model.head(torch.randn(4, 8))}, {})
+
+
+def test_lookups_inside_gradient_checkpointing_are_refused():
+    model, batch = Gru.make(), batches()[0]
+
+    def forward(batch):
+        embedded = checkpoint(
+            lambda ids: model.word_embeddings(ids).tanh().exp(), batch["input_ids"], use_reentrant=False
+        )
+        return {"pred": model.head(model.rnn(embedded)[0].mean(1))}
+
+    with pytest.raises(RuntimeError, match="leave out embedding `word_embeddings"):
+        VAT(model)(forward, batch)["loss"].backward()
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(50, 6, padding_idx=0)
+        self.head = nn.Linear(6, 4)
+        self.double()
+
+    def forward(self, embedded):
+        return self.head(torch.tanh(embedded + embedded.mean(1, keepdim=True)))
+
+
+def test_positions_that_do_not_count():
+    model, ids = Tagger(), batches()[0]["input_ids"]
+    labels = torch.where(ids == 0, -100, ids % 4)
+    theirs = copy.deepcopy(model)
+    vat = VAT(model, 0.5)
+    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    vat(lambda b: {"pred": model(model.emb(b["ids"]))}, {"ids": ids, "labels": labels})["loss"].backward()
+
+    real = (ids != 0).unsqueeze(-1)
+    clean = theirs(theirs.emb(ids)).detach()
+
+    def counted(q):
+        return kl(clean[labels != -100], q[labels != -100])
+
+    noise = torch.empty(*ids.shape, 6, dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(SEED))
+    d = (1e-2 * unit(noise * real)).requires_grad_()
+    (g,) = torch.autograd.grad(counted(theirs(theirs.emb(ids) + d)), d)
+    counted(theirs(theirs.emb(ids) + 0.5 * unit(g * real))).backward()
+    assert_same(gradients(model), gradients(theirs), 1e-5)
