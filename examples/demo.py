@@ -6,8 +6,12 @@ Fine-tune a small pretrained encoder on movie reviews three times, plainly, with
 """
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
+
+# Before torch starts its threads: threads that spin while they wait stall one another on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import report
 import torch

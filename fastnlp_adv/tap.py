@@ -11,7 +11,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .embedding import Embedding, scale_of
 from .perturbation import Lookup, Perturbation, perturbation_for
+from .visits import Forward, Visit
 
 __all__ = ["EmbeddingTap", "Tap"]
 
@@ -106,14 +106,14 @@ class EmbeddingTap(Tap):
         self.perturbation: Perturbation | None = None
         self.start = None
         self.begin_pass(keep_leaves=False)
-        self._forward = _Forward()
+        self._forward = Forward()
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
         self._keep_leaves = keep_leaves
         self.leaves = []
-        self._visits: list[_Visit] = []  # those of the leaves
-        self._forward = _Forward(numbered_from_0=True)
-        self._last: _Forward | None = None  # the one that the last backward pass went through
+        self._visits: list[Visit] = []  # those of the leaves
+        self._forward = Forward(numbered_from_0=True)
+        self._last: Forward | None = None  # the one that the last backward pass went through
 
     def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
         p = self._perturbation()
@@ -169,7 +169,7 @@ class EmbeddingTap(Tap):
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         index = self._index_again(ids) if again else self._next_index()
         # with and without a perturbation, and again, the same operations: a checkpoint compares what they save
-        visit = self._forward.alive.get(index) if again else _Visit(self, self._forward, index, module, ids)
+        visit = self._forward.alive.get(index) if again else Visit(self.receive, self._forward, index, module, ids)
         leaf = self._delta(index, ids, output, visit).detach().requires_grad_()
         if not again:
             leaf.register_hook(visit)
@@ -180,7 +180,7 @@ class EmbeddingTap(Tap):
 
     def _next_index(self) -> int:
         if self._forward.lookups:  # gradients have come to it, so this is a new one
-            self._forward = _Forward()
+            self._forward = Forward()
         self._forward.count += 1
         return self._forward.count - 1
 
@@ -202,7 +202,7 @@ class EmbeddingTap(Tap):
             )
         return same[0].index
 
-    def _delta(self, index: int, ids: Tensor, output: Tensor, visit: _Visit | None = None) -> Tensor:
+    def _delta(self, index: int, ids: Tensor, output: Tensor, visit: Visit | None = None) -> Tensor:
         delta = None
         if self.perturbation is not None:
             delta = self.perturbation.at(index, ids)
@@ -212,7 +212,7 @@ class EmbeddingTap(Tap):
             delta = visit.start
         return torch.zeros_like(output) if delta is None else delta.to(output.dtype)
 
-    def receive(self, visit: _Visit, grad: Tensor) -> None:
+    def receive(self, visit: Visit, grad: Tensor) -> None:
         """Take the gradient that a backward pass brought to a lookup."""
         lookups = visit.forward.lookups
         if visit.index in lookups:  # a second backward pass through the same graph
@@ -220,42 +220,3 @@ class EmbeddingTap(Tap):
         else:
             lookups[visit.index] = visit.lookup(grad)
         self._last = visit.forward
-
-
-class _Forward:
-    """The lookups of one or more forward passes up to a backward pass."""
-
-    def __init__(self, *, numbered_from_0: bool = False):
-        self._numbered_from_0 = numbered_from_0
-        self.count = 0
-        self.alive: WeakValueDictionary[int, _Visit] = WeakValueDictionary()
-        self.lookups: dict[int, Lookup] = {}
-
-    def in_order(self) -> tuple[dict[int, Lookup], int]:
-        """
-        The lookups that a gradient came to, by number, and how many there were. In a plain loop nobody says where the
-        pass begins, and a forward pass without a backward one may have come before: then the first lookup with a
-        gradient is number 0.
-        """
-        first = 0 if self._numbered_from_0 else min(self.lookups)
-        return {index - first: lookup for index, lookup in sorted(self.lookups.items())}, self.count - first
-
-
-class _Visit:
-    """The hook at the output of a lookup. Only the graph keeps it, so a forward pass that is dropped leaves nothing."""
-
-    def __init__(self, tap: EmbeddingTap, forward: _Forward, index: int, module: nn.Embedding, ids: Tensor):
-        self._tap = tap
-        self.forward = forward
-        self.index = index
-        self.module = module
-        self.ids = ids
-        self.start: Tensor | None = None
-        forward.alive[index] = self
-
-    def lookup(self, grad: Tensor) -> Lookup:
-        """The lookup, given the gradient that came to it."""
-        return Lookup(self.ids, grad, self.module.padding_idx, self.module.scale_grad_by_freq, self.start)
-
-    def __call__(self, grad: Tensor) -> None:
-        self._tap.receive(self, grad.detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -52,6 +54,17 @@ class Tapped:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @contextmanager
+    def running(self) -> Iterator[Any]:
+        """The passes of one step; whatever happens in between, the model is left as it was."""
+        was_open = self.is_open
+        self.open()
+        try:
+            yield
+        finally:
+            for tap in self.taps:
+                tap.reset() if was_open else tap.close()
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """A backward pass that stops at the taps: the parameters' gradients are neither computed nor touched."""

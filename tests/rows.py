@@ -1,58 +1,83 @@
-"""Every callback of the package, one row each, and a model that counts its passes and fails when told to.
+"""Every callback of the package, from the registry, and a model that counts its passes and fails when told to.
 
-The suites over all callbacks read these rows: a new method is covered by adding its row.
+The suites over all callbacks read these rows: a new method is covered by its row in the registry. What is below adds
+other arguments than the defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+import torch
 from support import Classifier
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
 from fastnlp_adv.callbacks import MethodCallback
+from fastnlp_adv.registry import METHODS, Cost
 
 
 @dataclass(frozen=True)
 class Row:
     """
-    :param callback: makes the callback; takes further arguments.
-    :param passes: forward passes of a step, each followed by its backward pass.
+    :param method: the name of a method in the registry.
+    :param arguments: those of its callback that are not at their defaults.
     """
 
-    callback: Callable[..., MethodCallback]
-    passes: int
+    method: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def callback(self, **more: Any) -> MethodCallback:
+        return METHODS[self.method].callback(**self.arguments, **more)
+
+    @property
+    def cost(self) -> Cost:
+        return METHODS[self.method].cost(**self.arguments)
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """How many forward passes a step has, and how often a backward pass comes to the prediction of one."""
+        return {"forward": self.cost.forwards, "backward": self.cost.backwards + self.cost.inner}
 
 
-ROWS = {
-    "fgm": Row(FGMCallback, 2),
-    "fgm-sequence": Row(partial(FGMCallback, granularity="sequence"), 2),
-    "fgm-replace": Row(partial(FGMCallback, replace=True), 2),
-    "fgm-weights": Row(partial(FGMCallback, emb_name="head"), 2),
-    "fgsm": Row(FGSMCallback, 2),
-    "pgd": Row(PGDCallback, 4),
-    "pgd-token": Row(partial(PGDCallback, granularity="token", steps=2), 3),
-    "pgd-replace": Row(partial(PGDCallback, replace=True), 4),
-    "pgd-random": Row(partial(PGDCallback, random_init=True), 5),
-    "pgd-weights": Row(partial(PGDCallback, emb_name="*e*"), 4),  # the embedding, and parameters that are not looked up
-    "rdrop": Row(RDropCallback, 1),
-    "rdrop-two-pass": Row(partial(RDropCallback, mode="two_pass"), 2),
+VARIANTS = {
+    "FGM-sequence": Row("FGM", {"granularity": "sequence"}),
+    "FGM-replace": Row("FGM", {"replace": True}),
+    "FGM-weights": Row("FGM", {"emb_name": "head"}),
+    "FGM-same-dropout": Row("FGM", {"dropout_mask": "same"}),
+    "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
+    "PGD-replace": Row("PGD", {"replace": True}),
+    "PGD-random": Row("PGD", {"random_init": True}),
+    "PGD-weights": Row("PGD", {"emb_name": "*e*"}),  # the embedding, and parameters that are not looked up
+    "FreeLB-ball": Row("FreeLB", {"epsilon": 0.1, "steps": 2}),
+    "TAVAT-one": Row("TAVAT", {"steps": 1}),
+    "AWP-replace": Row("AWP", {"replace": True, "params": "head"}),
+    "RDrop-two-pass": Row("RDrop", {"mode": "two_pass"}),
+    "VAT-same-dropout": Row("VAT", {"dropout_mask": "same", "steps": 2}),
+    "SMART-bregman": Row("SMART", {"bregman_weight": 1.0}),
+    "R3F-uniform": Row("R3F", {"noise": "uniform", "epsilon": 0.1, "dropout_mask": "same"}),
 }
+ROWS = {name: Row(name) for name in METHODS} | VARIANTS
 
 #: ``@each_row`` runs a test once a row, with the row as its argument
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 class Probe(Classifier):
-    """A Classifier that counts forward and backward passes; ``fail`` makes a later one raise."""
+    """
+    A Classifier that counts its passes; ``fail`` makes a later one raise.
+
+    A backward pass counts once for the prediction of each forward pass that it comes to; those that bring gradients to
+    the parameters are told from those that end before.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.passes = {"forward": 0, "backward": 0}
         self.failure = None
+        self.came_by = []  # the backward pass that came to a prediction
+        self.trained_by = set()  # the backward passes that came to a parameter
+        self.rnn.bias_ih_l0.register_hook(lambda grad: self.trained_by.add(torch._C._current_graph_task_id()))
 
     def fail(self, where, number, error):
         """Raise ``error`` in the forward or backward pass of this number, counted from 0."""
@@ -69,3 +94,11 @@ class Probe(Classifier):
         if self.failure is not None and self.failure[:2] == (where, self.passes[where]):
             raise self.failure[2]("made to fail")
         self.passes[where] += 1
+        if where == "backward":
+            self.came_by.append(torch._C._current_graph_task_id())
+
+    @property
+    def cost(self):
+        """Forward passes, backward passes to the parameters, and backward passes that end before them."""
+        trained = sum(task in self.trained_by for task in self.came_by)
+        return Cost(self.passes["forward"], trained, len(self.came_by) - trained)

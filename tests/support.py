@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from fastNLP import Trainer
+from fastNLP import TorchDataLoader, Trainer
 from torch import nn
-from torch.utils.data import DataLoader
 
 VOCAB, CLASSES = 50, 3
 
@@ -30,7 +29,9 @@ def collate(batch):
 
 
 def loader(data=None, batch_size=4, shuffle=False):
-    return DataLoader(samples() if data is None else data, batch_size=batch_size, shuffle=shuffle, collate_fn=collate)
+    """fastNLP's dataloader, which tells indices; without workers, torch 2 takes no ``prefetch_factor``."""
+    data = samples() if data is None else data
+    return TorchDataLoader(data, batch_size=batch_size, shuffle=shuffle, collate_fn=collate, prefetch_factor=None)
 
 
 class Classifier(nn.Module):

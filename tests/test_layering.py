@@ -14,9 +14,11 @@ import pytest
 import fastnlp_adv
 
 ROOT = Path(fastnlp_adv.__file__).parent
-FASTNLP = ("callbacks", "compat")  # the only parts that know it
+FASTNLP = ("callbacks", "compat", "registry")  # the only parts that know it
 CORE = [
-    p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py" and p.relative_to(ROOT).parts[0] not in FASTNLP
+    p
+    for p in sorted(ROOT.rglob("*.py"))
+    if p != ROOT / "__init__.py" and p.relative_to(ROOT).with_suffix("").parts[0] not in FASTNLP
 ]
 MODULES = ["fastnlp_adv", *(m.name for m in pkgutil.walk_packages([str(ROOT)], "fastnlp_adv."))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +67,11 @@ class Attack(Tapped, ABC):
     @contextmanager
     def running(self) -> Iterator[Iterator[Pass]]:
         """The passes of one step; whatever happens in between, the model is left as it was."""
-        was_open = self.is_open
-        self.open()
-        passes = self.passes()
-        try:
-            yield self._begun(passes)
-        finally:
-            passes.close()  # type: ignore[attr-defined]
-            for tap in self.taps:
-                tap.reset() if was_open else tap.close()
+        with super().running(), closing(self._begun()) as passes:  # type: ignore[type-var]
+            yield passes
 
-    def _begun(self, passes: Iterator[Pass]) -> Iterator[Pass]:
-        with self.replay.step() as begin_pass:
+    def _begun(self) -> Iterator[Pass]:
+        with closing(self.passes()) as passes, self.replay.step() as begin_pass:  # type: ignore[type-var]
             for each in passes:
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,16 +93,6 @@ class GradientPenalty(Tapped, Regularizer):
                 tap.begin_pass(keep_leaves=False)
         return {**outputs, "loss": outputs["loss"] + self.weight * penalty, self.name: penalty.detach()}
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        was_open = self.is_open
-        self.open()
-        try:
-            yield
-        finally:
-            for tap in self.taps:
-                tap.reset() if was_open else tap.close()
-
     def _penalty(self, loss: Tensor) -> Tensor:
         grads = iter(self.differentiate(loss, create_graph=True))
         taps = [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]  # all: there are no others with "sequence"
@@ -125,7 +113,7 @@ class GradientPenalty(Tapped, Regularizer):
             cause = error
         raise RuntimeError(
             "Expected every kernel of the model to have a second derivative, but got one without "
-            f"({cause or 'a custom function'}). For fused attention, give models of transformers "
+            f"({cause or 'a custom or a compiled function'}). For fused attention, give models of transformers "
             "`attn_implementation='eager'`, others `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around training; "
             "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`; do not compile the model."
         ) from cause

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -112,16 +111,6 @@ class PerturbedRegularizer(Tapped, Regularizer):
             mask=mask,
             symmetric="sum" if self.symmetric and self.divergence != "mse" else None,
         )
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        was_open = self.is_open
-        self.open()
-        try:
-            yield
-        finally:
-            for tap in self.taps:
-                tap.reset() if was_open else tap.close()
 
     def normal(self, output: Tensor) -> Tensor:
         """Standard normal noise of the shape of a lookup's output."""

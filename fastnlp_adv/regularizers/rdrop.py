@@ -18,7 +18,8 @@ __all__ = ["RDrop"]
 
 class RDrop(Regularizer):
     r"""
-    The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448):
+    The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks",
+    https://arxiv.org/abs/2106.14448):
 
     .. math:: \frac{L_1 + L_2}{2} + \lambda\, D(P_1, P_2), \qquad D = \frac{KL(P_1 \| P_2) + KL(P_2 \| P_1)}{2}
 

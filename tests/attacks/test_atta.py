@@ -23,6 +23,7 @@ from references import (
 from rows import Probe
 from support import Bert, Classifier, assert_untouched, build, collate, distance, samples, snapshot, train, weights
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from fastnlp_adv import RDropCallback
 from fastnlp_adv.attacks.atta import ATTA
@@ -188,7 +189,7 @@ def test_cut_inputs_keep_what_is_left():
     ((_, row),) = atta.store._rows.items()
     loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
     embedded = model.word_embeddings(ids[:, :4]) + row[:4]
-    assert float(loss) == pytest.approx(float(classifier_loss(model, None, label, embedded)), rel=1e-12)
+    assert float(loss) == pytest.approx(classifier_loss(model, None, label, embedded).item(), rel=1e-12)
     ((_, row),) = atta.store._rows.items()
     assert row.shape == (4, 8)
 
@@ -291,8 +292,9 @@ def test_steps_without_their_own_indices_are_refused():
 
 
 def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
-    with pytest.raises(ValueError, match=r"DataLoader, which does not.*TorchDataLoader.*compat.repair"):
-        build(Classifier(), [ATTACallback()])
+    plain = DataLoader(samples(), batch_size=4, collate_fn=collate)
+    with pytest.raises(ValueError, match=r"got DataLoader, which does not.*TorchDataLoader.*compat.repair"):
+        build(Classifier(), [ATTACallback()], train_dataloader=plain)
 
 
 def test_a_dataloader_that_gives_no_indices_after_all_is_refused():

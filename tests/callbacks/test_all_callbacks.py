@@ -6,10 +6,39 @@ import pytest
 import torch
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from rows import ROWS, Probe, each_row
+from rows import ROWS, Probe, Row, each_row
 from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
 
 import fastnlp_adv
+from fastnlp_adv.callbacks import AttackCallback
+from fastnlp_adv.registry import METHODS
+
+#: attacks whose first pass is perturbed already
+NO_CLEAN_PASS = ("FreeLB", "TAVAT", "ATTA")
+#: arguments with which a step is a plain one
+LIMITS = [
+    Row("FGM", {"epsilon": 0.0, "replace": True}),
+    Row("FGM", {"adv_weight": 0.0}),
+    Row("FGSM", {"epsilon": 0.0, "replace": True}),
+    Row("PGD", {"epsilon": 0.0, "replace": True}),
+    Row("PGD", {"alpha": 0.0, "replace": True}),
+    Row("FreeLB", {"init": 0.0, "alpha": 0.0}),
+    Row("TAVAT", {"init": 0.0, "alpha": 0.0}),
+    Row("ATTA", {"epsilon": 0.0}),
+    Row("ATTA", {"alpha": 0.0}),
+    Row("AWP", {"gamma": 0.0, "replace": True}),
+    Row("AWP", {"adv_weight": 0.0}),
+    Row("RDrop", {"kl_weight": 0.0}),
+    Row("VAT", {"weight": 0.0}),
+    Row("VAT", {"epsilon": 0.0}),
+    Row("SMART", {"weight": 0.0}),
+    Row("SMART", {"epsilon": 0.0}),
+    Row("R3F", {"weight": 0.0}),
+    Row("R3F", {"epsilon": 0.0}),
+    Row("GradientPenalty", {"weight": 0.0}),
+]
+#: arguments with which it is the sum of two plain ones
+TWICE = [Row("FGM", {"epsilon": 0.0}), Row("PGD", {"alpha": 0.0}), Row("AWP", {"gamma": 0.0})]
 
 EXPORTED = [getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback")]
 
@@ -19,7 +48,7 @@ class Record(Callback):
 
     def __init__(self, model=None):
         super().__init__()
-        self.model, self.events, self.clean, self.reported = model, [], [], []
+        self.model, self.events, self.clean, self.reported, self.outputs = model, [], [], [], {}
 
     def on_train_batch_begin(self, trainer, batch, indices):
         self.events.append("batch")
@@ -30,6 +59,7 @@ class Record(Callback):
     def on_before_backward(self, trainer, outputs):
         self.events.append("backward")
         self.reported.append(outputs["loss"].item())
+        self.outputs = outputs
 
     def on_after_backward(self, trainer):
         self.events.append("backward done")
@@ -48,8 +78,17 @@ class Record(Callback):
 
 
 def test_every_exported_callback_has_a_row():
-    covered = {type(row.callback()) for row in ROWS.values()}
-    assert covered == set(EXPORTED)
+    assert [row.callback for row in METHODS.values()] == [type(ROWS[name].callback()) for name in METHODS]
+    assert {row.callback for row in METHODS.values()} == set(EXPORTED)
+    assert all(getattr(fastnlp_adv, name) is row.method for name, row in METHODS.items())
+    assert all(row.callback.method_class is row.method for row in METHODS.values())
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_what_the_registry_says_of_a_method(method):
+    assert method.paper in inspect.getdoc(method.method)
+    assert method.kind == ("attack" if issubclass(method.callback, AttackCallback) else "regularizer")
+    assert method.purpose and not method.purpose.endswith(".")
 
 
 @pytest.mark.parametrize("callback", EXPORTED, ids=lambda c: c.__name__)
@@ -63,8 +102,7 @@ def test_arguments_are_stored_as_given_and_keyword_only_after_the_first(callback
 
 @pytest.mark.parametrize("callback", EXPORTED, ids=lambda c: c.__name__)
 def test_arguments_agree_with_those_of_the_method(callback):
-    method = getattr(fastnlp_adv, callback.__name__.removesuffix("Callback"))
-    theirs = {n: p.default for n, p in inspect.signature(method).parameters.items() if n != "model"}
+    theirs = {n: p.default for n, p in inspect.signature(callback.method_class).parameters.items() if n != "model"}
     ours = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
     assert {n: ours[n] for n in theirs} == theirs
     assert set(ours) - set(theirs) == {"start", "every", "log_every"}
@@ -74,12 +112,11 @@ def test_arguments_agree_with_those_of_the_method(callback):
 def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
     model, plain = Probe(), Classifier()
     before = snapshot(model)
-    trainer = train(model, [row.callback()], n_batches=6)
-    train(plain, n_batches=6)
+    trainer = train(model, [row.callback()], n_batches=12)  # two epochs: the first of ATTA is plain
+    train(plain, n_batches=12)
     assert torch.isfinite(weights(model)).all()
     assert distance(model, plain) > 1e-6
-    assert model.passes["forward"] == row.passes * trainer.global_forward_batches
-    assert model.passes["backward"] == model.passes["forward"]
+    assert model.cost == tuple(trainer.global_forward_batches * passes for passes in row.cost)
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
     assert snapshot(model)[1:] == before[1:]
     assert all(torch.is_tensor(value) for value in trainer.state["adv"].values())
@@ -121,17 +158,28 @@ def test_hooks_fire_as_in_plain_training(row, accumulation):
 
 
 @each_row
-def test_reported_loss_is_the_clean_one(row):
+def test_reported_loss_is_that_of_the_first_pass(row):
     model, callback = Classifier(dropout=0.0), row.callback()
     record = Record(model)
-    trainer = train(model, [callback, record], n_batches=6)
-    if not getattr(callback, "replace", False):
-        assert record.reported == pytest.approx(record.clean, abs=1e-6)
-        assert trainer.state["adv"]["loss"].item() == record.reported[-1]
-    else:
+    trainer = train(model, [callback, record], n_batches=12)
+    state = {name: value.item() for name, value in trainer.state["adv"].items()}
+    if METHODS[row.method].kind == "regularizer":  # with its terms
+        factors = {"bregman": "bregman_weight", "kl": "kl_weight"}
+        names = record.outputs.keys() & {"bregman", callback.method_class.name}
+        terms = sum(getattr(callback, factors.get(n, "weight")) * record.outputs[n].item() for n in names)
+        assert state["loss"] == record.reported[-1] == pytest.approx(record.clean[-1] + terms, abs=1e-6)
+        assert state[callback.method_class.name] == record.outputs[callback.method_class.name].item()
+    elif row.method in NO_CLEAN_PASS:
+        assert state["adv_loss"] == pytest.approx(record.reported[-1], rel=1)
+        assert "loss" not in state
+        assert record.reported != pytest.approx(record.clean, abs=1e-6)
+    elif callback.replace:
         assert all(attacked > clean for attacked, clean in zip(record.reported, record.clean, strict=True))
-        assert trainer.state["adv"]["adv_loss"].item() == record.reported[-1]
-        assert trainer.state["adv"]["loss"].item() == pytest.approx(record.clean[-1], abs=1e-6)
+        assert state["adv_loss"] == record.reported[-1]
+        assert state["loss"] == pytest.approx(record.clean[-1], abs=1e-6)
+    else:
+        assert record.reported == pytest.approx(record.clean, abs=1e-6)
+        assert state["loss"] == record.reported[-1]
 
 
 @each_row
@@ -159,4 +207,47 @@ def test_accumulation_counts_optimizer_steps(row):
     train(plain, accumulation_steps=2, n_batches=-1, n_epochs=2)
     batches = plain.passes["forward"]
     assert batches == 12
-    assert model.passes["forward"] == batches + 4 * (row.passes - 1)  # in steps 2 and 4 of 0 to 5, two batches each
+    assert model.passes["forward"] == batches + 4 * (
+        row.cost.forwards - 1
+    )  # in steps 2 and 4 of 0 to 5, two batches each
+
+
+def test_every_method_has_a_limit():
+    assert {row.method for row in LIMITS} == METHODS.keys()
+
+
+@pytest.mark.parametrize("row", LIMITS, ids=str)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_in_the_limit_it_is_plain_training(row, accumulation):
+    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    train(model, [row.callback()], accumulation_steps=accumulation, n_batches=12)
+    train(plain, accumulation_steps=accumulation, n_batches=12)
+    assert distance(model, plain) < 1e-12
+
+
+@pytest.mark.parametrize("row", TWICE, ids=str)
+def test_in_the_limit_a_clean_pass_and_an_adversarial_one_are_two_plain_ones(row):
+    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    train(model, [row.callback()], lr=0.05)
+    train(plain, lr=0.1)
+    assert distance(model, plain) < 1e-12
+
+
+def arguments_and_rubbish():
+    """Every argument of every callback: what is no value at all, and, for numbers, what is out of range."""
+    for name, method in METHODS.items():
+        for argument, p in inspect.signature(method.callback).parameters.items():
+            yield from ((name, argument, value) for value in (object(), [], ()))
+            if isinstance(p.default, (int, float)):
+                yield from ((name, argument, value) for value in (-1, float("nan"), float("inf"), "1"))
+
+
+@pytest.mark.parametrize("name, argument, value", list(arguments_and_rubbish()))
+def test_bad_arguments_are_refused_by_name(name, argument, value):
+    method = METHODS[name]
+    with pytest.raises(ValueError, match=f"Expected `{argument}` to be "):
+        method.callback(**{argument: value})
+    if argument not in ("start", "every", "log_every"):
+        model = {} if method.method is fastnlp_adv.RDrop else {"model": Classifier()}
+        with pytest.raises(ValueError, match=f"Expected `{argument}` to be "):
+            method.method(**model, **{argument: value})

@@ -1,7 +1,5 @@
 """A training that stops and resumes from fastNLP's checkpoint ends in the weights of one that never stopped."""
 
-from functools import partial
-
 import pytest
 import torch
 from fastNLP import CheckpointCallback
@@ -12,10 +10,10 @@ from torch import nn
 from fastnlp_adv import FGMCallback, RDropCallback
 
 SCHEDULED = {
-    "fgm-start": Row(partial(FGMCallback, start=7), 2),
-    "fgm-fraction": Row(partial(FGMCallback, start=0.6), 2),
-    "fgm-every": Row(partial(FGMCallback, start=1, every=4), 2),
-    "rdrop-start": Row(partial(RDropCallback, start=7), 1),
+    "FGM-start": Row("FGM", {"start": 7}),
+    "FGM-fraction": Row("FGM", {"start": 0.6}),
+    "FGM-every": Row("FGM", {"start": 1, "every": 4}),
+    "RDrop-start": Row("RDrop", {"start": 7}),
 }
 ALL = ROWS | SCHEDULED
 

@@ -14,15 +14,18 @@ from support import Classifier, assert_untouched, build, snapshot, train, weight
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
 
 COMBINATIONS = {
-    "fgm+rdrop": (lambda: [FGMCallback(), RDropCallback(mode="two_pass")], 4),
-    "rdrop+pgd-weights": (lambda: [RDropCallback(), PGDCallback(emb_name="*e*", steps=2)], 3),
+    "fgm+rdrop": (lambda: [FGMCallback(), RDropCallback(mode="two_pass")], {"forward": 4, "backward": 4}),
+    "rdrop+pgd-weights": (
+        lambda: [RDropCallback(), PGDCallback(emb_name="*e*", steps=2)],
+        {"forward": 3, "backward": 3},
+    ),
 }
 METHODS = {name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()} | COMBINATIONS
 EVERYWHERE = [
     pytest.param(make, passes, number, where, id=f"{name}-{where}{number}")
     for name, (make, passes) in METHODS.items()
     for where in ("forward", "backward")
-    for number in range(passes)
+    for number in range(passes[where])
 ]
 FAILING_BATCH = 1
 
@@ -40,7 +43,7 @@ def test_failure_in_any_pass_leaves_the_model_as_before_the_step(make, passes, n
     model, keep = Probe(), Keep()
     model.rnn.bias_hh_l0.requires_grad_(False)
     hooks = snapshot(model)[1:]
-    model.fail(where, FAILING_BATCH * passes + number, error)
+    model.fail(where, FAILING_BATCH * passes[where] + number, error)
     # Before and after the methods' callbacks, since fastNLP calls the callbacks in the order of the list.
     savers = [CheckpointCallback(folder=tmp_path / place, on_exceptions=[error]) for place in ("first", "last")]
     trainer = build(model, [savers[0], keep, *make(), savers[1]])
@@ -116,7 +119,7 @@ def test_failure_when_training_begins_leaves_no_trace(row):
 @each_row
 def test_callback_works_again_after_a_failure(row):
     callback, broken = row.callback(), Probe()
-    broken.fail("backward", row.passes - 1, ValueError)
+    broken.fail("backward", row.passes["backward"] - 1, ValueError)
     with pytest.raises(ValueError, match="made to fail"):
         train(broken, [callback])
     again, fresh = Classifier(), Classifier()

@@ -238,14 +238,14 @@ class Once(torch.autograd.Function):
 
 def test_custom_functions_without_a_second_derivative_are_refused():
     model = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(28, 3))
-    with pytest.raises(RuntimeError, match=r"second derivative, but got one without \(a custom function\)"):
+    with pytest.raises(RuntimeError, match=r"second derivative, but got one without \(a custom"):
         GradientPenalty(model)(lambda b: {"loss": Once.apply(model(b)).square().mean()}, BATCH["input_ids"])
 
 
 def test_compiled_model_is_refused():
     model = Classifier(dropout=0.0)
     model.compile(backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"double backward.*do not compile"):
+    with pytest.raises(RuntimeError, match="do not compile the model"):
         GradientPenalty(model)(objective(model), BATCH)
     torch.compiler.reset()
 
