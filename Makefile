@@ -15,7 +15,7 @@ help:  ## Show this list
 	@echo "  PYTHON=EXE    make the environment with this Python 3.11"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
-	@$(BIN)/python examples/demo.py
+	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term

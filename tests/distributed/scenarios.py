@@ -10,8 +10,23 @@ from fastNLP import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, RDropMixin
+from fastnlp_adv import (
+    ATTACallback,
+    AWPCallback,
+    FGMCallback,
+    FGSMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    RDropMixin,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
 
+NONE = 1e-30  # noise that vanishes in rounding: ranks draw other noise than one process that sees all batches
 METHODS = {
     "none": list,
     "fgm": lambda: [FGMCallback()],
@@ -22,7 +37,32 @@ METHODS = {
     "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
     "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
     "pgd + rdrop two_pass": lambda: [RDropCallback(mode="two_pass"), PGDCallback(steps=2)],
+    "freelb": lambda: [FreeLBCallback(init=0.0, epsilon=0.15)],
+    "atta": lambda: [ATTACallback(storage_dtype=torch.float32)],
+    "awp": lambda: [AWPCallback(gamma=0.1)],
+    "awp replace": lambda: [AWPCallback(gamma=0.1, replace=True)],
+    "gradient penalty": lambda: [GradientPenaltyCallback()],
+    "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback()],
+    "smart bregman": lambda: [SMARTCallback(weight=0.0, bregman_weight=10.0)],
 }
+#: regularizers on a model whose predictions differ from pass to pass: without a difference there would be no direction
+BETWEEN_PASSES = {
+    "vat": lambda: [VATCallback(xi=NONE)],
+    "smart": lambda: [SMARTCallback(noise=NONE, epsilon=0.1, alpha=0.1)],
+    "r3f": lambda: [R3FCallback(epsilon=NONE)],
+    "fgm + vat + gradient penalty": lambda: [VATCallback(xi=NONE), FGMCallback(), GradientPenaltyCallback()],
+}
+#: with noise, or with what a rank alone has seen, there is no one process to compare with
+WITH_NOISE = {
+    "pgd random": lambda: [PGDCallback(random_init=True)],
+    "freelb noise": lambda: [FreeLBCallback()],
+    "tavat": lambda: [TAVATCallback()],
+    "vat noise": lambda: [VATCallback()],
+    "smart noise": lambda: [SMARTCallback(noise=0.1, epsilon=0.1, alpha=0.1, bregman_weight=1.0)],
+    "r3f noise": lambda: [R3FCallback(epsilon=0.1)],
+    "tavat + smart + r3f": lambda: [TAVATCallback(), SMARTCallback(), R3FCallback()],
+}
+CALLBACKS = METHODS | BETWEEN_PASSES | WITH_NOISE
 BATCHES = 12  # micro-batches an epoch, over all ranks
 
 
@@ -55,6 +95,17 @@ class Alternating(Plain):
         self.calls += 1
         outputs = super().forward(input_ids, labels)
         return {"loss": outputs["loss"], "pred": outputs["pred"] * (1.0 if self.calls % 2 else 0.5)}
+
+
+class OfThree(Plain):
+    """As above, but the first of three passes is the one that differs."""
+
+    calls = 0
+
+    def forward(self, input_ids, labels):
+        self.calls += 1
+        outputs = super().forward(input_ids, labels)
+        return {"loss": outputs["loss"], "pred": outputs["pred"] * (1.0 if self.calls % 3 == 1 else 0.5)}
 
 
 class Mixed(RDropMixin, Alternating):
@@ -90,6 +141,7 @@ MODELS = {
     "mixin": Mixed,
     "noisy": Noisy,
     "alternating": Alternating,
+    "of three": OfThree,
     "buffers": Buffers,
     "unused": Unused,
 }
@@ -104,9 +156,34 @@ def scenarios():
     for method in METHODS:
         if "rdrop" in method:
             yield method, "alternating" if "two_pass" in method else "noisy", 2
+    for method, accumulation in itertools.product(BETWEEN_PASSES, (1, 2)):
+        yield method, "alternating" if method == "r3f" else "of three", accumulation
     yield "none", "mixin", 1
     yield "fgm", "mixin", 2
     yield "rdrop two_pass", "mixin", 2
+
+
+def with_noise():
+    """The same, for methods that no other run can be compared with."""
+    for method, model in itertools.product(WITH_NOISE, ("plain", "unused")):
+        yield method, model, 2
+
+
+class Batches(DataLoader):
+    """Batches as they are. Tells the indices of their examples, as fastNLP's loader does."""
+
+    def __init__(self, batches):
+        super().__init__(batches, batch_size=None)
+
+    def __iter__(self):
+        first = 0
+        for batch in super().__iter__():
+            self._indices = list(range(first, first + len(batch["labels"])))
+            first += len(batch["labels"])
+            yield batch
+
+    def get_batch_indices(self):
+        return self._indices
 
 
 def micro_batches(world):
@@ -125,10 +202,10 @@ def trainer(model, method, batches, accumulation, **kwargs):
     return Trainer(
         model=model,
         driver="torch",
-        train_dataloader=DataLoader(batches, batch_size=None),
+        train_dataloader=Batches(batches),
         optimizers=torch.optim.SGD(bare.parameters(), lr=0.05),
         n_epochs=2,
-        callbacks=METHODS[method](),
+        callbacks=CALLBACKS[method](),
         accumulation_steps=accumulation,
         progress_bar=None,
         use_dist_sampler=False,

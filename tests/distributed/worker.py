@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import scenarios
 
+TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")
+
 
 def counted(model, counts):
     """Count the gradient buckets that are reduced; small models have one."""
@@ -36,7 +38,7 @@ def run(method, kind, accumulation):
     trainer.run()
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "kl": float(trainer.state["adv"].get("kl", 0.0)) if "adv" in trainer.state else None,
+        "terms": [float(value) for name, value in trainer.state.get("adv", {}).items() if name in TERMS],
         "reductions": len(counts),
         "steps": trainer.global_forward_batches // accumulation,
     }
@@ -45,7 +47,7 @@ def run(method, kind, accumulation):
 def main(folder):
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
-    results = {scenario: run(*scenario) for scenario in scenarios.scenarios()}
+    results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(), *scenarios.with_noise()]}
     torch.save(results, Path(folder, f"rank{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()

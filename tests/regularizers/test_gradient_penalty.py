@@ -174,7 +174,7 @@ def test_under_fgm_both_passes_have_their_penalty():
     moved.zero_grad()
     by_definition(moved, each, 5.0)[0].backward()
     total = add(first, gradients(moved))
-    expected = {n: p - 0.05 * total[n] for n, p in plain.named_parameters()}
+    expected = {n: p.detach() - 0.05 * total[n] for n, p in plain.named_parameters()}
     assert_same({n: p.detach() for n, p in model.named_parameters()}, expected, 1e-8)
 
 
