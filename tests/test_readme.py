@@ -9,8 +9,11 @@ import pytest
 import support
 import torch
 
+from fastnlp_adv.registry import METHODS
+
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(name):
@@ -54,7 +57,15 @@ def test_the_examples_run(name):
     assert {"loss", "pred", "pred2", "kl"} <= set(outputs)
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/distributed.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("name", READMES)
+def test_every_method_has_a_card(name, method):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert f"\n{method.callback.__name__}(" in text
+    assert method.paper in text
+
+
+@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", *DOCS])
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
