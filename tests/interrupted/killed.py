@@ -20,7 +20,21 @@ import support
 import torch
 from fastNLP import CheckpointCallback
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, compat
+from fastnlp_adv import (
+    ATTACallback,
+    AWPCallback,
+    FGMCallback,
+    FGSMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+    compat,
+)
 
 compat.repair()
 
@@ -30,7 +44,16 @@ CALLBACKS = {
     "fgsm": lambda: FGSMCallback(),
     "pgd": lambda: PGDCallback(),
     "pgd weights": lambda: PGDCallback(emb_name="head"),  # written in place: a kill in between must not leave a trace
+    "pgd random": lambda: PGDCallback(random_init=True),
+    "freelb": lambda: FreeLBCallback(),
+    "tavat": lambda: TAVATCallback(),
+    "atta": lambda: ATTACallback(),
+    "awp": lambda: AWPCallback(),
     "rdrop": lambda: RDropCallback(mode="two_pass"),
+    "vat": lambda: VATCallback(),
+    "smart": lambda: SMARTCallback(noise=0.1, epsilon=0.1, alpha=0.1, bregman_weight=1.0),
+    "r3f": lambda: R3FCallback(epsilon=0.1),
+    "gradient penalty": lambda: GradientPenaltyCallback(),
 }
 N_BATCHES, SAVE_EVERY = 12, 3
 
