@@ -7,7 +7,7 @@ STAMP := $(VENV)/.fastnlp_adv
 # Two processes of one thread each are faster on the small models of the tests than one process of many threads.
 JOBS ?= 2
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo bench test lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -16,6 +16,9 @@ help:  ## Show this list
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
+
+bench: $(STAMP)  ## Time a step of each method beside the textbook loops
+	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python benchmarks/step_time.py
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term

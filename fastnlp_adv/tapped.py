@@ -104,8 +104,8 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
     if matches.weights and granularity != "vocab":
         raise ValueError(
             f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
-            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose an `emb_name` that matches embeddings only, or "
-            "'vocab' where the method has this argument."
+            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose an `emb_name` that matches embeddings only, "
+            "or 'vocab' where the method has this argument."
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
     return taps + [WeightTap(name, param) for name, param in matches.weights.items()]
