@@ -21,7 +21,7 @@ bench: $(STAMP)  ## Time a step of each method beside the textbook loops
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python benchmarks/step_time.py
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check .

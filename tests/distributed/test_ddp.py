@@ -11,6 +11,7 @@ import scenarios
 import torch
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(400)  # the first test starts the processes, which run all scenarios
 
 
 def torchrun(script, world, *arguments, timeout=240):
