@@ -63,6 +63,7 @@ class _Run:
         self.objective = objective
         self.batch = batch
         self.hooks_are_due = True
+        self.noted = False
         self.terms = {"kl"}  # a model with RDropMixin has one without a callback
         self.state = trainer.state.setdefault("adv", {})
 
@@ -97,8 +98,11 @@ class _Run:
     def note(self, outputs: Any, each: Pass) -> None:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
-        if not each.adversarial and isinstance(outputs, dict):
+        if not self.noted and isinstance(
+            outputs, dict
+        ):  # the terms of the first pass, which most often is the clean one
             self.state.update({name: outputs[name] for name in self.terms & outputs.keys()})
+        self.noted = True
 
     def record(self, attack: Attack) -> None:
         # the tensor, since `get_scale()` would wait for the device
