@@ -12,11 +12,13 @@ from .callbacks import (
     PGDCallback,
     R3FCallback,
     RDropCallback,
+    RobustEvaluateCallback,
     SMARTCallback,
     TAVATCallback,
     VATCallback,
 )
 from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
+from .robustness import robust_evaluate
 
 __version__ = "0.1.0"
 
@@ -43,8 +45,10 @@ __all__ = [
     "RDrop",
     "RDropCallback",
     "RDropMixin",
+    "RobustEvaluateCallback",
     "SMARTCallback",
     "TAVATCallback",
     "VATCallback",
     "compat",
+    "robust_evaluate",
 ]

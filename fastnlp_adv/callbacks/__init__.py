@@ -11,6 +11,7 @@ from .pgd import PGDCallback
 from .r3f import R3FCallback
 from .rdrop import RDropCallback
 from .regularizer import RegularizerCallback
+from .robust_evaluate import RobustEvaluateCallback
 from .smart import SMARTCallback
 from .tavat import TAVATCallback
 from .vat import VATCallback
@@ -28,6 +29,7 @@ __all__ = [
     "R3FCallback",
     "RDropCallback",
     "RegularizerCallback",
+    "RobustEvaluateCallback",
     "SMARTCallback",
     "TAVATCallback",
     "VATCallback",

@@ -10,7 +10,7 @@ from rows import ROWS, Probe, Row, each_row
 from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
 
 import fastnlp_adv
-from fastnlp_adv.callbacks import AttackCallback
+from fastnlp_adv.callbacks import AttackCallback, MethodCallback
 from fastnlp_adv.registry import METHODS
 
 #: attacks whose first pass is perturbed already
@@ -40,7 +40,12 @@ LIMITS = [
 #: arguments with which it is the sum of two plain ones
 TWICE = [Row("FGM", {"epsilon": 0.0}), Row("PGD", {"alpha": 0.0}), Row("AWP", {"gamma": 0.0})]
 
-EXPORTED = [getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback")]
+#: those that take part in the batch step; RobustEvaluateCallback only evaluates, and has a suite of its own
+EXPORTED = [
+    callback
+    for callback in (getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback"))
+    if issubclass(callback, MethodCallback)
+]
 
 
 class Record(Callback):

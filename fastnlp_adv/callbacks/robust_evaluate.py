@@ -1,0 +1,171 @@
+"""Robust evaluation in the course of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from fastNLP import Metric, MoreEvaluateCallback
+from fastNLP.core.drivers.torch_driver import TorchSingleDriver
+from fastNLP.core.utils import dataclass_to_dict
+from torch import Tensor, nn
+
+from ..robustness import WorstCase, averages, modes_kept, score
+
+__all__ = ["RobustEvaluateCallback", "RobustMetric"]
+
+
+class RobustMetric(Metric):
+    """The loss and accuracy that the attack left: of the highest losses, and of what it never got predicted wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(backend="torch")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.totals = [0.0] * 4
+
+    def update(self, robust_totals: Tensor) -> None:
+        """
+        Count a batch.
+
+        :param robust_totals: the sums that averages are made of.
+        """
+        self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist(), strict=True)]
+
+    def get_metric(self) -> dict[str, float]:
+        """The averages over all batches."""
+        return averages(*self.totals)
+
+
+class RobustEvaluateCallback(MoreEvaluateCallback):
+    """
+    Evaluates under an attack on the lookups while the Trainer trains, with fastNLP's own metrics, progress bar and
+    saving. The attack is :class:`~fastnlp_adv.robustness.WorstCase` with one epsilon; it climbs the loss that
+    ``train_step`` 's logits have in eval mode, and the metrics see what ``evaluate_step`` returns at the worst points.
+
+    Beside the metrics the results have ``loss#robust``, the mean of the highest losses (never below the clean loss),
+    and ``accuracy#robust``, the share of labels that the attack never got predicted wrong. Each can be a
+    ``topk_monitor``.
+    An evaluation costs about ``2 * restarts * steps`` clean ones: give it a part of the data, or let it be rare.
+    On one device; not for models compiled by ``torch.compile``.
+
+    :param dataloaders: the data; the Trainer's ``evaluate_dataloaders`` if ``None``.
+    :param metrics: by name; the Trainer's if ``None``, which every evaluation resets.
+    :param epsilon: the radius of the ball of each example.
+    :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
+    :param steps: the number of climbs from each start.
+    :param restarts: the number of random starts.
+    :param alpha: the length of a climb, in the units of ``epsilon``; ``2.5 * epsilon / steps`` if ``None``.
+    :param emb_name: see :class:`~fastnlp_adv.FGM`.
+    :param labels: the field of the batch with the labels.
+    :param loss: a function of ``(outputs, batch)``, the outputs of ``train_step``, that returns a loss for each
+        example; cross entropy of ``pred`` or ``logits`` if ``None``.
+    :param seed: of the starts, the same in every evaluation.
+    :param evaluate_every: as in fastNLP: batches, or minus epochs, or a function of the Trainer.
+    :param num_eval_sanity_batch: how many batches are attacked when the Trainer is built, to fail early.
+    :param kwargs: the other arguments of fastNLP's ``MoreEvaluateCallback``: ``watch_monitor``, ``topk``,
+        ``topk_monitor``, ``folder``, ``progress_bar`` and so on.
+    :raises ValueError: if an argument is out of range or, when the Trainer is built, does not fit model or data.
+
+    Example::
+
+        Trainer(
+            ...,
+            evaluate_dataloaders=dev,
+            metrics={"acc": Accuracy()},
+            callbacks=[RobustEvaluateCallback(epsilon=0.5, topk=1, topk_monitor="accuracy#robust")],
+        )
+    """
+
+    def __init__(
+        self,
+        dataloaders: Any = None,
+        metrics: dict[str, Any] | None = None,
+        *,
+        epsilon: float = 0.5,
+        relative: bool = True,
+        steps: int = 20,
+        restarts: int = 3,
+        alpha: float | None = None,
+        emb_name: str | None = None,
+        labels: str = "labels",
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        seed: int = 0,
+        evaluate_every: int | Callable[[Any], bool] = -1,
+        num_eval_sanity_batch: int = 1,
+        **kwargs: Any,
+    ):
+        self._arguments: dict[str, Any] = {
+            "epsilons": (epsilon,),
+            "relative": relative,
+            "steps": steps,
+            "restarts": restarts,
+            "alpha": alpha,
+            "emb_name": emb_name,
+            "seed": seed,
+        }
+        WorstCase.check(**self._arguments)
+        super().__init__(
+            dataloaders,
+            {} if metrics is None else metrics,
+            evaluate_every=evaluate_every,
+            num_eval_sanity_batch=0,  # fastNLP's would come before the attack is there
+            evaluate_batch_step_fn=self._attacked,
+            **kwargs,
+        )
+        self.dataloaders: Any = dataloaders
+        self.evaluator: Any = None
+        self._takes_data = dataloaders is None
+        self._takes_metrics = metrics is None
+        self._sanity_batches = num_eval_sanity_batch
+        self._labels, self._loss = labels, loss
+
+    def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
+        if type(driver) is not TorchSingleDriver or isinstance(driver.model, nn.DataParallel):
+            raise ValueError(
+                "Expected RobustEvaluateCallback to run on fastNLP's torch driver on one device, but got "
+                f"{type(driver).__name__}. Evaluate in a process of its own, with `robust_evaluate`."
+            )
+        if self._takes_data:
+            self.dataloaders = trainer.evaluate_dataloaders
+        if self.dataloaders is None:
+            raise ValueError(
+                "Expected RobustEvaluateCallback to have data, but got neither `dataloaders` nor a Trainer with "
+                "`evaluate_dataloaders`. Give one of them."
+            )
+        if self._takes_metrics:
+            self.metrics = trainer.metrics or {}
+        self.metrics = {**self.metrics, "robust": RobustMetric()}
+        super().on_after_trainer_initialized(trainer, driver)
+        self._trainer = trainer
+        self._attack = WorstCase(driver.unwrap_model(), **self._arguments)
+        self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model())
+        if self._sanity_batches > 0:
+            self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
+
+    def _attacked(self, evaluator: Any, batch: Any) -> None:
+        """Takes the place of fastNLP's step for a batch."""
+        with self._attack.running():
+            *_, (_, worst) = self._attack.search(
+                lambda: score(self._trainer.train_step(batch), batch, self._labels, self._loss)
+            )
+            outputs = self._attack.at(worst, lambda: evaluator.evaluate_step(batch))
+        entries = dataclass_to_dict(outputs) if is_dataclass(outputs) and not isinstance(outputs, Mapping) else outputs
+        evaluator.update(batch, {**entries, "robust_totals": worst.totals()})
+
+
+class _Evaluation:
+    """An Evaluator that begins its attack anew in each run, and leaves the modes of all modules as they were."""
+
+    def __init__(self, evaluator: Any, attack: WorstCase, model: nn.Module):
+        self._evaluator = evaluator
+        self._attack = attack
+        self._model = model
+
+    def run(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
+        self._attack.begin()
+        with modes_kept(self._model):
+            return self._evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)

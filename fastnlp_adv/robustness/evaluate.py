@@ -1,0 +1,140 @@
+"""How a model does on the worst perturbations that an attack finds, without a Trainer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .scores import Loss, Scores, averages, score
+from .worst_case import WorstCase
+
+__all__ = ["modes_kept", "robust_evaluate"]
+
+
+def robust_evaluate(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    *,
+    epsilons: Sequence[float] = (0.25, 0.5, 1.0),
+    relative: bool = True,
+    steps: int = 20,
+    restarts: int = 3,
+    alpha: float | None = None,
+    emb_name: str | None = None,
+    step: Callable[[Any], Any] | None = None,
+    labels: str = "labels",
+    loss: Loss | None = None,
+    update: Callable[[float, Any, Any], None] | None = None,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> dict[float, dict[str, float]]:
+    """
+    Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode meanwhile, and is left
+    as it was.
+
+    The clean input and all points on the way are candidates, so the loss is never below the clean one. It is the
+    highest seen. The accuracy counts a prediction as right if the attack never found it wrong, which not only the
+    highest loss tells. A larger epsilon keeps what smaller ones found in the same call, so with it no loss falls and no
+    accuracy rises.
+
+    :param model: the model.
+    :param dataloader: its batches are moved to the model's device.
+    :param epsilons: the radii of the balls.
+    :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
+    :param steps: the number of climbs from each start.
+    :param restarts: the number of random starts.
+    :param alpha: the length of a climb, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``.
+    :param emb_name: part of the name of the embedding, a glob, or ``None`` for the input embedding.
+    :param step: a function of the batch that runs the model; ``model(**batch)`` if ``None``.
+    :param labels: the field of the batch with the labels; see :func:`score`.
+    :param loss: a function of ``(outputs, batch)`` that returns a loss for each example; cross entropy if ``None``.
+        No accuracy is reported then. For a metric of yours to follow it, let the loss tell right from wrong, as a
+        margin does.
+    :param update: called with ``(epsilon, outputs, batch)`` for the clean batch and at the worst points of each
+        epsilon: more wrong predictions first, then the higher loss. For metrics of your own; gradients are off in it.
+    :param seed: of the starts, which are the same for all epsilons and all calls.
+    :param progress: wraps the dataloader, for instance ``tqdm.tqdm`` or ``rich.progress.track``.
+    :return: for 0 (the clean input) and each epsilon, ``{"loss": ..., "accuracy": ...}``, averages over all examples
+        and all labels.
+    :raises ValueError: if an argument is out of range, or there are no logits, labels or batches.
+
+    Example::
+
+        >>> torch.manual_seed(0).initial_seed()
+        0
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> data = [{"ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "labels": torch.tensor([0, 1])}]
+        >>> found = robust_evaluate(model, data, epsilons=(0.1, 2.0), step=lambda batch: model(batch["ids"]))
+        >>> list(found), found[2.0]["loss"] > found[0.1]["loss"] > found[0.0]["loss"], found[2.0]["accuracy"]
+        ([0.0, 0.1, 2.0], True, 0.0)
+    """
+    attack = WorstCase(
+        model,
+        epsilons=epsilons,
+        relative=relative,
+        steps=steps,
+        restarts=restarts,
+        alpha=alpha,
+        emb_name=emb_name,
+        seed=seed,
+    )
+    run = _step_of(model) if step is None else step
+    device = next(model.parameters()).device
+    sums: dict[float, Any] = defaultdict(int)
+    with modes_kept(model), attack.running():
+        model.eval()
+        for each in dataloader if progress is None else progress(dataloader):
+            batch = _moved(each, device)
+            for epsilon, worst in attack.search(partial(_scored, run, batch, labels, loss)):
+                sums[epsilon] += worst.totals()
+                if update is not None:
+                    with torch.no_grad():
+                        update(epsilon, attack.at(worst, partial(run, batch)), batch)
+    if not sums:
+        raise ValueError("Expected `dataloader` to give batches, but got none. A generator can be read only once.")
+    return {epsilon: averages(*total.tolist()) for epsilon, total in sums.items()}
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """
+    Put every module back into train or eval mode, as it was.
+
+    :param model: the model.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _scored(run: Callable[[Any], Any], batch: Any, labels: str, loss: Loss | None) -> Scores:
+    return score(run(batch), batch, labels, loss)
+
+
+def _step_of(model: nn.Module) -> Callable[[Any], Any]:
+    def step(batch: Any) -> Any:
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"Expected the batch to be a dict for `model(**batch)`, but got {type(batch).__name__}. Give `step`, a "
+                "function of the batch that runs the model."
+            )
+        return model(**batch)
+
+    return step
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return type(value)(_moved(item, device) for item in value) if type(value) in (list, tuple) else value
