@@ -38,6 +38,11 @@ class Tapped:
         """Whether the hooks are on the model."""
         return any(tap.is_open for tap in self.taps)
 
+    @property
+    def embedding_taps(self) -> list[EmbeddingTap]:
+        """The taps on lookups: all of them where perturbations are of positions, which refuse other parameters."""
+        return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]
+
     def open(self) -> None:
         """Put the hooks on the model; the constructor does it."""
         for tap in self.taps:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..checks import check_arguments
 from ..embedding import find_embeddings
 from ..functional import ascend, project
-from ..tap import EmbeddingTap
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
@@ -112,7 +111,7 @@ class ATTA(EmbeddingAttack):
     def passes(self) -> Iterator[Pass]:
         batch = _Examples(self.indices)
         self.indices = None
-        for tap in self._embedding_taps():
+        for tap in self.embedding_taps:
             tap.start = partial(self._stored, tap.name, batch)
         yield Pass(adversarial=True, last=True)
         self._climb(batch)
@@ -145,7 +144,7 @@ class ATTA(EmbeddingAttack):
     def _climb(self, batch: _Examples) -> None:
         moved = []
         new: dict[Key, Tensor] = {}
-        for tap in self._embedding_taps():
+        for tap in self.embedding_taps:
             grads, values = [], []
             lookups = zip(tap.numbers(), tap.values(), tap.gradients(), strict=True)
             for number, (value, _, real), grad in lookups:
@@ -161,9 +160,6 @@ class ATTA(EmbeddingAttack):
             moved.append((grads, values))
         self.record(moved)
         self.store.update(new)
-
-    def _embedding_taps(self) -> list[EmbeddingTap]:
-        return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]  # all: "sequence" refuses other parameters
 
 
 class _Examples:

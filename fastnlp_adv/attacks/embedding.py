@@ -68,6 +68,10 @@ class EmbeddingAttack(Attack):
                 values.append(start)
             tap.perturb(values)
 
+    def record_start(self) -> None:
+        """Note the norms of a pass at where the perturbations started, for a step that has no climb."""
+        self.record([(tap.gradients(), [value for value, *_ in tap.values()]) for tap in self.taps])
+
     def inner_passes(self, closure: Callable[[], Tensor]) -> None:
         """Run, in a plain loop, all passes between the clean one and the adversarial one."""
         for each in self.passes():

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..random_state import Noise
-from ..tap import EmbeddingTap
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -82,15 +81,14 @@ class FreeLB(EmbeddingAttack):
         )
 
     def passes(self) -> Iterator[Pass]:
-        for tap in self.taps:
-            assert isinstance(tap, EmbeddingTap)  # perturbations of positions refuse other parameters
+        for tap in self.embedding_taps:
             tap.start = self._start
         for left in reversed(range(self.steps)):
             yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
             if left:
                 self.ascend(self.alpha, radius=self.epsilon or None)
         if self.steps == 1:
-            self.record([(tap.gradients(), [value for value, *_ in tap.values()]) for tap in self.taps])
+            self.record_start()
 
     def _start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
         return noise_on_tokens(self.noise, self.init, output, real)

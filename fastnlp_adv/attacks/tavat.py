@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..embedding import find_embeddings
 from ..functional import ascend, group_norm, steepest_direction
-from ..tap import EmbeddingTap
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
@@ -107,16 +106,16 @@ class TAVAT(EmbeddingAttack):
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps
-        begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self._embedding_taps()}
-        for tap in self._embedding_taps():
+        begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self.embedding_taps}
+        for tap in self.embedding_taps:
             tap.start = partial(self._start, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
-        parts = {tap.name: [begun[tap.name][index] for index in tap.numbers()] for tap in self._embedding_taps()}
+        parts = {tap.name: [begun[tap.name][index] for index in tap.numbers()] for tap in self.embedding_taps}
         for left in reversed(range(self.steps - 1)):
             self._climb(parts)
             yield Pass(weight=weight, adversarial=True, last=left == 0)
         if self.steps == 1:
-            self.record([(tap.gradients(), [value for value, *_ in tap.values()]) for tap in self.taps])
+            self.record_start()
         self._keep(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,9 +141,6 @@ class TAVAT(EmbeddingAttack):
     def _new_table(self, weight: Tensor) -> Tensor:
         table = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         return table.uniform_(-1, 1, generator=self.noise.on(weight.device)).mul_(self.init / weight.shape[-1] ** 0.5)
-
-    def _embedding_taps(self) -> list[EmbeddingTap]:
-        return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]
 
     def _start(
         self, table: Tensor, begun: dict[int, _Parts], index: int, ids: Tensor, output: Tensor, real: Tensor

@@ -98,9 +98,8 @@ class _Run:
     def note(self, outputs: Any, each: Pass) -> None:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
-        if not self.noted and isinstance(
-            outputs, dict
-        ):  # the terms of the first pass, which most often is the clean one
+        # the terms of the first pass, which most often is the clean one
+        if not self.noted and isinstance(outputs, dict):
             self.state.update({name: outputs[name] for name in self.terms & outputs.keys()})
         self.noted = True
 

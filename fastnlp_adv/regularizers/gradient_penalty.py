@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..perturbation import Lookup
-from ..tap import EmbeddingTap
 from ..tapped import Tapped, taps_on
 from .base import Forward, Regularizer
 from .outputs import read_loss
@@ -95,8 +94,7 @@ class GradientPenalty(Tapped, Regularizer):
 
     def _penalty(self, loss: Tensor) -> Tensor:
         grads = iter(self.differentiate(loss, create_graph=True))
-        taps = [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]  # all: there are no others with "sequence"
-        lookups = [lookup for tap in taps for lookup in tap.lookups([next(grads) for _ in tap.leaves])]
+        lookups = [lookup for tap in self.embedding_taps for lookup in tap.lookups([next(grads) for _ in tap.leaves])]
         if not lookups:
             self.taps[0].gradients()  # says why there are none
         penalty = torch.stack([_half_square(lookup) for lookup in lookups]).sum()

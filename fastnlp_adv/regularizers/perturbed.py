@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..divergences import divergence
-from ..tap import EmbeddingTap
 from ..tapped import Tapped, taps_on
 from .base import Forward, Regularizer
 from .mask import Mask, find_mask
@@ -45,8 +44,8 @@ class PerturbedRegularizer(Tapped, Regularizer):
         self.check(**arguments)
         vars(self).update(arguments)
         super().__init__(model, taps_on(model, arguments["emb_name"], "sequence"), arguments["dropout_mask"])
-        for lookups in self._lookups:
-            lookups.mixes_passes = True
+        for tap in self.embedding_taps:
+            tap.mixes_passes = True
 
     @property
     def forwards(self) -> int:
@@ -80,7 +79,7 @@ class PerturbedRegularizer(Tapped, Regularizer):
                 begin_pass()
                 outputs = read_outputs(objective(batch), needs_loss=self.needs_loss)
                 mask = find_mask(self.mask, batch, outputs)
-                for lookups in self._lookups:
+                for lookups in self.embedding_taps:
                     lookups.start = self.start
                 for left in reversed(range(self.steps)):
                     perturbed = self._predict(forward, batch, begin_pass)
@@ -131,7 +130,3 @@ class PerturbedRegularizer(Tapped, Regularizer):
             tap.perturb(
                 [self.climb(v, g, dims, last=last) for (v, dims, _), g in zip(tap.values(), grads, strict=True)]
             )
-
-    @property
-    def _lookups(self) -> list[EmbeddingTap]:
-        return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]

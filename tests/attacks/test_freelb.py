@@ -7,7 +7,19 @@ import math
 import pytest
 import torch
 from fastNLP import Callback
-from references import Siamese, assert_same, batch, classifier, differ, direction, gradients, loss_on, shrink, words
+from references import (
+    Fails,
+    Siamese,
+    assert_same,
+    batch,
+    classifier,
+    differ,
+    direction,
+    gradients,
+    loss_on,
+    shrink,
+    words,
+)
 from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train, weights
 from torch.nn.functional import cross_entropy
 
@@ -245,25 +257,6 @@ def test_cost_and_weights_of_the_passes(steps):
     assert all(each.trains and each.adversarial and each.weight == 1 / steps for each in seen)
 
 
-class Fails:
-    """A loss that fails in the forward or backward pass of a given number."""
-
-    def __init__(self, model, where, number, error):
-        self.model, self.failure, self.error = model, (where, number), error
-        self.calls = {"forward": 0, "backward": 0}
-
-    def __call__(self):
-        self.count("forward")
-        logits = self.model(IDS)
-        logits.register_hook(lambda grad: self.count("backward"))
-        return cross_entropy(logits, LABELS)
-
-    def count(self, where):
-        if self.failure == (where, self.calls[where]):
-            raise self.error("made to fail")
-        self.calls[where] += 1
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -274,7 +267,7 @@ def test_a_step_that_fails_leaves_nothing(number, where, error):
     hooks = snapshot(model)
     for left in (hooks, before):
         with pytest.raises(error, match="made to fail"):
-            attack.step(Fails(model, where, number, error))
+            attack.step(Fails(model, IDS, LABELS, where, number, error))
         assert_untouched(model, left)
         assert torch.equal(model(IDS), output)
         attack.close()
