@@ -7,11 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
 from .functional import NORMS
 from .perturbation import GRANULARITIES
 from .random_state import DROPOUT_MASKS
 
-__all__ = ["check_arguments", "check_choice", "check_count", "check_flag", "check_name", "check_number"]
+__all__ = [
+    "check_arguments",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_inner_passes",
+    "check_name",
+    "check_number",
+]
 
 
 def check_number(name: str, value: Any, *, positive: bool = False) -> None:
@@ -89,6 +99,14 @@ def _check_divergence(name: str, value: Any) -> None:
         check_choice(name, value, ("categorical", "bernoulli", "mse"))
 
 
+def _check_inner_autocast(name: str, value: Any) -> None:
+    if value is not None and value is not torch.bfloat16:
+        raise ValueError(
+            f"Expected `{name}` to be None or torch.bfloat16, but got {value!r}. bfloat16 has the range of float32; in "
+            "float16 small gradients would be 0."
+        )
+
+
 #: the same argument means the same in every method, and is checked in one place
 _ARGUMENTS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(("epsilon", "alpha", "init", "xi", "gamma"), check_number),
@@ -98,12 +116,29 @@ _ARGUMENTS: dict[str, Callable[[str, Any], None]] = {
     "emb_name": check_name,
     "granularity": partial(check_choice, choices=GRANULARITIES),
     "norm": partial(check_choice, choices=tuple(NORMS)),
+    "inner_autocast": _check_inner_autocast,
     "dropout_mask": partial(check_choice, choices=DROPOUT_MASKS),
     "divergence": _check_divergence,
     "reduction": partial(check_choice, choices=("batchmean", "sum", "mean")),
     "mode": partial(check_choice, choices=("concat", "two_pass")),
     "mask": _check_mask,
 }
+
+
+def check_inner_passes(arguments: dict[str, Any], there_are: bool) -> None:
+    """
+    Refuse a precision for passes that there are none of.
+
+    :param arguments: by name.
+    :param there_are: whether a step has a pass that does not train.
+    :raises ValueError: if ``inner_autocast`` would do nothing.
+    """
+    value = arguments.get("inner_autocast")
+    if value is not None and not there_are:
+        raise ValueError(
+            f"Expected `inner_autocast` to be None where every pass of a step trains, but got {value!r}. Leave it out, "
+            "or use `replace=True`, or PGD with more `steps`."
+        )
 
 
 def check_arguments(arguments: dict[str, Any], **own: Callable[[str, Any], None]) -> None:

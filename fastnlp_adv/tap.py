@@ -59,8 +59,12 @@ class Tap(ABC):
         """Forget the gradients of the last pass; ``keep_leaves`` when this one ends in a gradient at the taps alone."""
 
     @abstractmethod
-    def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
-        """The free variables of the perturbation, the dimensions of their groups, and which elements are free."""
+    def values(self) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """The free variables of the perturbation, and the dimensions of their groups."""
+
+    @abstractmethod
+    def free(self) -> list[Tensor | None]:
+        """Which elements of the free variables may move; ``None`` for all."""
 
     @abstractmethod
     def gradients(self) -> list[Tensor]:
@@ -115,13 +119,21 @@ class EmbeddingTap(Tap):
         self._forward = Forward(numbered_from_0=True)
         self._last: Forward | None = None  # the one that the last backward pass went through
 
-    def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
+    def values(self) -> list[tuple[Tensor, tuple[int, ...]]]:
         p = self._perturbation()
-        return [(value, p.dims(value), real) for value, real in zip(p.values, p.real(), strict=True)]
+        return [(value, p.dims(value)) for value in p.values]
+
+    def free(self) -> list[Tensor | None]:
+        return [*self._perturbation().real()]
 
     def gradients(self) -> list[Tensor]:
         lookups, _ = self._received()
         return self._perturbation().collect(lookups)
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether this pass came to the embedding so far, with gradients on."""
+        return self._forward.count > 0
 
     def lookups(self, grads: list[Tensor | None]) -> list[Lookup]:
         """The lookups of this pass, given the gradients at its ``leaves``, for methods that need their graph."""
@@ -164,19 +176,22 @@ class EmbeddingTap(Tap):
         if not any(module is own for own in self._embedding.modules):  # a copy of the model took the hook along
             return output
         ids = args[0] if args else next(iter(kwargs.values()))
+        scale = scale_of(module)
         if not torch.is_grad_enabled():
-            return output + self._delta(NOT_A_POSITION, ids, output) * scale_of(module) if self.perturbation else output
+            return _added(output, self._delta(NOT_A_POSITION, ids, output), scale)
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         index = self._index_again(ids) if again else self._next_index()
-        # with and without a perturbation, and again, the same operations: a checkpoint compares what they save
         visit = self._forward.alive.get(index) if again else Visit(self.receive, self._forward, index, module, ids)
-        leaf = self._delta(index, ids, output, visit).detach().requires_grad_()
+        delta = self._delta(index, ids, output, visit)
+        watched = output
+        if self._keep_leaves or not _is_bare(output):
+            watched = delta = (torch.zeros_like(output) if delta is None else delta).detach().requires_grad_()
         if not again:
-            leaf.register_hook(visit)
+            watched.register_hook(visit)
             if self._keep_leaves:
-                self.leaves.append(leaf)
+                self.leaves.append(watched)
                 self._visits.append(visit)  # type: ignore[arg-type]
-        return output + leaf * scale_of(module)
+        return _added(output, delta, scale)
 
     def _next_index(self) -> int:
         if self._forward.lookups:  # gradients have come to it, so this is a new one
@@ -202,7 +217,7 @@ class EmbeddingTap(Tap):
             )
         return same[0].index
 
-    def _delta(self, index: int, ids: Tensor, output: Tensor, visit: Visit | None = None) -> Tensor:
+    def _delta(self, index: int, ids: Tensor, output: Tensor, visit: Visit | None = None) -> Tensor | None:
         delta = None
         if self.perturbation is not None:
             delta = self.perturbation.at(index, ids)
@@ -210,7 +225,7 @@ class EmbeddingTap(Tap):
             if visit.start is None:
                 visit.start = self.start(index, ids, output.detach(), visit.lookup(output).real())
             delta = visit.start
-        return torch.zeros_like(output) if delta is None else delta.to(output.dtype)
+        return None if delta is None else delta.to(output.dtype)
 
     def receive(self, visit: Visit, grad: Tensor) -> None:
         """Take the gradient that a backward pass brought to a lookup."""
@@ -220,3 +235,21 @@ class EmbeddingTap(Tap):
         else:
             lookups[visit.index] = visit.lookup(grad)
         self._last = visit.forward
+
+
+def _is_bare(output: Tensor) -> bool:
+    """
+    Whether a lookup can be watched without an operation. Only a backward pass to the weight comes to what the lookup
+    itself gave; to what was made of it, also one that ends at the leaf of another tap.
+    """
+    return type(output.grad_fn).__name__ == "EmbeddingBackward0"
+
+
+def _is_one(scale: Tensor | float) -> bool:
+    return not isinstance(scale, Tensor) and scale == 1  # a tensor would have to tell the host
+
+
+def _added(output: Tensor, delta: Tensor | None, scale: Tensor | float) -> Tensor:
+    if delta is None:
+        return output
+    return output + (delta if _is_one(scale) else delta * scale)

@@ -45,12 +45,16 @@ class WeightTap(Tap):
         if self._backup is not None:
             with torch.no_grad():
                 self.param.copy_(self._backup)
+            torch.clear_autocast_cache()  # an autocast around the step keeps what it has cast
         self._value = self._backup = None
         self.begin_pass(keep_leaves=False)
 
-    def values(self) -> list[tuple[Tensor, tuple[int, ...], Tensor | None]]:
+    def values(self) -> list[tuple[Tensor, tuple[int, ...]]]:
         value = torch.zeros_like(self.param) if self._value is None else self._value
-        return [(value, tuple(range(value.dim())), None)]
+        return [(value, tuple(range(value.dim())))]
+
+    def free(self) -> list[Tensor | None]:
+        return [None]
 
     def gradients(self) -> list[Tensor]:
         if self._grad is None:
@@ -69,11 +73,15 @@ class WeightTap(Tap):
         if self._backup is None:
             self._backup = self.param.detach().clone()
         with torch.no_grad():
-            self.param.copy_(self._backup + by)
+            torch.add(self._backup, by, out=self.param)
+        torch.clear_autocast_cache()
         self.begin_pass(keep_leaves=False)
 
     def _receive(self, grad: Tensor) -> None:
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()
         earlier = self._grad if backward == self._backward else None
-        self._grad = grad.clone() if earlier is None else earlier + grad
+        if earlier is not None:
+            self._grad = earlier + grad
+        else:  # what goes on to `.grad` may be added to there; what an inner pass computes goes nowhere else
+            self._grad = grad if self.leaves else grad.clone()

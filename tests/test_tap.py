@@ -99,7 +99,7 @@ def test_a_perturbation_is_added_and_taken_off(granularity):
     tap = on_lookups(model, granularity)
     clean = model.word_embeddings(IDS)
     loss(model).backward()
-    (value, _, free), grad = tap.values()[0], tap.gradients()[0]
+    (value, _), free, grad = tap.values()[0], tap.free()[0], tap.gradients()[0]
     assert value.eq(0).all() and free.dtype == torch.bool and value.shape == grad.shape
     tap.perturb([grad])
     moved = model.word_embeddings(IDS) - clean
@@ -115,7 +115,7 @@ def test_a_backward_pass_is_asked_for_once_per_perturbation():
     model = classifier()
     tap = on_lookups(model)
     loss(model).backward()
-    tap.perturb([value for value, _, _ in tap.values()])
+    tap.perturb([value for value, _ in tap.values()])
     with pytest.raises(RuntimeError, match="to look up"):
         tap.gradients()
     kept = loss(model)
@@ -174,7 +174,7 @@ class TestWeightTap:
     def test_parameters_of_any_shape_have_one_norm(self, shape):
         param = nn.Parameter(torch.ones(shape))
         tap = WeightTap("p", param)
-        ((value, dims, free),) = tap.values()
+        ((value, dims),), (free,) = tap.values(), tap.free()
         assert value.shape == shape and dims == tuple(range(len(shape))) and free is None
 
     def test_sparse_gradients_are_made_dense(self):

@@ -146,8 +146,8 @@ class ATTA(EmbeddingAttack):
         new: dict[Key, Tensor] = {}
         for tap in self.embedding_taps:
             grads, values = [], []
-            lookups = zip(tap.numbers(), tap.values(), tap.gradients(), strict=True)
-            for number, (value, _, real), grad in lookups:
+            lookups = zip(tap.numbers(), tap.values(), tap.free(), tap.gradients(), strict=True)
+            for number, (value, _), real, grad in lookups:
                 assert real is not None
                 first = _first_token(_with_positions(real))
                 grad = batch.total(_shift(_with_positions(grad), first))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..checks import check_arguments
+from ..checks import check_arguments, check_inner_passes
 from ..embedding import fits
 from ..functional import group_norm, steepest_direction
 from ..weight_tap import WeightTap
@@ -43,6 +44,7 @@ class AWP(Attack):
         weights and leaves those in ``.grad`` alone.
     :param adv_weight: the weight :math:`a` of the second loss.
     :param dropout_mask: ``"new"``: each pass draws its own dropout mask; ``"same"``: both passes share one.
+    :param inner_autocast: see :class:`~fastnlp_adv.FGM`.
     :raises ValueError: if an argument is out of range, or no trainable parameter matches ``params``.
 
     Example::
@@ -65,18 +67,28 @@ class AWP(Attack):
         replace: bool = False,
         adv_weight: float = 1.0,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
     ):
-        self.check(gamma=gamma, params=params, replace=replace, adv_weight=adv_weight, dropout_mask=dropout_mask)
+        self.check(
+            gamma=gamma,
+            params=params,
+            replace=replace,
+            adv_weight=adv_weight,
+            dropout_mask=dropout_mask,
+            inner_autocast=inner_autocast,
+        )
         self.gamma = gamma
         self.params = params
         self.replace = replace
         self.adv_weight = adv_weight
+        self.inner_autocast = inner_autocast
         self._weights = [WeightTap(name, param) for name, param in _matched(model, params).items()]
         super().__init__(model, [*self._weights], dropout_mask)
 
     @classmethod
     def check(cls, **arguments: Any) -> None:
         check_arguments(arguments, params=_check_params)
+        check_inner_passes(arguments, there_are=bool(arguments.get("replace")))
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ class Pass:
     adversarial: bool = False
     last: bool = False
 
+    def weigh(self, loss: Tensor) -> Tensor:
+        """The loss times its factor."""
+        return loss if self.weight == 1 else loss * self.weight
+
 
 class Attack(Tapped, ABC):
     """
@@ -44,7 +48,11 @@ class Attack(Tapped, ABC):
     :param dropout_mask: ``"new"``, or ``"same"`` for one dropout mask in all passes of a step.
     """
 
+    #: the precision of the forward of passes that do not train; ``None`` for the model's own
+    inner_autocast: torch.dtype | None = None
+
     def __init__(self, model: nn.Module, taps: list[Tap], dropout_mask: str = "new"):
+        self._model = model
         self.grad_norm: Tensor | None = None
         self.perturbation_norm: Tensor | None = None
         self.skipped: Tensor | None = None
@@ -70,6 +78,30 @@ class Attack(Tapped, ABC):
         with super().running(), closing(self._begun()) as passes:  # type: ignore[type-var]
             yield passes
 
+    @contextmanager
+    def precision(self, each: Pass) -> Iterator[None]:
+        """
+        Where the model runs in a pass: in ``inner_autocast``, if there is one and nothing trains.
+
+        :param each: the pass.
+        """
+        with ExitStack() as stack:
+            if not each.trains:
+                self._autocast(stack, enabled=True)
+            yield
+
+    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
+        with ExitStack() as stack:
+            self._autocast(stack, enabled=False)  # each operation has the precision of its forward already
+            return super().differentiate(loss, create_graph=create_graph)
+
+    def _autocast(self, stack: ExitStack, *, enabled: bool) -> None:
+        if self.inner_autocast is not None:
+            for device in sorted({p.device.type for p in self._model.parameters()}):
+                # the cache would hand out weights as an autocast around this one has cast them
+                autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
+                stack.enter_context(autocast)
+
     def _begun(self) -> Iterator[Pass]:
         with closing(self.passes()) as passes, self.replay.step() as begin_pass:  # type: ignore[type-var]
             for each in passes:
@@ -88,9 +120,10 @@ class Attack(Tapped, ABC):
         first: Tensor | None = None
         with self.running() as passes:
             for each in passes:
-                loss = closure()
+                with self.precision(each):
+                    loss = closure()
                 if each.trains:
-                    (loss * each.weight).backward()
+                    each.weigh(loss).backward()
                     first = loss.detach() if first is None else first
                 else:
                     self.differentiate(loss)
@@ -106,11 +139,11 @@ class Attack(Tapped, ABC):
         self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
         self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
         for grads, _ in moved:
-            finite = torch.stack([g.isfinite().all() for g in grads]).all()
-            flat = torch.stack([(g == 0).all() for g in grads]).all()
-            skipped = (flat | ~finite).long()
+            peak = _total_norm(grads, float("inf"))
+            skipped = (~(peak.isfinite() & (peak > 0))).long()
             self.skipped = skipped if self.skipped is None else self.skipped + skipped
 
 
-def _total_norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.float()) for t in tensors]))
+def _total_norm(tensors: list[Tensor], order: float = 2.0) -> Tensor:
+    norms = [torch.linalg.vector_norm(t, order, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), order)

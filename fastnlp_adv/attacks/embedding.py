@@ -51,9 +51,7 @@ class EmbeddingAttack(Attack):
         moved = []
         taps = self.taps if taps is None else taps
         for tap, grads in [(tap, tap.gradients()) for tap in taps]:
-            values = [
-                self._moved(v, g, step, radius, dims) for (v, dims, _), g in zip(tap.values(), grads, strict=True)
-            ]
+            values = [self._moved(v, g, step, radius, dims) for (v, dims), g in zip(tap.values(), grads, strict=True)]
             tap.perturb(values)
             moved.append((grads, values))
         self.record(moved)
@@ -62,7 +60,7 @@ class EmbeddingAttack(Attack):
         """Start every perturbation at a random point of its ball."""
         for tap in self.taps:
             values = []
-            for value, dims, free in tap.values():
+            for (value, dims), free in zip(tap.values(), tap.free(), strict=True):
                 generator = self.noise.on(value.device)
                 start = random_in_ball(value, radius, dims=dims, norm=self.norm, free=free, generator=generator)
                 values.append(start)
@@ -70,7 +68,7 @@ class EmbeddingAttack(Attack):
 
     def record_start(self) -> None:
         """Note the norms of a pass at where the perturbations started, for a step that has no climb."""
-        self.record([(tap.gradients(), [value for value, *_ in tap.values()]) for tap in self.taps])
+        self.record([(tap.gradients(), [value for value, _ in tap.values()]) for tap in self.taps])
 
     def inner_passes(self, closure: Callable[[], Tensor]) -> None:
         """Run, in a plain loop, all passes between the clean one and the adversarial one."""
@@ -84,7 +82,9 @@ class EmbeddingAttack(Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        self.differentiate(closure())
+        with self.precision(Pass(trains=False)):
+            loss = closure()
+        self.differentiate(loss)
 
     def restore(self, emb_name: str | None = None) -> None:
         """

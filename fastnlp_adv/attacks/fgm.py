@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..checks import check_number
+from ..checks import check_inner_passes, check_number
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -40,6 +42,9 @@ class FGM(EmbeddingAttack):
         costs 5/3 plain ones instead of 2.
     :param dropout_mask: ``"new"``: each pass draws its own dropout mask, as in fastNLP's tutorial; ``"same"``: all
         passes of a step share one.
+    :param inner_autocast: ``torch.bfloat16`` runs the model in this precision, under autocast, in the pass that does
+        not train, of which only the direction of a gradient is used. With ``replace`` only, and ``None`` for the
+        precision of the other pass. An autocast that the model or the Trainer (``fp16=True``) enters itself goes first.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -66,6 +71,7 @@ class FGM(EmbeddingAttack):
         adv_weight: float = 1.0,
         replace: bool = False,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
     ):
         super().__init__(
             model,
@@ -76,7 +82,13 @@ class FGM(EmbeddingAttack):
             adv_weight=adv_weight,
             replace=replace,
             dropout_mask=dropout_mask,
+            inner_autocast=inner_autocast,
         )
+
+    @classmethod
+    def check(cls, **arguments: Any) -> None:
+        super().check(**arguments)
+        check_inner_passes(arguments, there_are=bool(arguments.get("replace")))
 
     def passes(self) -> Iterator[Pass]:
         yield self.first_pass()

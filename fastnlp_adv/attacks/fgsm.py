@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .fgm import FGM
@@ -25,6 +26,7 @@ class FGSM(FGM):
     :param adv_weight: see :class:`FGM`.
     :param replace: see :class:`FGM`.
     :param dropout_mask: see :class:`FGM`.
+    :param inner_autocast: see :class:`FGM`.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -46,5 +48,6 @@ class FGSM(FGM):
         adv_weight: float = 1.0,
         replace: bool = False,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
     ):
-        super().__init__(model, epsilon, emb_name, granularity, norm, adv_weight, replace, dropout_mask)
+        super().__init__(model, epsilon, emb_name, granularity, norm, adv_weight, replace, dropout_mask, inner_autocast)

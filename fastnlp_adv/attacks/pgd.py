@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..checks import check_inner_passes
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -38,6 +41,10 @@ class PGD(EmbeddingAttack):
     :param adv_weight: see :class:`~fastnlp_adv.FGM`.
     :param replace: see :class:`~fastnlp_adv.FGM`; a step then costs 1 + 2K/3 plain ones.
     :param dropout_mask: see :class:`~fastnlp_adv.FGM`.
+    :param inner_autocast: ``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do
+        not train, of which only the direction :math:`g_t / \lVert g_t \rVert_2` is used; the gradient arrives, and the
+        perturbation is kept, in the precision of the lookups. The passes that train run as they would. An autocast that
+        the model or the Trainer (``fp16=True``) enters itself goes first. ``None``, the default, changes nothing.
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -73,6 +80,7 @@ class PGD(EmbeddingAttack):
         adv_weight: float = 1.0,
         replace: bool = False,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
     ):
         super().__init__(
             model,
@@ -86,7 +94,14 @@ class PGD(EmbeddingAttack):
             adv_weight=adv_weight,
             replace=replace,
             dropout_mask=dropout_mask,
+            inner_autocast=inner_autocast,
         )
+
+    @classmethod
+    def check(cls, **arguments: Any) -> None:
+        super().check(**arguments)
+        inner = arguments.get("steps") != 1 or arguments.get("random_init") or arguments.get("replace")
+        check_inner_passes(arguments, there_are=bool(inner))
 
     def passes(self) -> Iterator[Pass]:
         yield self.first_pass()

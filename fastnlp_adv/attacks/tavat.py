@@ -160,7 +160,7 @@ class TAVAT(EmbeddingAttack):
         moved = []
         for tap in self.taps:
             grads = tap.gradients()
-            for part, grad, (_, dims, _) in zip(parts[tap.name], grads, tap.values(), strict=True):
+            for part, grad, (_, dims) in zip(parts[tap.name], grads, tap.values(), strict=True):
                 self._move(part, grad, dims)
             values = [part.instance + part.token for part in parts[tap.name]]
             tap.perturb(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..attacks.awp import AWP
 from .base import AttackCallback
 
@@ -18,6 +20,8 @@ class AWPCallback(AttackCallback):
     :param replace: train on the adversarial loss alone.
     :param adv_weight: the weight of the adversarial loss.
     :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in both passes of a step.
+    :param inner_autocast: ``torch.bfloat16`` for a lower precision in the pass that does not train (``replace``);
+        see :class:`~fastnlp_adv.FGM`.
     :param start: see :class:`~fastnlp_adv.FGMCallback`.
     :param every: see :class:`~fastnlp_adv.FGMCallback`.
     :param log_every: see :class:`~fastnlp_adv.FGMCallback`.
@@ -39,6 +43,7 @@ class AWPCallback(AttackCallback):
         replace: bool = False,
         adv_weight: float = 1.0,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
         start: int | float = 0,
         every: int = 1,
         log_every: int = 0,
@@ -49,6 +54,7 @@ class AWPCallback(AttackCallback):
             replace=replace,
             adv_weight=adv_weight,
             dropout_mask=dropout_mask,
+            inner_autocast=inner_autocast,
             start=start,
             every=every,
             log_every=log_every,

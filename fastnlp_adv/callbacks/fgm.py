@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..attacks import FGM
 from .base import AttackCallback
 
@@ -20,6 +22,8 @@ class FGMCallback(AttackCallback):
     :param adv_weight: the weight of the adversarial loss.
     :param replace: train on the adversarial loss alone.
     :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in all passes of a step.
+    :param inner_autocast: ``torch.bfloat16`` for a lower precision in the pass that does not train (``replace``);
+        see :class:`~fastnlp_adv.FGM`.
     :param start: optimizer steps of plain training before the attack sets in, or, below 1, a fraction of the training.
     :param every: attack in one of this many optimizer steps.
     :param log_every: write ``trainer.state["adv"]`` to fastNLP's log every so many batches; 0 for never.
@@ -42,6 +46,7 @@ class FGMCallback(AttackCallback):
         adv_weight: float = 1.0,
         replace: bool = False,
         dropout_mask: str = "new",
+        inner_autocast: torch.dtype | None = None,
         start: int | float = 0,
         every: int = 1,
         log_every: int = 0,
@@ -54,6 +59,7 @@ class FGMCallback(AttackCallback):
             adv_weight=adv_weight,
             replace=replace,
             dropout_mask=dropout_mask,
+            inner_autocast=inner_autocast,
             start=start,
             every=every,
             log_every=log_every,

@@ -74,7 +74,8 @@ class _Run:
         with attack.running() as passes:
             for each in passes:
                 with nullcontext() if each.last else self.trainer.driver.get_model_no_sync_context()():
-                    outputs = self.objective(self.batch)
+                    with attack.precision(each):
+                        outputs = self.objective(self.batch)
                     if each.trains:
                         self.train(outputs, each)
                     else:
@@ -91,7 +92,7 @@ class _Run:
         if fire:
             self.trainer.on_before_backward(outputs)
         self.note(outputs, each)
-        self.trainer.driver.backward(self.loss(outputs) * each.weight)
+        self.trainer.driver.backward(each.weigh(self.loss(outputs)))
         if fire:
             self.trainer.on_after_backward()
 

@@ -82,7 +82,7 @@ class PerturbedRegularizer(Tapped, Regularizer):
                 for lookups in self.embedding_taps:
                     lookups.start = self.start
                 for left in reversed(range(self.steps)):
-                    perturbed = self._predict(forward, batch, begin_pass)
+                    perturbed = self._predict(forward, batch, begin_pass, inner=True)
                     # Each example has a norm of its own, so their sum has the directions of any other reduction.
                     inner = self.distance(outputs["pred"].detach(), perturbed, mask, "sum")
                     self.differentiate(_INNER_SCALE * inner)
@@ -115,18 +115,16 @@ class PerturbedRegularizer(Tapped, Regularizer):
         """Standard normal noise of the shape of a lookup's output."""
         return self.noise.like(output).normal_(generator=self.noise.on(output.device))
 
-    def _predict(self, forward: Forward, batch: Any, begin_pass: Callable[[], None]) -> Tensor:
+    def _predict(self, forward: Forward, batch: Any, begin_pass: Callable[[], None], *, inner: bool = False) -> Tensor:
         for tap in self.taps:
-            tap.begin_pass(keep_leaves=True)
+            tap.begin_pass(keep_leaves=inner)
         begin_pass()
         pred = read_outputs(forward(batch), needs_loss=False)["pred"]
-        if not any(tap.leaves for tap in self.taps):
+        if not any(tap.looked_up for tap in self.embedding_taps):
             self.taps[0].gradients()  # says why nothing was perturbed
         return pred
 
     def _climb(self, *, last: bool) -> None:
         for tap in self.taps:
             grads = tap.gradients()
-            tap.perturb(
-                [self.climb(v, g, dims, last=last) for (v, dims, _), g in zip(tap.values(), grads, strict=True)]
-            )
+            tap.perturb([self.climb(v, g, dims, last=last) for (v, dims), g in zip(tap.values(), grads, strict=True)])

@@ -167,10 +167,12 @@ class SMART(PerturbedRegularizer):
         try:
             for name, p in self._averaged.items():
                 p.copy_(self._average[name])
+            torch.clear_autocast_cache()  # an autocast around the call keeps what it has cast
             return read_outputs(forward(batch), needs_loss=False)["pred"]
         finally:
             for name, p in self._averaged.items():
                 p.copy_(backup[name])
+            torch.clear_autocast_cache()
 
 
 def _check_fraction(name: str, value: Any) -> None:

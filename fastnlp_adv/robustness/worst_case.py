@@ -138,8 +138,8 @@ class WorstCase(Tapped):
         places = [tap.values() for tap in self.taps]
         _check_rows(places, clean.losses)
         losses = clean.losses.detach()
-        worst = _Worst(losses, clean.errors, clean.labels, losses, [[value for value, *_ in each] for each in places])
-        starts = [self._start(places) for _ in range(self._restarts)]
+        worst = _Worst(losses, clean.errors, clean.labels, losses, [[value for value, _ in each] for each in places])
+        starts = [self._start() for _ in range(self._restarts)]
         yield 0.0, worst
         for epsilon in self.epsilons:
             for start in starts:
@@ -164,11 +164,14 @@ class WorstCase(Tapped):
         with torch.enable_grad(), _differentiable(self._model):
             return forward()
 
-    def _start(self, places: list) -> list[list[Tensor]]:
+    def _start(self) -> list[list[Tensor]]:
         """A point of the ball of radius 1, which every epsilon begins at its multiple of."""
         return [
-            [random_in_ball(v, 1.0, dims=dims, free=free, generator=self.noise.on(v.device)) for v, dims, free in each]
-            for each in places
+            [
+                random_in_ball(v, 1.0, dims=dims, free=free, generator=self.noise.on(v.device))
+                for (v, dims), free in zip(tap.values(), tap.free(), strict=True)
+            ]
+            for tap in self.taps
         ]
 
     def _climb(
@@ -190,7 +193,7 @@ class WorstCase(Tapped):
                 values = [
                     [
                         project(ascend(v, g, alpha * unit, dims=dims), epsilon * unit, dims=dims)
-                        for v, g, (_, dims, _) in zip(each, tap.gradients(), place, strict=True)
+                        for v, g, (_, dims) in zip(each, tap.gradients(), place, strict=True)
                     ]
                     for tap, unit, each, place in zip(self.taps, self._units, values, places, strict=True)
                 ]
@@ -214,7 +217,7 @@ def _check_epsilons(name: str, value: Any) -> None:
 
 def _check_rows(places: list, losses: Tensor) -> None:
     for each in places:
-        for value, *_ in each:
+        for value, _ in each:
             if len(value) != len(losses):
                 raise ValueError(
                     "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "

@@ -9,7 +9,7 @@ import torch
 from references import ATTACKS, assert_same, batch, bert, classifier, gradients, loss_on, on_weights, step
 from support import Classifier, assert_untouched, snapshot
 
-from fastnlp_adv import FGM, PGD
+from fastnlp_adv import AWP, FGM, PGD
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)
@@ -137,3 +137,23 @@ def test_all_padding():
             assert_same(found, gradients(model))
             assert attack.skipped.item() >= 1
             attack.close()
+
+
+@pytest.mark.parametrize("attack", [lambda m: AWP(m, 0.5), lambda m: FGM(m, 1.0, "head")], ids=["awp", "fgm"])
+def test_weights_that_are_written_are_cast_anew(attack):
+    """An autocast around the step keeps the weights that it has cast; the perturbed ones are others."""
+    losses = {}
+    for cache in (True, False):
+        model = classifier().float()
+        found = losses[cache] = []
+
+        def closure(model=model, found=found):
+            found.append(LOSS(model))
+            return found[-1]
+
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            attack(model).step(closure)
+            closure()
+    clean, moved, after = losses[True]
+    assert moved > clean * 1.05 and after == clean
+    assert losses[True] == losses[False]

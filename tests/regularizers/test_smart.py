@@ -320,3 +320,20 @@ def test_the_two_directions_differ():
     """Else the tests above could not tell a sum from twice one of them."""
     p, q = Gru.logits(Gru.make(), batches()[0]), 3 * Gru.logits(Gru.make(), batches()[0])
     assert abs(kl(p, q) - kl(q, p)) > 0.01 * kl(p, q)
+
+
+def test_the_average_is_cast_anew_under_an_autocast_around_the_call():
+    """It keeps the weights that it has cast; the averaged ones are others."""
+    found = []
+    for cache in (True, False):
+        model = Classifier(dropout=0.0)
+        smart = SMART(model, **BREGMAN)
+        with torch.no_grad():
+            model.head.weight.mul_(3.0)
+        torch.manual_seed(0)
+        ids = torch.randint(1, 50, (4, 7))
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            outputs = smart(lambda batch, m=model: m.train_step(**batch), {"input_ids": ids, "labels": ids[:, 0] % 3})
+        found.append((outputs["bregman"], outputs["loss"]))
+    assert found[0] == found[1]
+    assert found[0][0] > 1e-3
