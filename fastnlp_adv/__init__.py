@@ -9,6 +9,7 @@ from .callbacks import (
     FGSMCallback,
     FreeLBCallback,
     GradientPenaltyCallback,
+    LogCallback,
     PGDCallback,
     R3FCallback,
     RDropCallback,
@@ -18,7 +19,7 @@ from .callbacks import (
     VATCallback,
 )
 from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
-from .robustness import robust_evaluate
+from .robustness import HotFlip, Typos, robust_accuracy, robust_evaluate
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ __all__ = [
     "FreeLBCallback",
     "GradientPenalty",
     "GradientPenaltyCallback",
+    "HotFlip",
+    "LogCallback",
     "PGDCallback",
     "R3FCallback",
     "RDrop",
@@ -48,7 +51,9 @@ __all__ = [
     "RobustEvaluateCallback",
     "SMARTCallback",
     "TAVATCallback",
+    "Typos",
     "VATCallback",
     "compat",
+    "robust_accuracy",
     "robust_evaluate",
 ]

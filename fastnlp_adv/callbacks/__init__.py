@@ -7,6 +7,7 @@ from .fgm import FGMCallback
 from .fgsm import FGSMCallback
 from .freelb import FreeLBCallback
 from .gradient_penalty import GradientPenaltyCallback
+from .log_callback import LogCallback
 from .pgd import PGDCallback
 from .r3f import R3FCallback
 from .rdrop import RDropCallback
@@ -24,6 +25,7 @@ __all__ = [
     "FGSMCallback",
     "FreeLBCallback",
     "GradientPenaltyCallback",
+    "LogCallback",
     "MethodCallback",
     "PGDCallback",
     "R3FCallback",

@@ -1,4 +1,4 @@
-"""What the methods measured, for people and for fastNLP's log."""
+"""What the methods measured, as numbers, as text, and in fastNLP's log."""
 
 from __future__ import annotations
 
@@ -6,16 +6,41 @@ from typing import Any
 
 from fastNLP import logger
 
-__all__ = ["log_state"]
+__all__ = ["as_text", "log_state", "measured"]
+
+
+def measured(trainer: Any) -> dict[str, float]:
+    """
+    ``trainer.state["adv"]`` as numbers. Reads tensors, so it waits for the device.
+
+    :param trainer: the Trainer.
+    :return: the numbers by name; empty where no method has run yet.
+    """
+    return {name: float(value) for name, value in trainer.state.get("adv", {}).items() if value is not None}
+
+
+def as_text(values: dict[str, float]) -> str:
+    """
+    A line for people.
+
+    :param values: numbers by name.
+    :return: the line.
+
+    Example::
+
+        >>> as_text({"loss": 0.69314, "skipped": 0.0})
+        'loss=0.6931, skipped=0'
+    """
+    return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
 
 
 def log_state(trainer: Any) -> None:
     """
-    Write ``trainer.state["adv"]`` to fastNLP's log, on the first rank. Reads tensors, so it waits for the device.
+    Write what was measured to fastNLP's log, on the first rank.
 
     :param trainer: the Trainer.
     """
-    values = {name: value for name, value in trainer.state.get("adv", {}).items() if value is not None}
-    if values and trainer.driver.global_rank == 0:
-        text = ", ".join(f"{name}={float(value):.4g}" for name, value in values.items())
-        logger.info(f"Batch {trainer.global_forward_batches}: {text}")
+    if trainer.driver.global_rank == 0:
+        values = measured(trainer)
+        if values:
+            logger.info(f"Batch {trainer.global_forward_batches}: {as_text(values)}")

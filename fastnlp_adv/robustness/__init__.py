@@ -1,7 +1,21 @@
-"""How a model does on the worst perturbation of its lookups that an attack finds."""
+"""How a model does on the worst that an attack finds: perturbations of its lookups, flipped words, typos."""
 
+from .attacked import Attacked, robust_accuracy
 from .evaluate import modes_kept, robust_evaluate
+from .hotflip import HotFlip
 from .scores import Scores, averages, score
+from .typos import Typos
 from .worst_case import WorstCase
 
-__all__ = ["Scores", "WorstCase", "averages", "modes_kept", "robust_evaluate", "score"]
+__all__ = [
+    "Attacked",
+    "HotFlip",
+    "Scores",
+    "Typos",
+    "WorstCase",
+    "averages",
+    "modes_kept",
+    "robust_accuracy",
+    "robust_evaluate",
+    "score",
+]

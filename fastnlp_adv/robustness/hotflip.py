@@ -1,0 +1,177 @@
+"""HotFlip: words swapped for others by the gradient."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_arguments, check_count
+from ..embedding import find_embeddings
+from .search import Change, Search, Tokens
+from .text_attack import TextAttack
+from .words import change_word, word_spans
+
+__all__ = ["HotFlip"]
+
+SPARE = 4  # flips looked at for each that is tried, since some do not survive the tokenizer
+CONTEXT = "a"
+
+
+class HotFlip(TextAttack):
+    r"""
+    Swaps words for others by the first-order gain in loss (Ebrahimi et al. 2018, https://arxiv.org/abs/1712.06751):
+    where the token :math:`x_p` is looked up with gradient :math:`g_p`, a token :math:`w` in its place promises
+
+    .. math:: (E_w - E_{x_p}) \cdot g_p.
+
+    In each round the ``candidates`` flips that promise most, over all words of the text and all of the vocabulary, are
+    tried on the model, and the worst is kept if it raises the loss. A word is flipped at most once. The text is done
+    when the prediction is wrong, ``max_flips`` words are flipped, or none of the candidates raises the loss.
+
+    A flip is made in the text, and the model is given what the tokenizer reads there; flips that change another token
+    too are not tried. What is flipped are words of letters alone that are one token; words are what stands between
+    white space, without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer
+    reads as a word of their own, so neither to special or unused tokens nor to continuations. Byte-level and
+    sentencepiece vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores
+    case, the new word takes over the old one's.
+
+    :param model: the model; it is in eval mode meanwhile, and left as it was.
+    :param tokenizer: a fast tokenizer of transformers.
+    :param max_flips: the number of words that may be flipped, at least 1.
+    :param candidates: the number of flips of a text that are tried in a round.
+    :param min_similarity: the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no
+        such bound.
+    :param batch_size: the number of texts that advance together, and that the model gets at a time.
+    :param max_length: where texts are cut off, in tokens; the tokenizer's own length if ``None``.
+    :param emb_name: part of the name of the embedding, a glob, or ``None`` for the input embedding.
+    :param step: a function of the tokenized batch, a dict of tensors with ``attention_mask``, that returns logits, or
+        a dict, dataclass or ``ModelOutput`` with ``pred`` or ``logits``; ``model(**batch)`` if ``None``.
+    :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no words.
+
+    Example, for a model and a tokenizer of yours::
+
+        HotFlip(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        max_flips: int = 3,
+        candidates: int = 8,
+        min_similarity: float | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        emb_name: str | None = None,
+        step: Callable[[dict[str, Any]], Any] | None = None,
+    ):
+        check_arguments(
+            {"max_flips": max_flips, "candidates": candidates, "min_similarity": min_similarity},
+            max_flips=check_count,
+            candidates=check_count,
+            min_similarity=_check_cosine,
+        )
+        super().__init__(
+            model, tokenizer, max_flips, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
+        )
+        self._candidates, self._min_similarity = candidates, min_similarity
+        self._weight = find_embeddings(model, emb_name).embeddings[0].weight
+        self._read_vocabulary()
+
+    def propose(self, searches: list[Search]) -> list[list[Change]]:
+        found = self.tokens(searches)
+        weight = self._weight.detach().to(found[0].gradients.dtype)
+        rows = weight[self._ids.to(weight.device)]
+        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found, strict=True)]
+
+    def _flips(self, search: Search, tokens: Tokens, weight: Tensor, rows: Tensor) -> list[Change]:
+        places = self._places(search, tokens)
+        if not places:
+            return []
+        gains = self._gains(search.text, tokens, places, weight, rows)
+        best = gains.flatten().topk(min(SPARE * self._candidates, gains.numel()))
+        flips = []
+        for at in best.indices[best.values > -math.inf].tolist():
+            (word, position), new = places[at // len(rows)], at % len(rows)
+            start, end = word_spans(search.text)[word]
+            ids = list(tokens.ids)
+            ids[position] = int(self._ids[new])
+            flips.append((Change(word, self._in_case(self._words[new], search.text[start:end])), ids))
+        read = self.ids([change_word(search.text, *change) for change, _ in flips])
+        return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self._candidates]
+
+    def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int]]:
+        """The words that can be flipped, with their positions."""
+        times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
+        positions = {
+            span: position
+            for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True))
+            if times[span] == 1 and token not in self._special
+        }
+        return [
+            (word, positions[span])
+            for word, span in enumerate(word_spans(search.text))
+            if span in positions and word not in search.changes and search.text[slice(*span)].isalpha()
+        ]
+
+    def _gains(self, text: str, tokens: Tokens, places: list, weight: Tensor, rows: Tensor) -> Tensor:
+        """What each flip promises, of shape ``(places, words)``; minus infinity for what is no flip."""
+        positions = [position for _, position in places]
+        g = tokens.gradients[positions]
+        old = torch.tensor([tokens.ids[position] for position in positions], device=g.device)
+        gains = g @ rows.T - (g * weight[old]).sum(1, keepdim=True)
+        starts = [tokens.spans[position][0] for position in positions]
+        after_space = torch.tensor([int(start > 0 and text[start - 1] == " ") for start in starts])
+        allowed = self._fits[after_space].to(g.device) & (self._ids.to(g.device) != old.unsqueeze(1))
+        if self._min_similarity is not None:
+            unit = nn.functional.normalize
+            allowed &= unit(weight[old], dim=1) @ unit(rows, dim=1).T >= self._min_similarity
+        return gains.masked_fill(~allowed | gains.isnan(), -math.inf)
+
+    def _read_vocabulary(self) -> None:
+        """Which tokens are words, by what the tokenizer makes of them at the beginning and after a space."""
+        tokenizer = self._tokenizer
+        ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        written = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+        pairs = [(i, word) for i, word in zip(ids, written, strict=True) if len(word) > 1 and word.isalpha()]
+        first, later = self._readings([word for _, word in pairs], ""), self._readings([w for _, w in pairs], CONTEXT)
+        # a piece of a word, where words begin with a mark, reads as itself at the beginning; no space goes before it
+        fits = [(a == [i] and len(b) == 1, b == [i]) for (i, _), a, b in zip(pairs, first, later, strict=True)]
+        kept = [(i, word, fit) for (i, word), fit in zip(pairs, fits, strict=True) if any(fit)]
+        if not kept:
+            raise ValueError(
+                "Expected the vocabulary of `tokenizer` to hold words of at least 2 letters, to flip to, but got none "
+                f"in {len(ids)} tokens. Use a tokenizer of words or of subwords."
+            )
+        self._ids = torch.tensor([i for i, *_ in kept])
+        self._words = [word for _, word, _ in kept]
+        self._fits = torch.tensor([fit for *_, fit in kept]).T  # for the beginning, and after a space
+        self._ignores_case = tokenizer.tokenize("Aa bB") == tokenizer.tokenize("aa bb")
+
+    def _readings(self, words: list[str], context: str) -> list[list[int]]:
+        """The tokens of each word, behind the context."""
+        if not words:
+            return []
+        before = self._tokenizer(context, add_special_tokens=False)["input_ids"]
+        texts = [f"{context} {word}" if context else word for word in words]
+        read = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [ids[len(before) :] if ids[: len(before)] == before else [] for ids in read]
+
+    def _in_case(self, new: str, old: str) -> str:
+        if not self._ignores_case or old.islower():
+            return new
+        if old.isupper() and len(old) > 1:
+            return new.upper()
+        return new.capitalize() if old[0].isupper() else new
+
+
+def _check_cosine(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1):
+        raise ValueError(f"Expected `{name}` to be a number from -1 to 1 or None, but got {value!r}.")

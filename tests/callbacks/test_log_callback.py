@@ -1,0 +1,227 @@
+"""What LogCallback hands on is what the state holds, to every place, in any order, and only when it is due."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import fastNLP
+import pytest
+import torch
+from fastNLP import Accuracy, Callback, FitlogCallback, RichCallback, TqdmCallback, Trainer, logger
+from fastNLP.core.callbacks import fitlog_callback
+from support import Classifier, build, loader, train, weights
+
+from fastnlp_adv import FGMCallback, FreeLBCallback, RDropCallback, VATCallback
+from fastnlp_adv import LogCallback
+from fastnlp_adv.callbacks.log import measured
+
+DOCS = Path(__file__).parents[2] / "docs" / "logging.md"
+METHODS = {
+    "attack": (lambda: [FGMCallback()], {"loss", "adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
+    "no clean pass": (lambda: [FreeLBCallback()], {"adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
+    "regularizer": (lambda: [RDropCallback()], {"loss", "kl"}),
+    "both": (
+        lambda: [FGMCallback(), VATCallback()],
+        {"loss", "adv_loss", "vat", "grad_norm", "perturbation_norm", "skipped"},
+    ),
+}
+
+
+class States(Callback):
+    """The state after each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer):
+        state = {name: value.item() for name, value in trainer.state["adv"].items()}
+        self.seen[trainer.global_forward_batches] = state
+
+
+class Summary:
+    """A SummaryWriter as far as it is used."""
+
+    def __init__(self):
+        self.scalars = {}
+
+    def add_scalar(self, tag, scalar_value, global_step=None):
+        self.scalars.setdefault(global_step, {})[tag] = scalar_value
+
+
+class Fitlog(types.ModuleType):
+    """The module fitlog as far as fastNLP and this package use it."""
+
+    def __init__(self):
+        super().__init__("fitlog")
+        self.losses, self.calls = {}, []
+        for each in ("add_metric", "add_best_metric", "add_other", "finish", "debug", "set_log_dir"):
+            setattr(self, each, lambda *args, each=each, **kwargs: self.calls.append(each))
+
+    def add_loss(self, value, step, name=None, epoch=None):
+        assert isinstance(step, int) and isinstance(epoch, int)
+        self.losses.setdefault(step, {})[name] = value
+
+
+@pytest.mark.parametrize("methods, names", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("first", [True, False])
+def test_every_place_gets_the_state_of_the_batch(methods, names, first):
+    rows, summary, fitlog, states = {}, Summary(), Fitlog(), States()
+    log = LogCallback(lambda values, step: rows.update({step: values}), summary, fitlog, every=3)
+    train(Classifier(), [log, *methods(), states] if first else [states, *methods(), log], n_batches=12)
+    assert rows == {step: states.seen[step] for step in (3, 6, 9, 12)}
+    assert all(set(values) == names for values in rows.values())
+    assert len({values.get("loss", values.get("adv_loss")) for values in rows.values()}) == 4
+    tagged = {step: {f"adv/{name}": value for name, value in values.items()} for step, values in rows.items()}
+    assert summary.scalars == fitlog.losses == tagged
+
+
+def test_a_function_may_change_what_it_is_given():
+    def greedy(values, step):
+        values.clear()
+
+    rows = []
+    train(Classifier(), [FGMCallback(), LogCallback(greedy, lambda values, step: rows.append(values), every=5)])
+    assert all("adv_loss" in values for values in rows)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_beside_fitlog_callback_in_any_order(monkeypatch, first):
+    fitlog = Fitlog()
+    monkeypatch.setattr(fitlog_callback, "_module_available", lambda name: True)
+    monkeypatch.setattr(fitlog_callback, "fitlog", fitlog, raising=False)
+    ours, theirs = LogCallback(fitlog, every=3), FitlogCallback(log_loss_every=1)
+    train(
+        Classifier(),
+        [FGMCallback(), *([ours, theirs] if first else [theirs, ours])],
+        n_batches=6,
+        n_epochs=1,
+        evaluate_dataloaders=loader(),
+        metrics={"acc": Accuracy()},
+    )
+    assert {step: "adv/adv_loss" in losses for step, losses in fitlog.losses.items()} == {
+        0: False, 1: False, 2: False, 3: True, 4: False, 5: False, 6: True,
+    }  # fmt: skip
+    assert fitlog.losses[5]["loss"] == fitlog.losses[6]["adv/loss"]  # fastNLP counts a batch when it is over
+    assert fitlog.calls[-1] == "finish" and fitlog.calls.count("add_metric") == 1
+
+
+def test_nothing_is_read_in_between(monkeypatch):
+    """Reading a tensor as a number is what waits for the device."""
+    reads = []
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: reads.append(1) or 0.5)
+    train(Classifier(), [FGMCallback(), LogCallback(Summary(), Fitlog(), every=6)], n_batches=6)
+    assert len(reads) == 5
+
+
+def test_training_is_the_same_with_and_without():
+    ours, theirs = Classifier(), Classifier()
+    train(ours, [LogCallback(Summary(), every=1, progress_bar=True), FGMCallback()])
+    train(theirs, [FGMCallback()])
+    assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_only_the_first_rank_writes():
+    summary = Summary()
+    log = LogCallback(summary, every=1)
+    trainer = train(Classifier(), [FGMCallback()], n_batches=6)
+    driver = trainer.driver
+    trainer.driver = types.SimpleNamespace(global_rank=1)
+    log.on_train_batch_end(trainer)
+    assert not summary.scalars
+    trainer.driver = driver
+    log.on_train_batch_end(trainer)
+    assert list(summary.scalars) == [6]
+
+
+class Bar:
+    """A rich or tqdm progress as far as fastNLP uses it: what stands behind each task."""
+
+    def __init__(self):
+        self.tasks, self.behind, self.shown, self.disable = [], {}, [], False
+
+    def add_task(self, description, total, **fields):
+        self.tasks.append(description.split(":")[0])
+        return self.tasks[-1]
+
+    def update(self, task, post_desc=None, **fields):
+        self.set_postfix_str(task, post_desc)
+
+    def set_postfix_str(self, task, text):
+        if text is not None:
+            self.behind[task] = text
+        self.shown.append(dict(self.behind))
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.parametrize("kind", [RichCallback, TqdmCallback])
+@pytest.mark.parametrize("first", [True, False])
+def test_progress_bars_show_the_values_and_the_loss(kind, first):
+    bar, rows = kind(), {}
+    bar.progress_bar = Bar()
+    log = LogCallback(lambda values, step: rows.update({step: values}), every=3, progress_bar=True)
+    train(Classifier(), [FGMCallback(), *([log, bar] if first else [bar, log])], n_batches=6, n_epochs=1)
+    shown = bar.progress_bar.shown[-1]
+    assert shown["Epoch"] == ", ".join(f"{name}={value:.4g}" for name, value in rows[6].items())
+    assert shown["Batch"] == f"Loss:{round(rows[6]['loss'], 6)}"
+    earlier = next(each["Epoch"] for each in bar.progress_bar.shown if "Epoch" in each)
+    assert earlier.startswith(f"loss={rows[3]['loss']:.4g}, ")
+
+
+@pytest.mark.parametrize("progress_bar", ["rich", "tqdm", "raw", None])
+def test_real_progress_bars_take_it(progress_bar, caplog):
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    where = {"driver": "torch", "device": "cpu", "progress_bar": progress_bar}
+    callbacks = [FGMCallback(), LogCallback(every=2, progress_bar=True)]
+    logger.addHandler(caplog.handler)
+    try:
+        Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where).run()
+    finally:
+        logger.removeHandler(caplog.handler)
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Batch ")]
+    assert [line.split(":")[0] for line in lines] == (
+        [] if progress_bar in ("rich", "tqdm") else ["Batch 2", "Batch 4", "Batch 6"]
+    )
+    assert all("adv_loss=" in line for line in lines)
+
+
+def test_a_trainer_without_methods_is_warned(caplog):
+    logger.addHandler(caplog.handler)
+    try:
+        trainer = build(Classifier(), [LogCallback(Summary(), every=1)], n_batches=6)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "LogCallback has nothing to log" in caplog.text
+    trainer.run()
+    assert measured(trainer) == {}
+
+
+def test_what_it_does_not_take():
+    with pytest.raises(ValueError, match=r"Expected `writers`, but got none\. Give one"):
+        LogCallback()
+    with pytest.raises(TypeError, match=r"Expected `writers` to be .* but got 3\."):
+        LogCallback(Summary(), 3)
+    with pytest.raises(ValueError, match="Expected `every`"):
+        LogCallback(Summary(), every=0)
+
+
+def test_the_examples_of_the_documentation_train(monkeypatch):
+    fitlog, board = Fitlog(), types.ModuleType("tensorboard")
+    board.SummaryWriter = lambda folder: Summary()
+    monkeypatch.setitem(sys.modules, "fitlog", fitlog)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setattr(fastNLP, "FitlogCallback", lambda log_loss_every: Callback())
+    space, runs = {}, 0
+    for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S):
+        exec(compile(block, DOCS.name, "exec"), space)
+        train(Classifier(), space["callbacks"], n_batches=12)
+        runs += 1
+    assert runs == 4
+    assert "adv/adv_loss" in fitlog.losses[10] and "adv/adv_loss" in space["summary"].scalars[10]
+    assert [row["step"] for row in space["rows"]] == [10]
