@@ -13,12 +13,13 @@ help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
 	@echo "  PYTHON=EXE    make the environment with this Python 3.11"
+	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
 
-bench: $(STAMP)  ## Time a step of each method beside the textbook loops
-	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python benchmarks/step_time.py
+bench: $(STAMP)  ## Measure what each method costs, beside textbook loops, into docs/benchmarks: about 15 minutes
+	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python -m benchmarks $(ARGS)
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term

@@ -1,42 +1,231 @@
-"""The benchmark runs, and its textbook loops do what the callbacks do."""
+"""The benchmarks run, their textbook loops do what the callbacks do, and they say what was measured."""
 
 from __future__ import annotations
 
-import sys
+import json
+from dataclasses import replace
 
 import pytest
-import step_time
-import support
 import torch
 
+from benchmarks import memory, overhead, reading, record, statistic, textbook, variants
+from benchmarks.__main__ import main
+from benchmarks.measuring import run
+from benchmarks.setting import Setting
+from benchmarks.sweeps import QUICK, sweeps
+from benchmarks.targets import CHECKS, targets
+from benchmarks.timing import Stepper, measure, steppers
+from fastnlp_adv.registry import METHODS
 
-def test_the_table_has_a_row_for_each_variant(monkeypatch, capsys):
-    small = {"batch": 2, "length": 4, "vocab": 50, "hidden": 32, "layers": 1, "rounds": 2}
-    monkeypatch.setattr(sys, "argv", ["step_time.py", *(f"--{name}={value}" for name, value in small.items())])
-    step_time.main()
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in step_time.VARIANTS)
+TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every")
+FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders
+LOOPS = {
+    "fgm": (*variants.fgm(), 0.0),
+    "pgd-1": (*variants.pgd(1), 0.0),
+    "pgd-3": (*variants.pgd(3), 0.0),
+    "freelb": (
+        variants.ours("FreeLB", **FREELB),
+        variants.by_the_book("FreeLB", "FreeLB", 3, textbook.freelb, **FREELB),
+        0.0,
+    ),
+    "rdrop": (*variants.rdrop()[1:], 0.1),  # the same two forwards draw the same two masks
+}
 
 
-class Wrapped(support.Bert):
-    """A model with the attribute that the textbook loops ask for the embedding."""
-
-    @property
-    def bert(self):
-        return self.back_bone
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("ours, textbook", [("FGM", "FGM, textbook"), ("PGD-3", "PGD-3, textbook")])
-def test_the_textbook_loop_trains_the_same_weights(ours, textbook):
-    model, reference = Wrapped(), Wrapped()
-    support.train(model, step_time.VARIANTS[ours][0])
-    support.train(reference, batch_step_fn=step_time.VARIANTS[textbook][1](reference))
-    assert support.distance(model, reference) < 1e-5
+def trained(variant, model, setting, steps=3):
+    """How the weights moved, in double precision: by as little as the learning rate of the benchmarks allows."""
+    model = model.double()
+    before = flat(model)
+    stepper = Stepper(model, variant, setting)
+    torch.manual_seed(1)
+    for _ in range(steps):
+        stepper.timed()
+    return flat(model) - before
 
 
-def test_the_textbook_r_drop_trains_the_same_weights():
-    model, reference = Wrapped(), Wrapped()
-    support.train(model, step_time.VARIANTS["R-Drop, two_pass"][0])
-    support.train(reference, batch_step_fn=step_time.textbook_rdrop(reference))
-    assert support.distance(model, reference) < 1e-5
-    assert not torch.equal(support.weights(model), support.weights(Wrapped()))
+def apart(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("ours, book, dropout", LOOPS.values(), ids=LOOPS)
+def test_the_textbook_loop_trains_the_same_weights(ours, book, dropout):
+    setting = replace(QUICK, dropout=dropout)
+    moved = trained(book, setting.model(), setting)
+    assert apart(trained(ours, setting.model(), setting), moved) < 1e-6
+    assert apart(trained(variants.PLAIN, setting.model(), setting), moved) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["FGM", "PGD-3", "FGM, not due"])
+def test_what_a_callback_is_compared_with_trains_the_same_weights(name):
+    chosen = {variant.name: variant for variant in overhead.variants()}
+    ours, by_hand, plain = (
+        trained(chosen[each], overhead.Cheap(QUICK), QUICK) for each in (name, overhead.PAIRS[name], "plain")
+    )
+    assert apart(ours, by_hand) < 1e-6
+    assert apart(plain, by_hand) == 0 if name == "FGM, not due" else apart(plain, by_hand) > 1e-3
+
+
+def test_the_steps_without_an_optimizer_leave_the_weights_alone():
+    model = QUICK.model()
+    before = flat(model)
+    steps = steppers(QUICK, variants.attacks(), model=model, passes_only=True)
+    measure(steps, rounds=2)
+    assert torch.equal(flat(model), before)
+    assert all(not p.grad.any() for p in model.parameters())
+
+
+def test_variants_take_turns_until_the_time_is_over():
+    class Step:
+        def timed(self):
+            order.append(self)
+            return 1.0
+
+    order = []
+    found = measure({"a": Step(), "b": Step()}, rounds=10, least=3, seconds=0.0)
+    assert found == {"a": [1.0] * 3, "b": [1.0] * 3}
+    a, b = order[:2]
+    assert order == [a, b, a, b, a, b, b, a, a, b]  # two rounds of warming up, then another one begins each round
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_limit_is_that_of_the_registry(name):
+    forwards, backwards, inner = METHODS[name].cost()
+    (variant,) = [v for v in variants.every_method() if [type(c) for c in v.callbacks()] == [METHODS[name].callback]]
+    doubled = 2 if name == "RDrop" else 1  # one pass, of twice the batch
+    assert variant.limit == pytest.approx(doubled * (forwards + 2 * backwards + inner) / 3)
+
+
+def test_limits_by_hand():
+    found = {variant.name: round(variant.limit, 2) for variant in variants.headline()}
+    assert found == {
+        "plain": 1.0,
+        "FGM": 2.0,
+        "FGM, textbook": 2.0,
+        "FGM, replace": 1.67,
+        "PGD-3": 3.33,
+        "PGD-3, textbook": 4.0,
+        "FreeLB-3": 3.0,
+        "FreeLB-3, textbook": 3.0,
+        "R-Drop, concat": 2.0,
+        "R-Drop, two_pass": 2.0,
+        "R-Drop, textbook": 2.0,
+    }
+
+
+@pytest.mark.parametrize("size", [3, 10, 101])
+def test_the_interval_of_a_difference_holds_its_median(size):
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).tolist()
+    low, middle, high = statistic.difference([5 + n for n in noise], [3.0] * size)
+    assert low <= middle <= high
+    assert middle == pytest.approx(2 + sorted(noise)[size // 2], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "gains, words",
+    [
+        ([2, 2, 2], "at all sizes"),
+        ([2, 2, 0.5], "up to 16 tokens"),
+        ([0.5, 2, 2], "from 16 tokens on"),
+        ([0.5, 0.5, 0.5], "nowhere"),
+        ([2, 0.5, 2], "at 8, 32 tokens"),
+    ],
+)
+def test_from_where_on_concat_is_faster(gains, words):
+    rows = [
+        [{"variant": "R-Drop, concat", "seconds": [1.0]}, {"variant": "R-Drop, two_pass", "seconds": [gain]}]
+        for gain in gains
+    ]
+    points = [{"x": x, "rows": each} for x, each in zip((8, 16, 32), rows, strict=True)]
+    assert reading.concat_is_faster({"points": points}) == words
+
+
+def test_settings_reach_from_end_to_end():
+    found = sweeps()
+    assert [p.x for p in found["vocabulary"].points] == [30_000, 100_000, 300_000, 1_000_000]
+    assert [p.x for p in found["hidden"].points][:: len(found["hidden"].points) - 1] == [128, 1024]
+    assert [p.label for p in found["tokens"].points][::3] == ["8 x 16", "64 x 128"]
+    assert [p.x for p in found["steps"].points][::4] == [1, 8]
+    assert found["methods"].points[0].setting == Setting(16, 32, 30_000, 384, 6)
+    assert (found["memory"].points[0].setting.vocab, found["memory"].points[0].setting.hidden) == (250_000, 256)
+    assert sweeps(device="cuda")["memory"].points[0].setting.device == "cuda"
+
+
+@pytest.mark.timeout(400)  # a process for each row of the memory, two for the reductions
+def test_everything_end_to_end(tmp_path, capsys):
+    assert main(["--quick", "--output", str(tmp_path)]) == 0
+    names = list(sweeps())
+    for name in names:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert {"date", "machine", "versions", "command", "title", "note", "axis", "points"} <= found.keys()
+        assert found["command"] == "python -m benchmarks --quick"
+        assert found["versions"]["torch"] == torch.__version__
+        for point in found["points"]:
+            assert Setting(**point["setting"])
+            assert point["rows"]
+            for row in point["rows"]:
+                assert row["variant"]
+                assert name not in TIMED or len(row["seconds"]) == 2
+    printed, shown = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    assert "Targets" in printed
+    for name, sweep in sweeps().items():
+        assert f"## {sweep.title}\n" in shown
+        assert (f"({name}.png)" in shown) == (tmp_path / f"{name}.png").exists() == (name != "overhead")
+    assert str(tmp_path) not in shown
+
+    rows = {row["variant"]: row for row in record.load(tmp_path, ["reductions"])["reductions"]["points"][0]["rows"]}
+    assert rows["PGD-3, textbook"]["reductions"] == 4
+    assert all(row["reductions"] == 1 for variant, row in rows.items() if not variant.endswith("textbook"))
+    assert set(CHECKS) == {name for name in names if targets(record.load(tmp_path, [name]))}
+
+    # once more: nothing is measured, and the page is the same from the JSON alone
+    assert main(["--quick", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("measured before") == len(names)
+    (tmp_path / "README.md").unlink()
+    assert main(["--render", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == shown
+
+
+def test_again_measures_once_more_and_rounds_says_how_often(tmp_path):
+    for again, rounds in ([], 2), ([], 2), (["--again", "--rounds=3"], 3):
+        main(["--quick", "--only=rdrop", "--output", str(tmp_path), *again])
+        found = record.load(tmp_path, list(sweeps()))
+        assert list(found) == ["rdrop"]
+        assert len(found["rdrop"]["points"][0]["rows"][0]["seconds"]) == rounds
+
+
+@pytest.mark.parametrize("wrong", [["--only=nothing"], ["--rounds=1"], ["--device=cuda:99"]])
+def test_what_cannot_be_measured_is_refused_in_one_line(wrong, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(wrong)
+    assert "Expected `--" in capsys.readouterr().err
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="KeyError: 'no such variant'"):
+        memory.peak("no such variant", QUICK)
+
+
+def test_the_peak_of_memory_is_at_least_what_is_there():
+    before = memory.resident()
+    there = torch.ones(256 * memory.MIB // 4)
+    assert memory.resident() > there.numel() * 4 / memory.MIB
+    assert memory.resident() >= before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_everything_that_a_gpu_can_show(tmp_path, capsys):
+    assert main(["--quick", "--device=cuda", "--output", str(tmp_path)]) == 0
+    assert "reductions: the same on every device" in capsys.readouterr().out
+    assert len(record.load(tmp_path, list(sweeps()))) == len(sweeps()) - 1
+
+
+def test_a_sweep_tells_how_far_it_is():
+    ticks = []
+    points = run(sweeps(quick=True)["tokens"], tick=lambda done, of: ticks.append((done, of)))
+    assert ticks == [(0, 2), (1, 2), (2, 2)] * len(points)

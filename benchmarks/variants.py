@@ -1,0 +1,108 @@
+"""The ways to train that are compared: this package's callbacks, the textbook loops, and the least each can cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastNLP import Callback
+from torch import nn
+
+from benchmarks import textbook
+from fastnlp_adv.registry import METHODS, Cost
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: its name, the line it belongs to in a figure, the passes of a step, and what runs them."""
+
+    name: str
+    family: str
+    cost: Cost
+    callbacks: Callable[[], list[Callback]] = list
+    loop: Callable[[nn.Module], textbook.Step] | None = None
+
+    @property
+    def limit(self) -> float:
+        return limit(self.cost)
+
+
+def limit(cost: Cost) -> float:
+    """
+    The plain steps that these passes take. A plain step is 3 units: forward, gradients of activations and gradients of
+    weights; a backward pass that ends at the embeddings saves the last.
+    """
+    return (cost.forwards + 2 * cost.backwards + cost.inner) / 3
+
+
+PLAIN = Variant("plain", "plain", Cost(1, 1, 0))
+
+
+def ours(method: str, name: str | None = None, family: str | None = None, **arguments: Any) -> Variant:
+    """A method of the registry, as a callback."""
+    row = METHODS[method]
+    name = name or method
+    return Variant(name, family or name, row.cost(**arguments), lambda: [row.callback(**arguments)])
+
+
+def by_the_book(name: str, family: str, passes: int, loop: Callable[..., textbook.Step], **arguments: Any) -> Variant:
+    """A textbook loop, in which every pass is a full one."""
+    cost = Cost(passes, passes, 0)
+    return Variant(f"{name}, textbook", f"{family}, textbook", cost, loop=lambda model: loop(model, **arguments))
+
+
+def fgm() -> list[Variant]:
+    return [ours("FGM"), by_the_book("FGM", "FGM", 2, textbook.fgm)]
+
+
+def pgd(steps: int = 3) -> list[Variant]:
+    name = f"PGD-{steps}"
+    return [
+        ours("PGD", name, "PGD", steps=steps),
+        by_the_book(name, "PGD", steps + 1, textbook.pgd, steps=steps),
+    ]
+
+
+def freelb(steps: int = 3) -> list[Variant]:
+    name = f"FreeLB-{steps}"
+    return [
+        ours("FreeLB", name, "FreeLB", steps=steps),
+        by_the_book(name, "FreeLB", steps, textbook.freelb, steps=steps),
+    ]
+
+
+def rdrop(*, loop: bool = True) -> list[Variant]:
+    concat = METHODS["RDrop"].cost(mode="concat")
+    doubled = Cost(*(2 * passes for passes in concat))  # each of its passes is over twice the batch
+    found = [
+        replace(ours("RDrop", "R-Drop, concat", mode="concat"), cost=doubled),
+        ours("RDrop", "R-Drop, two_pass", mode="two_pass"),
+    ]
+    return [*found, by_the_book("R-Drop", "R-Drop", 2, textbook.rdrop)] if loop else found
+
+
+def headline() -> list[Variant]:
+    """The methods that have a textbook loop, beside it."""
+    return [
+        PLAIN,
+        *fgm(),
+        ours("FGM", "FGM, replace", replace=True),
+        *pgd(),
+        *freelb(),
+        *rdrop(),
+    ]
+
+
+def attacks() -> list[Variant]:
+    """FGM and PGD beside their textbook loops."""
+    return [PLAIN, *fgm(), *pgd()]
+
+
+def every_method() -> list[Variant]:
+    """The whole registry, with the default arguments."""
+    return [PLAIN, *(rdrop(loop=False)[0] if name == "RDrop" else ours(name) for name in METHODS)]
+
+
+#: those that a process of its own is told to run
+BY_NAME = {variant.name: variant for variant in headline()}
