@@ -76,12 +76,17 @@ def tokenize(data: Data, tokenizer, max_length: int) -> DataBundle:
 
 
 def build(
-    model: nn.Module, bundle: DataBundle, callbacks: list[Callback], args: argparse.Namespace, **options
+    model: nn.Module,
+    bundle: DataBundle,
+    callbacks: list[Callback],
+    args: argparse.Namespace,
+    **options,
 ) -> Trainer:
     train, test = bundle.get_dataset("train"), bundle.get_dataset("test")
     # Texts of like length share a batch, which saves padding. The sampler's seed is its own: every method, one order.
     batches = BucketedBatchSampler(train, length="input_ids", batch_size=args.batch_size, seed=args.seed)
     by_length = SortedSampler(test, length="input_ids")
+    options.setdefault("progress_bar", progress_bar())
     return Trainer(
         model=model,
         driver="torch",
@@ -92,7 +97,6 @@ def build(
         evaluate_dataloaders=prepare_torch_dataloader(test, batch_size=2 * args.batch_size, sampler=by_length),
         metrics={"accuracy": Accuracy()},
         callbacks=[*callbacks, TorchWarmupCallback(warmup=0.1)],
-        progress_bar=progress_bar(),
         **options,
     )
 

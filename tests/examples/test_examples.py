@@ -1,7 +1,6 @@
 """The example scripts from end to end, on a small table of reviews and a BERT of one layer."""
 
 import csv
-import itertools
 import json
 import os
 import subprocess
@@ -17,34 +16,8 @@ import torch
 import train_text_classification as script
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-WORDS = ["the", "film", "plot", "cast", "is", "was", "good", "bad", "fine", "poor", "really", "so"]
 EXAMPLES = Path(script.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    """40 different reviews, which are good when they say "good" or "fine"."""
-    texts = [f"the {a} {b} {c} {d}" for a, b, c, d in itertools.product(*(WORDS[i : i + 2] for i in (2, 4, 10, 6)))]
-    texts += [f"really {text}" for text in texts] + [f"{text} film" for text in texts[:8]]
-    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, "good" in text.split()) for text in texts)])
-    assert len(set(texts)) == 40
-    return path
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    """The folder of a small BERT and its tokenizer."""
-    folder = tmp_path_factory.mktemp("bert")
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""
+Does it help? Train each method with several seeds, attack what it has learned, and put the results side by side.
+
+    python study.py                                                  # small: hours on 2 CPU cores
+    python study.py --methods "plain, FGM" --seeds 2 --epochs 1      # smaller
+    python study.py --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
+
+Writes `runs.csv`, a row a run, and from it `results.md` with tables and figures. A run that has a row is not run again:
+stop the study when you like, start it again, add methods or seeds.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+# Before torch starts its threads: threads that spin while they wait stall one another on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import study_page
+import torch
+from cli import one_line_errors, positive
+from data import load_data
+from fastNLP import logger
+from models import load_model
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from study_attack import attack
+from study_table import Table, read_table
+from study_train import METHODS, train
+
+#: what the result of a run depends on, and how it is typed
+SETTINGS = {
+    "model": ("minilm", "minilm, a folder, or a model on the Hugging Face hub"),
+    "dataset": ("snippets", "snippets, a .csv or .tsv file, or a data set on the hub"),
+    "train_size": (1000, "texts to train on"),
+    "test_size": (1000, "texts for the clean accuracy"),
+    "max_length": (64, "tokens a text has at most"),
+    "epochs": (3, ""),
+    "batch_size": (16, ""),
+    "lr": (1e-4, "learning rate"),
+    "epsilons": ([0.05, 0.1, 0.2, 0.4], "radii of the attack on the word vectors, in units of their mean norm"),
+    "attack_size": (64, "test texts to attack"),
+    "attack_steps": (20, "climbs from each start"),
+    "restarts": (3, "starts for each radius"),
+    "max_flips": (3, "words that HotFlip may swap in a text"),
+    "max_typos": (2, "words that may get a typo in a text"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    with one_line_errors(parser):
+        unknown = [method for method in args.methods if method not in METHODS]
+        if unknown:
+            raise ValueError(f"Expected `--methods` to be of {', '.join(METHODS)}, but got {', '.join(unknown)}.")
+        table = read_table(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
+        load_data(args.dataset, 1)  # fetches once what the processes would fetch each
+        # All methods of a seed in turn: a machine whose speed drifts slows them alike.
+        runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
+        complete(table, [run for run in runs if run not in table.rows], args)
+        command = shlex.join(["python", "examples/study.py", *(sys.argv[1:] if argv is None else argv)])
+        study_page.write(table, args.output_dir, command)
+    Console().print(f"Written to {args.output_dir}: runs.csv, results.md and the figures")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--methods", type=names, default=list(METHODS), help=f"of {', '.join(METHODS)}; all by default")
+    add("--seeds", type=positive, default=5, help="(default: %(default)s)")
+    add("--jobs", type=positive, default=2, help="runs at a time, a process each (default: %(default)s)")
+    add("--threads", type=positive, default=1, help="of each process (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here: %(default)s)")
+    add("--output-dir", type=Path, default=Path("runs/study"), help="for table and figures (default: %(default)s)")
+    add("--models-dir", type=Path, default=Path("runs/study/models"), help="for the models (default: %(default)s)")
+    for name, (default, meaning) in SETTINGS.items():
+        several = isinstance(default, list)
+        kind = positive if isinstance(default, int) else type(default[0] if several else default)
+        option = f"--{name.replace('_', '-')}"
+        meaning = f"{meaning} (default: %(default)s)"
+        add(option, type=kind, default=default, nargs="+" if several else None, help=meaning)
+    return parser
+
+
+def names(text: str) -> list[str]:
+    """The parts of a list as typed."""
+    return [name.strip() for name in text.split(",")]
+
+
+def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace) -> None:
+    """Run what is missing, and write each row at once."""
+    if not runs:
+        return
+    counter = TextColumn("{task.completed:.0f}/{task.total:.0f}")
+    # A process each, started afresh: a fork would inherit the threads of this one in the middle of whatever they do.
+    with (
+        Progress(TextColumn("runs"), BarColumn(), counter, TimeElapsedColumn()) as progress,
+        ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
+    ):
+        bar = progress.add_task("runs", total=len(runs))
+        waiting: dict[Future, tuple[str, int]] = {pool.submit(run, *each, args): each for each in runs}
+        try:
+            for finished in as_completed(waiting):
+                method, seed = waiting[finished]
+                row = finished.result()
+                table.add(row)
+                shown = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "hotflip", "typos"))
+                progress.console.print(f"{method}, seed {seed}: {shown}")
+                progress.advance(bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what has begun is finished, or Ctrl-C has reached it, too
+            raise
+
+
+def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | str]:
+    """Train and attack, in a process of its own."""
+    logger.setLevel("ERROR")  # several processes write to one terminal, which shows the progress of all
+    torch.set_num_threads(args.threads)
+    data = load_data(args.dataset, args.train_size)
+    data = replace(data, test=data.test.select(range(min(args.test_size, len(data.test)))))
+    folder = args.models_dir / f"{method.lower().replace(' ', '')}-{seed}"
+    measured = train(method, seed, data, args, folder)
+    model, tokenizer = load_model(str(folder), data.num_labels)
+    found = attack(model.to(args.device), tokenizer, data, args, folder / "attacked.csv")
+    return {"method": method, "seed": seed, **measured, **found}
+
+
+if __name__ == "__main__":
+    main()

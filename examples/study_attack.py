@@ -1,0 +1,100 @@
+"""
+What is left of a trained model's accuracy under attack: on the word vectors, by swapped words and by typos.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import Data
+from torch import Tensor, nn
+
+from fastnlp_adv import HotFlip, Typos, robust_accuracy, robust_evaluate
+from fastnlp_adv.robustness import Attacked
+
+
+def attack(model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namespace, file: Path) -> dict[str, float]:
+    """
+    Accuracy under the attacks on the first ``args.attack_size`` test texts, which are the same for all runs.
+
+    :param model: the trained model.
+    :param tokenizer: its tokenizer.
+    :param data: holds the texts.
+    :param args: the settings of the study.
+    :param file: where to write the attacked texts, for people to read.
+    :return: ``attacked_0`` (the same texts without an attack), ``attacked_<epsilon>`` for each, ``hotflip``, ``typos``.
+    """
+    rows = data.test.select(range(min(args.attack_size, len(data.test))))
+    texts, labels = list(rows["text"]), list(rows["label"])
+    curve = under_perturbations(model, tokenizer, texts, labels, args)
+    options = {"batch_size": 2 * args.batch_size, "max_length": args.max_length}
+    attacks = {
+        "hotflip": HotFlip(model, tokenizer, max_flips=args.max_flips, **options),
+        "typos": Typos(model, tokenizer, max_typos=args.max_typos, **options),
+    }
+    found = {name: each.attack(texts, labels) for name, each in attacks.items()}
+    save_texts(found, file)
+    return {
+        **{f"attacked_{epsilon:g}": share for epsilon, share in curve.items()},
+        **{name: robust_accuracy(results) for name, results in found.items()},
+    }
+
+
+def save_texts(found: Mapping[str, Sequence[Attacked]], file: Path) -> None:
+    """
+    Write a table of the texts that the attacks changed.
+
+    :param found: what each attack returned.
+    :param file: the CSV file to write.
+    """
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["attack", "label", "prediction", "original", "attacked"])
+        for name, results in found.items():
+            rows = ([name, each.label, each.prediction, each.original, each.text] for each in results if each.changes)
+            writer.writerows(rows)
+
+
+def under_perturbations(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], labels: Sequence[int], args: argparse.Namespace
+) -> dict[float, float]:
+    """
+    The share of texts that are predicted right wherever the attack looks in a ball, for each radius.
+
+    What was wrong once stays wrong, so neither another start nor a larger ball looks at it again.
+
+    :param model: the trained model.
+    :param tokenizer: its tokenizer.
+    :param texts: the texts.
+    :param labels: their labels.
+    :param args: the settings of the study: ``epsilons`` in units of the mean norm of the word vectors, ``attack_steps``
+        and ``restarts``.
+    :return: the share for 0 (no attack) and each radius.
+    """
+    left = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length share a batch
+    shares: dict[float, float] = {}
+    for epsilon in sorted(args.epsilons):
+        for start in range(args.restarts):
+            right: dict[float, list[bool]] = {0.0: [], epsilon: []}
+
+            def note(radius: float, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], right=right) -> None:
+                right[radius] += (outputs["logits"].argmax(-1) == batch["labels"]).tolist()
+
+            batches = list(_batches(tokenizer, [(texts[i], labels[i]) for i in left], args))
+            if batches:
+                options = {"epsilons": (epsilon,), "steps": args.attack_steps, "restarts": 1, "seed": start}
+                robust_evaluate(model, batches, update=note, **options)
+            shares.setdefault(0.0, sum(right[0.0]) / len(texts))
+            left = [i for i, is_right in zip(left, right[epsilon], strict=True) if is_right]
+        shares[epsilon] = len(left) / len(texts)
+    return shares
+
+
+def _batches(tokenizer: Any, rows: list[tuple[str, int]], args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
+    for begin in range(0, len(rows), args.batch_size):
+        texts, labels = zip(*rows[begin : begin + args.batch_size], strict=True)
+        encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=args.max_length, return_tensors="pt")
+        yield {**{name: encoded[name] for name in ("input_ids", "attention_mask")}, "labels": torch.tensor(labels)}

@@ -1,0 +1,91 @@
+"""
+The results of the study as a page: what was run, what came out, and how sure that is.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import study_figures
+import torch
+from study_table import VERSIONS, Table, interval, spread
+from study_train import PLAIN
+
+
+def write(table: Table, folder: Path, command: str) -> None:
+    """
+    Write ``results.md`` and the figures.
+
+    :param table: the runs.
+    :param folder: where to.
+    :param command: how the study was started.
+    """
+    radii = sorted(table.settings["epsilons"])
+    headline = radii[(len(radii) - 1) // 2]
+    pictures = study_figures.draw(table, headline, folder)
+    columns = {
+        "clean": "accuracy",
+        f"ε = {headline:g}": f"attacked_{headline:g}",
+        "HotFlip": "hotflip",
+        "typos": "typos",
+    }
+    others = [method for method in table.methods if method != PLAIN]
+    parts = [
+        "# Results",
+        described(table),
+        f"```shell\n{command}\n```",
+        "## Accuracy",
+        "In %, mean ± standard deviation over seeds: of the clean test texts, and of what is left of those attacked. "
+        "The cost is the median time of a training step, in plain steps of the same seed.",
+        markdown(
+            ["method", "seeds", *columns, "cost"], [accuracies(table, method, columns) for method in table.methods]
+        ),
+        "## Differences to plain training",
+        "In percentage points, paired by seed: the mean, and its 95 % bootstrap interval over seeds. Where that holds "
+        "0, these runs do not tell the method from plain training.",
+        markdown(["method", *columns], [differences(table, method, columns) for method in others]),
+        "## Figures",
+        *(f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures),
+    ]
+    (folder / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def described(table: Table) -> str:
+    """What was trained, on what, and how it was attacked."""
+    s = table.settings
+    versions = ", ".join(f"{name} {s[name]}" for name in VERSIONS)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"`{s['model']}` on {s['train_size']} texts of `{s['dataset']}`, {s['epochs']} epochs, batch size "
+        f"{s['batch_size']}, learning rate {s['lr']:g}, at most {s['max_length']} tokens; every method at "
+        f"its defaults. Clean accuracy is over {s['test_size']} test texts, that under attack over the first "
+        f"{s['attack_size']}. ε is the radius (l2, a text) of an attack on the word vectors, in units of their mean norm: "
+        f"{s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip may swap {s['max_flips']} words, "
+        f"typos may be in {s['max_typos']}. {versions}; {platform.machine()}, {os.cpu_count()} cores{gpu}."
+    )
+
+
+def accuracies(table: Table, method: str, columns: dict[str, str]) -> list[str]:
+    """The row of a method in the first table."""
+    found = [[*table.values(method, column).values()] for column in columns.values()]
+    cells = [f"{100 * np.mean(each):.1f} ± {100 * spread(each):.1f}" for each in found]
+    seconds, plain = (table.values(name, "step_seconds") for name in (method, PLAIN))
+    ratios = [seconds[seed] / plain[seed] for seed in seconds.keys() & plain.keys()]
+    return [method, str(len(found[0])), *cells, f"{np.median(ratios):.2f}" if ratios else ""]
+
+
+def differences(table: Table, method: str, columns: dict[str, str]) -> list[str]:
+    """The row of a method in the second table."""
+    cells = []
+    for column in columns.values():
+        found = [100 * each for each in table.differences(method, column)]
+        low, high = interval(found) if found else (0.0, 0.0)
+        cells.append(f"{np.mean(found):+.1f} ({low:+.1f} to {high:+.1f})" if found else "")
+    return [method, *cells]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table, the first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,121 @@
+"""
+The rows of the study, as a file and as statistics: means, deviations, and differences to plain training.
+"""
+
+import csv
+import json
+import os
+import statistics
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from study_train import PLAIN
+
+RESAMPLES = 10_000
+VERSIONS = ("torch", "fastNLP", "transformers")
+
+
+@dataclass
+class Table:
+    """
+    :param folder: where ``runs.csv`` is.
+    :param settings: what all rows have in common.
+    :param rows: the rows, by method and seed.
+    """
+
+    folder: Path
+    settings: dict
+    rows: dict[tuple[str, int], dict] = field(default_factory=dict)
+
+    def add(self, row: dict) -> None:
+        """
+        Take a row, and write all anew: whoever stops the program loses no finished run.
+
+        :param row: ``method``, ``seed`` and what was measured.
+        """
+        self.rows[row["method"], row["seed"]] = row
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "runs.csv.partial"
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+        os.replace(partial, self.folder / "runs.csv")
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order in which they came, plain training first."""
+        return sorted({method: None for method, _ in self.rows}, key=lambda method: method != PLAIN)
+
+    def values(self, method: str, column: str) -> dict[int, float]:
+        """
+        :param method: a method.
+        :param column: what was measured.
+        :return: it, for each seed.
+        """
+        return {seed: row[column] for (name, seed), row in self.rows.items() if name == method}
+
+    def differences(self, method: str, column: str) -> list[float]:
+        """
+        :param method: a method.
+        :param column: what was measured.
+        :return: how much more it is than under plain training with the same seed, for each seed that both have.
+        """
+        own, plain = self.values(method, column), self.values(PLAIN, column)
+        return [own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())]
+
+
+def read_table(folder: Path, settings: dict) -> Table:
+    """
+    :param folder: where ``runs.csv`` may be.
+    :param settings: those of this study. The file ``settings.json`` beside it remembers them.
+    :return: the table so far.
+    :raises ValueError: the rows there are of other settings.
+    """
+    settings = {**settings, **{name: version(name) for name in VERSIONS}}
+    known = folder / "settings.json"
+    if known.is_file():
+        others = json.loads(known.read_text(encoding="utf-8"))
+        wrong = sorted(name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name))
+        if wrong:
+            told = ", ".join(f"{name}={others.get(name)} (now {settings.get(name)})" for name in wrong)
+            raise ValueError(f"Expected the settings of the runs in {folder}, {told}. Choose another `--output-dir`.")
+    folder.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    table = Table(folder, settings)
+    if (folder / "runs.csv").is_file():
+        with (folder / "runs.csv").open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                numbers = {name: json.loads(value) for name, value in row.items() if name not in ("method", "seed")}
+                key = row["method"], int(row["seed"])
+                table.rows[key] = {"method": key[0], "seed": key[1], **numbers}
+    return table
+
+
+def spread(values: list[float]) -> float:
+    """
+    :param values: numbers.
+    :return: their standard deviation; 0 for a single one.
+    """
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def interval(differences: list[float], resamples: int = RESAMPLES) -> tuple[float, float]:
+    """
+    The 95 % percentile bootstrap interval of the mean (Efron 1979), over seeds.
+
+    :param differences: one for each seed.
+    :param resamples: how often to draw as many with replacement.
+    :return: its ends.
+
+    Example::
+
+        >>> low, high = interval([0.01, 0.02, 0.03])
+        >>> 0.01 <= low < 0.02 < high <= 0.03
+        True
+    """
+    drawn = np.random.default_rng(0).choice(differences, size=(resamples, len(differences)))
+    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,93 @@
+"""
+One training of the study: a method, with a seed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import report
+import torch
+from data import Data
+from fastNLP import Callback
+from models import load_model
+from train_text_classification import TextClassifier, build, tokenize
+
+from fastnlp_adv import (
+    ATTACallback,
+    AWPCallback,
+    FGMCallback,
+    FGSMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
+
+PLAIN = "plain"  # what the others are compared with
+
+#: the callbacks of each method, all at their defaults
+METHODS: dict[str, Callable[[], list[Callback]]] = {
+    PLAIN: lambda: [],
+    "FGM": lambda: [FGMCallback()],
+    "PGD": lambda: [PGDCallback()],
+    "FreeLB": lambda: [FreeLBCallback()],
+    "ATTA": lambda: [ATTACallback()],
+    "R-Drop": lambda: [RDropCallback()],
+    "FGM + R-Drop": lambda: [FGMCallback(), RDropCallback()],
+    "FGSM": lambda: [FGSMCallback()],
+    "TA-VAT": lambda: [TAVATCallback()],
+    "AWP": lambda: [AWPCallback()],
+    "VAT": lambda: [VATCallback()],
+    "SMART": lambda: [SMARTCallback()],
+    "R3F": lambda: [R3FCallback()],
+    "gradient penalty": lambda: [GradientPenaltyCallback()],
+}
+
+
+def train(method: str, seed: int, data: Data, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """
+    Train, and keep model, tokenizer and what was measured in a folder; if they are there already, read them.
+
+    :param method: a name of :data:`METHODS`.
+    :param seed: of head, dropout and batches.
+    :param data: what to train on.
+    :param args: the settings of the study.
+    :param folder: where to.
+    :return: ``accuracy`` on all test texts, ``steps``, the median ``step_seconds``, and ``train_seconds`` in all.
+    """
+    measured = folder / "training.json"
+    if measured.is_file():
+        return json.loads(measured.read_text(encoding="utf-8"))
+    torch.manual_seed(seed)
+    backbone, tokenizer = load_model(args.model, data.num_labels)
+    if method == "gradient penalty":
+        backbone.set_attn_implementation("eager")  # fused attention has no second derivative
+    timer = report.StepTimer(args.device)
+    trainer = build(
+        TextClassifier(backbone),
+        tokenize(data, tokenizer, args.max_length),
+        [*METHODS[method](), timer],
+        argparse.Namespace(**{**vars(args), "seed": seed}),
+        evaluate_every=-args.epochs - 1,  # at the end
+        progress_bar=None,
+    )
+    begin = time.perf_counter()
+    trainer.run(catch_KeyboardInterrupt=False)
+    seconds = time.perf_counter() - begin
+    found = {
+        "accuracy": trainer.evaluator.run()["acc#accuracy"],
+        "steps": len(timer.seconds),
+        "step_seconds": timer.median,
+        "train_seconds": seconds,
+    }
+    backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    measured.write_text(json.dumps(found), encoding="utf-8")  # last: it says that all is there
+    return found

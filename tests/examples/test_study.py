@@ -1,0 +1,153 @@
+"""The study from end to end, on a small table of reviews and a BERT of one layer."""
+
+import argparse
+import csv
+import itertools
+
+import matplotlib.image
+import numpy as np
+import pytest
+import study
+import study_table
+import torch
+from models import load_model
+from study_attack import under_perturbations
+from study_page import markdown
+from study_train import METHODS
+
+from fastnlp_adv import robust_evaluate
+from fastnlp_adv.registry import METHODS as REGISTRY
+
+FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
+
+
+@pytest.fixture(scope="module")
+def small(reviews, bert, tmp_path_factory):
+    """The arguments of a study of seconds, and the folder that they write to."""
+    folder = tmp_path_factory.mktemp("study")
+    words = (
+        f"--dataset {reviews} --model {bert} --output-dir {folder} --models-dir {folder}/models --device cpu "
+        "--epochs 9 --batch-size 8 --lr 0.01 --jobs 1 --seeds 2 "
+        "--epsilons 0.5 2 --attack-steps 2 --restarts 2 --attack-size 8"
+    )
+    return words.split(), folder
+
+
+@pytest.fixture(scope="module")
+def finished(small):
+    arguments, folder = small
+    study.main([*arguments, "--methods", "FGM, plain"])
+    return arguments, folder
+
+
+def rows_of(folder):
+    with (folder / "runs.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_is_a_row(finished):
+    rows = rows_of(finished[1])
+    assert sorted((row["method"], row["seed"]) for row in rows) == [
+        (method, seed) for method in ("FGM", "plain") for seed in "01"
+    ]
+    for row in rows:
+        names = ("accuracy", "attacked_0", "attacked_0.5", "attacked_2", "typos", "hotflip")
+        shares = [float(row[name]) for name in names]
+        assert all(0 <= share <= 1 for share in shares)
+        assert float(row["attacked_0"]) >= float(row["attacked_0.5"]) >= float(row["attacked_2"])
+        assert float(row["attacked_0"]) >= max(float(row["typos"]), float(row["hotflip"]))
+        assert int(row["steps"]) == 36
+        assert float(row["train_seconds"]) > 36 * float(row["step_seconds"]) / 2 > 0
+    assert len({tuple(list(row.values())[2:]) for row in rows}) == 4  # neither seeds nor methods are copies
+
+
+def test_the_attacked_texts_are_kept_to_read(finished):
+    with (finished[1] / "models" / "plain-0" / "attacked.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["attack"] for row in rows} <= {"hotflip", "typos"}
+    assert rows
+    for row in rows:
+        words = zip(row["original"].split(), row["attacked"].split(), strict=True)
+        assert 1 <= sum(a != b for a, b in words) <= (3 if row["attack"] == "hotflip" else 2)
+
+
+def test_the_page_has_the_tables_and_the_figures(finished):
+    _, folder = finished
+    page = (folder / "results.md").read_text(encoding="utf-8")
+    plain = [float(row["accuracy"]) for row in rows_of(folder) if row["method"] == "plain"]
+    assert f"| plain | 2 | {100 * np.mean(plain):.1f} ± {100 * np.std(plain, ddof=1):.1f} |" in page
+    assert page.count("\n| FGM |") == 2  # accuracy, and the difference to plain training
+    assert page.count("\n| plain |") == 1
+    for name in FIGURES:
+        assert f"({name})" in page
+        assert matplotlib.image.imread(folder / name)[..., :3].std() > 0.05
+
+
+def test_what_is_finished_is_not_run_again(finished):
+    arguments, folder = finished
+    before = rows_of(folder)
+    kept = [row for row in before if (row["method"], row["seed"]) != ("FGM", "1")]
+    with (folder / "runs.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(before[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    saved = {path: path.stat().st_mtime_ns for path in (folder / "models").glob("*/training.json")}
+    study.main([*arguments, "--methods", "FGM, plain, ATTA", "--seeds", "2"])
+    after = rows_of(folder)
+    assert [row for row in after if row["method"] != "ATTA"] == [*kept, *(row for row in before if row not in kept)]
+    assert sum(row["method"] == "ATTA" for row in after) == 2
+    assert saved == {path: path.stat().st_mtime_ns for path in saved}  # nor are models trained again
+
+
+def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
+    arguments, _ = finished
+    with pytest.raises(SystemExit) as ended:
+        study.main([*arguments, "--epochs", "3"])
+    assert ended.value.code == 2
+    assert "epochs=9 (now 3)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_method_is_said_in_one_line(small, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study.main([*small[0], "--methods", "FGM, BGM"])
+    assert ended.value.code == 2
+    assert "but got BGM" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_whole_family_is_in_the_study():
+    named = {name.replace("-", "").replace(" ", "").lower() for name in METHODS}
+    assert {name.lower() for name in REGISTRY} <= named
+
+
+def test_accuracy_under_perturbations_is_that_of_robust_evaluate(finished, bert):
+    arguments, folder = finished
+    model, tokenizer = load_model(str(folder / "models" / "plain-0"))
+    with open(arguments[1], newline="") as stream:
+        rows = sorted(csv.DictReader(stream), key=lambda row: len(row["text"]))
+    texts, labels = [row["text"] for row in rows], [int(row["label"] == "True") for row in rows]
+    options = {"epsilons": [0.05, 0.5, 4.0], "attack_steps": 4, "restarts": 1, "batch_size": 64, "max_length": 32}
+    shares = under_perturbations(model, tokenizer, texts, labels, argparse.Namespace(**options))
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    batch = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask, "labels": torch.tensor(labels)}
+    expected = robust_evaluate(model, [batch], epsilons=(0.05,), steps=4, restarts=1)
+    assert shares[0.0] == pytest.approx(expected[0.0]["accuracy"])
+    assert shares[0.05] == pytest.approx(expected[0.05]["accuracy"])
+    assert shares[0.0] >= shares[0.05] >= shares[0.5] >= shares[4.0]
+    assert shares[4.0] < shares[0.0]
+
+
+def test_the_bootstrap_interval_agrees_with_all_resamples():
+    differences = [0.01, -0.02, 0.05, 0.03]
+    means = sorted(np.mean(drawn) for drawn in itertools.product(differences, repeat=4))
+    low, high = study_table.interval(differences)
+    assert low == pytest.approx(np.quantile(means, 0.025), abs=2e-3)
+    assert high == pytest.approx(np.quantile(means, 0.975), abs=2e-3)
+
+
+def test_the_spread_of_one_run_is_zero():
+    assert study_table.spread([0.5]) == 0
+    assert study_table.spread([0.5, 0.7]) == pytest.approx(2**0.5 / 10)
+
+
+def test_a_table_in_markdown():
+    assert markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
