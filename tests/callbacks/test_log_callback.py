@@ -14,8 +14,7 @@ from fastNLP import Accuracy, Callback, FitlogCallback, RichCallback, TqdmCallba
 from fastNLP.core.callbacks import fitlog_callback
 from support import Classifier, build, loader, train, weights
 
-from fastnlp_adv import FGMCallback, FreeLBCallback, RDropCallback, VATCallback
-from fastnlp_adv import LogCallback
+from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
 from fastnlp_adv.callbacks.log import measured
 
 DOCS = Path(__file__).parents[2] / "docs" / "logging.md"
