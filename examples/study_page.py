@@ -61,8 +61,8 @@ def described(table: Table) -> str:
         f"{s['batch_size']}, learning rate {s['lr']:g}, at most {s['max_length']} tokens; every method at "
         f"its defaults. Clean accuracy is over {s['test_size']} test texts, that under attack over the first "
         f"{s['attack_size']}. ε is the radius (l2, a text) of an attack on the word vectors, in units of their mean "
-        f"norm: {s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip may swap {s['max_flips']} words, "
-        f"typos may be in {s['max_typos']}. {versions}; {platform.machine()}, {os.cpu_count()} cores{gpu}."
+        f"norm: {s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip may swap {s['max_flips']} "
+        f"words, typos may be in {s['max_typos']}. {versions}; {platform.machine()}, {os.cpu_count()} cores{gpu}."
     )
 
 
