@@ -26,7 +26,7 @@ def write(table: Table, folder: Path, command: str) -> None:
     pictures = study_figures.draw(table, headline, folder)
     columns = {
         "clean": "accuracy",
-        f"ε = {headline:g}": f"attacked_{headline:g}",
+        **{f"ε = {radius:g}": f"attacked_{radius:g}" for radius in radii},
         "HotFlip": "hotflip",
         "typos": "typos",
     }

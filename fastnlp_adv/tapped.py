@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .embedding import find_embeddings
+from .embedding_tap import EmbeddingTap
 from .random_state import Noise, Replay
-from .tap import EmbeddingTap, Tap
+from .tap import Tap
 from .weight_tap import WeightTap
 
 __all__ = ["Tapped", "taps_on"]

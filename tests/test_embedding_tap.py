@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.embedding import Embedding
+from fastnlp_adv.embedding_tap import EmbeddingTap
 from fastnlp_adv.perturbation import GRANULARITIES
-from fastnlp_adv.tap import EmbeddingTap
 from fastnlp_adv.weight_tap import WeightTap
 
 IDS, LABELS = batch(4, 7)

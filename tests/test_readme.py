@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import support
+import texts
 import torch
 
 from fastnlp_adv.registry import METHODS
@@ -40,7 +41,7 @@ class Model(support.Classifier):
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_examples_run(name):
-    model = Model()
+    model, tokenizer = Model(), texts.word_piece()
     batch = support.collate(support.samples(4))
     space = {
         "model": model,
@@ -48,6 +49,10 @@ def test_the_examples_run(name):
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "train_dataloader": support.loader(),
         "batch": batch,
+        "classifier": texts.bert_for(tokenizer),
+        "tokenizer": tokenizer,
+        "texts": texts.TEXTS,
+        "labels": [1, 0] * 4,
     }
     before = support.weights(model)
     for block in blocks(name):

@@ -53,7 +53,7 @@ class PerturbedRegularizer(Tapped, Regularizer):
 
     @abstractmethod
     def start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        """Where the perturbation of a lookup begins; see :attr:`~fastnlp_adv.tap.EmbeddingTap.start`."""
+        """Where the perturbation of a lookup begins; see :attr:`~fastnlp_adv.embedding_tap.EmbeddingTap.start`."""
 
     def climb(self, value: Tensor, grad: Tensor, dims: tuple[int, ...], *, last: bool) -> Tensor:
         """The perturbation after a step along the gradient of the divergence; ``last`` in the last step."""
