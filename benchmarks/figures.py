@@ -34,7 +34,7 @@ def _drawing(found: Record) -> Callable[[Record, Axes], None] | None:
         return _rdrop
     if found["kind"] == "time":
         return _bars if len(found["points"]) == 1 else _lines
-    return {"memory": _memory, "reductions": _reductions}.get(found["kind"])
+    return {"memory": _memory, "reductions": _reductions, "precision": _bars}.get(found["kind"])
 
 
 def _lines(found: Record, axes: Axes) -> None:

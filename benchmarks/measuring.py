@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import memory, overhead, reductions
+from benchmarks import memory, overhead, precision, reductions
 from benchmarks.sweeps import Point, Sweep
 from benchmarks.timing import measure, steppers
 
@@ -38,6 +38,11 @@ def _time(sweep: Sweep, point: Point, rounds: int | None, tick: Tick) -> list[di
     return [
         {"variant": v.name, "family": v.family, "limit": v.limit, "seconds": seconds[v.name]} for v in point.variants
     ]
+
+
+def _precision(sweep: Sweep, point: Point, rounds: int | None, tick: Tick) -> list[dict]:
+    rows = _time(sweep, point, rounds, tick)
+    return [{**row, "cosines": precision.cosines(row["variant"], point.setting)} for row in rows]
 
 
 def _overhead(sweep: Sweep, point: Point, rounds: int | None, tick: Tick) -> list[dict]:
@@ -75,6 +80,7 @@ def _rounds(sweep: Sweep, rounds: int | None) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Sweep, Point, int | None, Tick], list[dict]]] = {
     "time": _time,
+    "precision": _precision,
     "overhead": _overhead,
     "memory": _memory,
     "reductions": _reductions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks import variants
+from benchmarks import precision, variants
 from benchmarks.setting import Setting
 from benchmarks.variants import PLAIN, Variant
 
@@ -54,6 +54,7 @@ def sweeps(*, quick: bool = False, device: str = "cpu") -> dict[str, Sweep]:
         steps(shallow, quick),
         rdrop(shallow, quick),
         every(base),
+        lower_precision(base),
         reductions(shallow, quick),
     ]
     if quick:
@@ -80,6 +81,15 @@ def every(base: Setting) -> Sweep:
         "of reach."
     )
     return Sweep("every", "Every method of the package", "time", (point,), note=note, seconds=45)
+
+
+def lower_precision(base: Setting) -> Sweep:
+    point = Point(0, str(base), base, tuple(precision.variants()))
+    note = (
+        "`inner_autocast=torch.bfloat16`. The cosines are those of the perturbation after each climb to the one in "
+        "float32, on a model with fresh weights and dropout off. The time depends on the machine."
+    )
+    return Sweep("precision", "Inner passes in lower precision", "precision", (point,), note=note, seconds=40)
 
 
 def vocabulary(base: Setting, quick: bool) -> Sweep:

@@ -71,6 +71,16 @@ def _time(found: Record) -> Table:
     return Table(found["title"], f"{points[0]['label']}; {_rounds(points[0])}", columns, rows)
 
 
+def _precision(found: Record) -> Table:
+    (point,) = found["points"]
+    rows = [
+        [*cells, ", ".join(f"{cosine:.4f}" for cosine in row["cosines"])]
+        for cells, row in zip(_rows(point, several=False), point["rows"], strict=True)
+    ]
+    columns = ["", "seconds a step", "in plain steps", "limit", "cosine to float32, climb by climb"]
+    return Table(found["title"], f"{point['label']}; {_rounds(point)}", columns, rows)
+
+
 def _rows(point: Point, several: bool) -> Iterator[list[str]]:
     """A row for each variant; where there are several points, the first row tells which one this is."""
     label = [f"{point['label']} ({_rounds(point)})"] if several else []
@@ -115,4 +125,4 @@ def _overhead(found: Record) -> Table:
     return Table(found["title"], f"plain step: {real['label']}; {_rounds(cheap)}", columns, rows)
 
 
-KINDS = {"time": _time, "memory": _memory, "reductions": _reductions, "overhead": _overhead}
+KINDS = {"time": _time, "precision": _precision, "memory": _memory, "reductions": _reductions, "overhead": _overhead}

@@ -110,7 +110,7 @@ def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace
                 method, seed = waiting[finished]
                 row = finished.result()
                 table.add(row)
-                shown = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "hotflip", "typos"))
+                shown = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "hotflip_1", "typos_1"))
                 progress.console.print(f"{method}, seed {seed}: {shown}")
                 progress.advance(bar)
         except BaseException:

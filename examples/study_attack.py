@@ -12,7 +12,7 @@ import torch
 from data import Data
 from torch import Tensor, nn
 
-from fastnlp_adv import HotFlip, Typos, robust_accuracy, robust_evaluate
+from fastnlp_adv import HotFlip, Typos, robust_evaluate
 from fastnlp_adv.robustness import Attacked
 
 
@@ -25,22 +25,40 @@ def attack(model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namespac
     :param data: holds the texts.
     :param args: the settings of the study.
     :param file: where to write the attacked texts, for people to read.
-    :return: ``attacked_0`` (the same texts without an attack), ``attacked_<epsilon>`` for each, ``hotflip``, ``typos``.
+    :return: ``attacked_0`` (the same texts without an attack), ``attacked_<epsilon>`` for each radius, ``hotflip_<n>``
+        and ``typos_<n>`` for each number of words that may be changed.
     """
     rows = data.test.select(range(min(args.attack_size, len(data.test))))
     texts, labels = list(rows["text"]), list(rows["label"])
     curve = under_perturbations(model, tokenizer, texts, labels, args)
     options = {"batch_size": 2 * args.batch_size, "max_length": args.max_length}
-    attacks = {
-        "hotflip": HotFlip(model, tokenizer, max_flips=args.max_flips, **options),
-        "typos": Typos(model, tokenizer, max_typos=args.max_typos, **options),
+    found = {
+        "hotflip": HotFlip(model, tokenizer, max_flips=args.max_flips, **options).attack(texts, labels),
+        "typos": Typos(model, tokenizer, max_typos=args.max_typos, **options).attack(texts, labels),
     }
-    found = {name: each.attack(texts, labels) for name, each in attacks.items()}
     save_texts(found, file)
     return {
         **{f"attacked_{epsilon:g}": share for epsilon, share in curve.items()},
-        **{name: robust_accuracy(results) for name, results in found.items()},
+        **by_changes("hotflip", found["hotflip"], args.max_flips),
+        **by_changes("typos", found["typos"], args.max_typos),
     }
+
+
+def by_changes(name: str, results: Sequence[Attacked], most: int) -> dict[str, float]:
+    """
+    Accuracy by how many words may be changed. The attacks are greedy: with a lower limit they go the same way, and stop
+    there.
+
+    :param name: of the attack.
+    :param results: what it returned.
+    :param most: its limit.
+    :return: the share that is still right, for each limit up to that.
+    """
+    still = {
+        n: [each.was_right and not (each.fooled and len(each.changes) <= n) for each in results]
+        for n in range(1, most + 1)
+    }
+    return {f"{name}_{n}": sum(right) / len(results) for n, right in still.items()}
 
 
 def save_texts(found: Mapping[str, Sequence[Attacked]], file: Path) -> None:

@@ -27,8 +27,8 @@ def write(table: Table, folder: Path, command: str) -> None:
     columns = {
         "clean": "accuracy",
         **{f"ε = {radius:g}": f"attacked_{radius:g}" for radius in radii},
-        "HotFlip": "hotflip",
-        "typos": "typos",
+        **{f"{n} flips" if n > 1 else "1 flip": f"hotflip_{n}" for n in sorted({1, table.settings["max_flips"]})},
+        **{f"{n} typos" if n > 1 else "1 typo": f"typos_{n}" for n in sorted({1, table.settings["max_typos"]})},
     }
     others = [method for method in table.methods if method != PLAIN]
     parts = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import memory, overhead, reading, record, statistic, textbook, variants
+from benchmarks import memory, overhead, precision, reading, record, statistic, textbook, variants
 from benchmarks.__main__ import main
 from benchmarks.measuring import run
 from benchmarks.setting import Setting
@@ -17,7 +17,7 @@ from benchmarks.targets import CHECKS, targets
 from benchmarks.timing import Stepper, measure, steppers
 from fastnlp_adv.registry import METHODS
 
-TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every")
+TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every", "precision")
 FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders
 LOOPS = {
     "fgm": (*variants.fgm(), 0.0),
@@ -141,6 +141,15 @@ def test_from_where_on_concat_is_faster(gains, words):
     ]
     points = [{"x": x, "rows": each} for x, each in zip((8, 16, 32), rows, strict=True)]
     assert reading.concat_is_faster({"points": points}) == words
+
+
+@pytest.mark.parametrize("variant", precision.METHODS)
+def test_the_cosines_are_those_of_each_climb_to_float32(variant):
+    found = precision.cosines(f"{variant}, inner bfloat16", Setting(batch=4, length=6, vocab=50, hidden=32, layers=1))
+    assert len(found) == (3 if variant.startswith("PGD") else 1)
+    assert all(0.9 < cosine < 1 + 1e-9 for cosine in found)
+    assert min(found) < 1 - 1e-9  # PGD's first climb is along the clean pass, which trains
+    assert precision.cosines(variant, Setting()) == []
 
 
 def test_settings_reach_from_end_to_end():

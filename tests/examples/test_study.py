@@ -11,13 +11,18 @@ import study
 import study_table
 import torch
 from models import load_model
-from study_attack import under_perturbations
+from study_attack import by_changes, under_perturbations
 from study_page import markdown
 from study_train import METHODS
 
-from fastnlp_adv import robust_evaluate
+from fastnlp_adv import HotFlip, robust_accuracy, robust_evaluate
 from fastnlp_adv.registry import METHODS as REGISTRY
 
+FALLING = {  # the more an attack may do, the less is left
+    "attacked": ("attacked_0.5", "attacked_2"),
+    "hotflip": ("hotflip_1", "hotflip_2", "hotflip_3"),
+    "typos": ("typos_1", "typos_2"),
+}
 FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
 
 
@@ -51,11 +56,12 @@ def test_a_run_is_a_row(finished):
         (method, seed) for method in ("FGM", "plain") for seed in "01"
     ]
     for row in rows:
-        names = ("accuracy", "attacked_0", "attacked_0.5", "attacked_2", "typos", "hotflip")
+        names = [*FALLING["hotflip"], *FALLING["typos"], *FALLING["attacked"], "accuracy"]
         shares = [float(row[name]) for name in names]
         assert all(0 <= share <= 1 for share in shares)
-        assert float(row["attacked_0"]) >= float(row["attacked_0.5"]) >= float(row["attacked_2"])
-        assert float(row["attacked_0"]) >= max(float(row["typos"]), float(row["hotflip"]))
+        for names in FALLING.values():
+            found = [float(row[name]) for name in ("attacked_0", *names)]
+            assert found == sorted(found, reverse=True)
         assert int(row["steps"]) == 36
         assert float(row["train_seconds"]) > 36 * float(row["step_seconds"]) / 2 > 0
     assert len({tuple(list(row.values())[2:]) for row in rows}) == 4  # neither seeds nor methods are copies
@@ -134,6 +140,18 @@ def test_accuracy_under_perturbations_is_that_of_robust_evaluate(finished, bert)
     assert shares[0.05] == pytest.approx(expected[0.05]["accuracy"])
     assert shares[0.0] >= shares[0.05] >= shares[0.5] >= shares[4.0]
     assert shares[4.0] < shares[0.0]
+
+
+def test_a_lower_limit_is_read_off_the_same_search(finished):
+    arguments, folder = finished
+    model, tokenizer = load_model(str(folder / "models" / "plain-0"))
+    with open(arguments[1], newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    texts, labels = [row["text"] for row in rows], [int(row["label"] == "True") for row in rows]
+    found = by_changes("hotflip", HotFlip(model, tokenizer, max_flips=3).attack(texts, labels), 3)
+    for n in (1, 2, 3):
+        alone = robust_accuracy(HotFlip(model, tokenizer, max_flips=n).attack(texts, labels))
+        assert found[f"hotflip_{n}"] == pytest.approx(alone)
 
 
 def test_the_bootstrap_interval_agrees_with_all_resamples():
