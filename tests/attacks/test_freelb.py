@@ -217,46 +217,6 @@ def test_an_example_without_a_finite_gradient_keeps_still():
     assert not torch.equal(passes[1.0][1][1], passes[1.0][0][1])
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_without_noise_and_climbs_it_is_plain_training(steps):
-    model = classifier()
-    LOSS(model).backward()
-    plain = gradients(model)
-    assert_same(step(FreeLB(model, alpha=0.0, init=0.0, steps=steps), model), plain, rtol=1e-12)
-    ours, theirs = Classifier(dropout=0.0), Classifier(dropout=0.0)
-    train(ours, [FreeLBCallback(alpha=0.0, init=0.0, steps=steps)])
-    train(theirs)
-    assert distance(ours, theirs) < 1e-6
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_cost_and_weights_of_the_passes(steps):
-    model = classifier()
-    counts = {"forward": 0, "input": 0, "full": 0}
-
-    def count(name):
-        counts[name] += 1
-
-    model.head.weight.register_hook(lambda grad: count("full"))
-
-    def closure():
-        count("forward")
-        logits = model(IDS)
-        logits.register_hook(lambda grad: count("input"))
-        return cross_entropy(logits, LABELS)
-
-    attack = FreeLB(model, steps=steps)
-    attack.step(closure)
-    assert counts == {"forward": steps, "input": steps, "full": steps}
-    with attack.running() as passes:
-        seen = []
-        for each in passes:
-            seen.append(each)
-            LOSS(model).backward()
-    assert [each.last for each in seen] == [False] * (steps - 1) + [True]
-    assert all(each.trains and each.adversarial and each.weight == 1 / steps for each in seen)
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("number", [0, 1, 2])
