@@ -74,7 +74,7 @@ def _time(found: Record) -> Table:
 def _precision(found: Record) -> Table:
     (point,) = found["points"]
     rows = [
-        [*cells, ", ".join(f"{cosine:.4f}" for cosine in row["cosines"])]
+        [*cells, ", ".join(f"{cosine:.6f}" for cosine in row["cosines"])]
         for cells, row in zip(_rows(point, several=False), point["rows"], strict=True)
     ]
     columns = ["", "seconds a step", "in plain steps", "limit", "cosine to float32, climb by climb"]

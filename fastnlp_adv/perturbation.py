@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["GRANULARITIES", "Lookup", "Perturbation", "PositionPerturbation", "VocabPerturbation", "perturbation_for"]
 
@@ -87,17 +88,19 @@ class VocabPerturbation(Perturbation):
 
     def at(self, index: int, ids: Tensor) -> Tensor | None:
         slots, known = self._slots(ids)
-        return self.values[0][slots] * known.unsqueeze(-1)
+        return functional.embedding(slots, self.values[0]) * known.unsqueeze(-1)
 
     def collect(self, lookups: dict[int, Lookup]) -> list[Tensor]:
-        total = torch.zeros_like(self.values[0])
+        size, features = self.values[0].shape
+        total = self.values[0].new_zeros((size + 1, features))  # in the last row lands what does not count
         for lookup in lookups.values():
             slots, known = self._slots(lookup.ids)
-            grad = torch.where(lookup.real() & known.unsqueeze(-1), lookup.grad.to(total.dtype), 0)
+            slots = torch.where(lookup.real().squeeze(-1) & known, slots, size)
+            grad = lookup.grad.to(total.dtype)
             if lookup.scale_grad_by_freq:
                 grad = grad / _counts(lookup.ids).unsqueeze(-1)
-            total.index_add_(0, slots.flatten(), grad.reshape(-1, grad.shape[-1]))
-        return [total]
+            total.index_add_(0, slots.flatten(), grad.reshape(-1, features))
+        return [total[:size]]
 
     def real(self) -> list[Tensor]:
         used = torch.zeros_like(self._keys, dtype=torch.long)

@@ -139,11 +139,11 @@ class Attack(Tapped, ABC):
         self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
         self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
         for grads, _ in moved:
-            peak = _total_norm(grads, float("inf"))
+            peak = torch.stack([grad.abs().amax() for grad in grads]).amax()
             skipped = (~(peak.isfinite() & (peak > 0))).long()
             self.skipped = skipped if self.skipped is None else self.skipped + skipped
 
 
-def _total_norm(tensors: list[Tensor], order: float = 2.0) -> Tensor:
-    norms = [torch.linalg.vector_norm(t, order, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), order)
+def _total_norm(tensors: list[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
