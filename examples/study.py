@@ -28,10 +28,12 @@ from data import load_data
 from fastNLP import logger
 from models import load_model
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
 from study_attack import attack
 from study_table import Table, read_table
-from study_train import METHODS, train
+from study_train import METHODS, step_seconds, train
+
+TIMED_ROUNDS = 3
 
 #: what the result of a run depends on, and how it is typed
 SETTINGS = {
@@ -55,15 +57,17 @@ SETTINGS = {
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
+    logger.setLevel("ERROR")  # of many Trainers; progress bars show where the study is
     with one_line_errors(parser):
         unknown = [method for method in args.methods if method not in METHODS]
         if unknown:
             raise ValueError(f"Expected `--methods` to be of {', '.join(METHODS)}, but got {', '.join(unknown)}.")
         table = read_table(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
         load_data(args.dataset, 1)  # fetches once what the processes would fetch each
-        # All methods of a seed in turn: a machine whose speed drifts slows them alike.
         runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
         complete(table, [run for run in runs if run not in table.rows], args)
+        if table.step_seconds.keys() != set(table.methods):
+            table.time(take_turns(table.methods, args))
         command = shlex.join(["python", "examples/study.py", *(sys.argv[1:] if argv is None else argv)])
         study_page.write(table, args.output_dir, command)
     Console().print(f"Written to {args.output_dir}: runs.csv, results.md and the figures")
@@ -116,6 +120,17 @@ def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what has begun is finished, or Ctrl-C has reached it, too
             raise
+
+
+def take_turns(methods: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Time steps when no run is under way, all methods in each round: what slows a whole round drops out of ratios."""
+    torch.set_num_threads(args.threads)
+    data = load_data(args.dataset, args.train_size)
+    data = replace(data, test=data.test.select(range(1)))
+    found: dict[str, list[float]] = {method: [] for method in methods}
+    for method in track([*methods] * TIMED_ROUNDS, description="time of a step"):
+        found[method].append(step_seconds(method, data, args))
+    return found
 
 
 def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | str]:

@@ -12,6 +12,7 @@ from study_train import PLAIN
 
 MARKERS = "os^Dv<>pP*Xdhx"
 LINES = ["-", "--", "-.", ":"]
+Values = dict[str, list[float]]
 
 
 def draw(table: Table, headline: float, folder: Path) -> list[Path]:
@@ -23,12 +24,11 @@ def draw(table: Table, headline: float, folder: Path) -> list[Path]:
     """
     robust = f"attacked_{headline:g}"
     named = f"accuracy at ε = {headline:g} (%)"
+    clean, left = table_of(table, "accuracy", 100), table_of(table, robust, 100)
     figures = {
         "accuracy_by_epsilon.png": lambda axes: by_epsilon(axes, table),
-        "clean_and_robust.png": lambda axes: scatter(
-            axes, table, "accuracy", robust, 100, ("clean accuracy (%)", named)
-        ),
-        "cost_and_robust.png": lambda axes: scatter(axes, table, "step_seconds", robust, 1, ("seconds a step", named)),
+        "clean_and_robust.png": lambda axes: scatter(axes, table, clean, left, ("clean accuracy (%)", named)),
+        "cost_and_robust.png": lambda axes: scatter(axes, table, table.step_seconds, left, ("seconds a step", named)),
     }
     for name, put in figures.items():
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -62,20 +62,16 @@ def by_epsilon(axes: Axes, table: Table) -> None:
     axes.set_title("Accuracy against the size of the perturbation (mean over seeds)", loc="left")
 
 
-def scatter(axes: Axes, table: Table, x: str, y: str, scale: float, names: tuple[str, str]) -> None:
-    """A point a method: the mean over seeds, with a standard deviation to each side."""
+def scatter(axes: Axes, table: Table, x: Values, y: Values, names: tuple[str, str]) -> None:
+    """A point a method: the mean, with a standard deviation to each side."""
     for method in table.methods:
-        across, up = ([*table.values(method, column).values()] for column in (x, y))
-        axes.errorbar(
-            scale * np.mean(across),
-            100 * np.mean(up),
-            xerr=scale * spread(across),
-            yerr=100 * spread(up),
-            ls="none",
-            ms=7,
-            capsize=2,
-            elinewidth=0.7,
-            **style(table, method),
-        )
+        across, up = x[method], y[method]
+        errors = {"xerr": spread(across), "yerr": spread(up), "capsize": 2, "elinewidth": 0.7}
+        axes.errorbar(np.mean(across), np.mean(up), ls="none", ms=7, **errors, **style(table, method))
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.set_title(f"{names[1].split(' (')[0]}, against {names[0].split(' (')[0]}".capitalize(), loc="left")
+
+
+def table_of(table: Table, column: str, scale: float) -> Values:
+    """What was measured of each method, for each seed."""
+    return {method: [scale * each for each in table.values(method, column).values()] for method in table.methods}

@@ -37,7 +37,7 @@ def write(table: Table, folder: Path, command: str) -> None:
         f"```shell\n{command}\n```",
         "## Accuracy",
         "In %, mean ± standard deviation over seeds: of the clean test texts, and of what is left of those attacked. "
-        "The cost is the median time of a training step, in plain steps of the same seed.",
+        "The cost is the time of a training step in plain steps: the median of rounds in which all methods took turns.",
         markdown(
             ["method", "seeds", *columns, "cost"], [accuracies(table, method, columns) for method in table.methods]
         ),
@@ -70,9 +70,9 @@ def accuracies(table: Table, method: str, columns: dict[str, str]) -> list[str]:
     """The row of a method in the first table."""
     found = [[*table.values(method, column).values()] for column in columns.values()]
     cells = [f"{100 * np.mean(each):.1f} ± {100 * spread(each):.1f}" for each in found]
-    seconds, plain = (table.values(name, "step_seconds") for name in (method, PLAIN))
-    ratios = [seconds[seed] / plain[seed] for seed in seconds.keys() & plain.keys()]
-    return [method, str(len(found[0])), *cells, f"{np.median(ratios):.2f}" if ratios else ""]
+    seconds, plain = (table.step_seconds.get(name, []) for name in (method, PLAIN))
+    cost = [f"{np.median(np.divide(seconds, plain)):.2f}" if plain else ""]
+    return [method, str(len(found[0])), *cells, *cost]
 
 
 def differences(table: Table, method: str, columns: dict[str, str]) -> list[str]:

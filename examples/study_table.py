@@ -23,11 +23,13 @@ class Table:
     :param folder: where ``runs.csv`` is.
     :param settings: what all rows have in common.
     :param rows: the rows, by method and seed.
+    :param step_seconds: what a step of each method takes, measured in rounds in which all methods took turns.
     """
 
     folder: Path
     settings: dict
     rows: dict[tuple[str, int], dict] = field(default_factory=dict)
+    step_seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, row: dict) -> None:
         """
@@ -43,6 +45,15 @@ class Table:
             writer.writeheader()
             writer.writerows(self.rows.values())
         os.replace(partial, self.folder / "runs.csv")
+
+    def time(self, step_seconds: dict[str, list[float]]) -> None:
+        """
+        Take the times of steps, and write them.
+
+        :param step_seconds: for each method, one of each round.
+        """
+        self.step_seconds = step_seconds
+        (self.folder / "step_seconds.json").write_text(json.dumps(step_seconds, indent=2) + "\n", encoding="utf-8")
 
     @property
     def methods(self) -> list[str]:
@@ -91,6 +102,8 @@ def read_table(folder: Path, settings: dict) -> Table:
                 numbers = {name: json.loads(value) for name, value in row.items() if name not in ("method", "seed")}
                 key = row["method"], int(row["seed"])
                 table.rows[key] = {"method": key[0], "seed": key[1], **numbers}
+    if (folder / "step_seconds.json").is_file():
+        table.step_seconds = json.loads((folder / "step_seconds.json").read_text(encoding="utf-8"))
     return table
 
 

@@ -3,6 +3,8 @@
 import argparse
 import csv
 import itertools
+import json
+import re
 
 import matplotlib.image
 import numpy as np
@@ -63,7 +65,7 @@ def test_a_run_is_a_row(finished):
             found = [float(row[name]) for name in ("attacked_0", *names)]
             assert found == sorted(found, reverse=True)
         assert int(row["steps"]) == 36
-        assert float(row["train_seconds"]) > 36 * float(row["step_seconds"]) / 2 > 0
+        assert float(row["train_seconds"]) > 0
     assert len({tuple(list(row.values())[2:]) for row in rows}) == 4  # neither seeds nor methods are copies
 
 
@@ -84,6 +86,10 @@ def test_the_page_has_the_tables_and_the_figures(finished):
     assert f"| plain | 2 | {100 * np.mean(plain):.1f} ± {100 * np.std(plain, ddof=1):.1f} |" in page
     assert page.count("\n| FGM |") == 2  # accuracy, and the difference to plain training
     assert page.count("\n| plain |") == 1
+    seconds = json.loads((folder / "step_seconds.json").read_text())
+    assert seconds.keys() == {"FGM", "plain"}
+    cost = np.median([ours / plain for ours, plain in zip(seconds["FGM"], seconds["plain"], strict=True)])
+    assert len(seconds["plain"]) == 3 and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", page)
     for name in FIGURES:
         assert f"({name})" in page
         assert matplotlib.image.imread(folder / name)[..., :3].std() > 0.05
