@@ -14,7 +14,7 @@ from fastnlp_adv.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]
-DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(name):
