@@ -88,7 +88,7 @@ def step_seconds(method: str, data: Data, args: argparse.Namespace) -> float:
     """
     few = replace(data, train=data.train.select(range(min(TIMED_STEPS * args.batch_size, len(data.train)))))
     timer = report.StepTimer(args.device)
-    trainer, _ = trainer_for(method, 0, few, args, timer)
+    trainer, _ = trainer_for(method, 0, few, argparse.Namespace(**{**vars(args), "epochs": 1}), timer)
     trainer.run(catch_KeyboardInterrupt=False)
     return timer.median
 
