@@ -85,12 +85,22 @@ def save_table(results: Sequence[Result], file: Path) -> None:
     :param results: the results, one a line.
     :param file: the CSV file to write.
     """
+    save_rows([asdict(result) for result in results], file)
+
+
+def save_rows(rows: Sequence[dict], file: Path) -> None:
+    """
+    Write a table whole or not at all.
+
+    :param rows: the rows, which have the same columns.
+    :param file: the CSV file to write.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     with partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(asdict(results[0])))
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+        writer.writerows(rows)
     os.replace(partial, file)
 
 

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import study_page
 import torch
 from cli import one_line_errors, positive
-from data import load_data
+from data import Data, load_data
 from fastNLP import logger
 from models import load_model
 from rich.console import Console
@@ -125,20 +125,24 @@ def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace
 def take_turns(methods: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
     """Time steps when no run is under way, all methods in each round: what slows a whole round drops out of ratios."""
     torch.set_num_threads(args.threads)
-    data = load_data(args.dataset, args.train_size)
-    data = replace(data, test=data.test.select(range(1)))
+    data = load_part(args, test_size=1)
     found: dict[str, list[float]] = {method: [] for method in methods}
     for method in track([*methods] * TIMED_ROUNDS, description="time of a step"):
         found[method].append(step_seconds(method, data, args))
     return found
 
 
+def load_part(args: argparse.Namespace, test_size: int) -> Data:
+    """The data of the study, with so many test texts."""
+    data = load_data(args.dataset, args.train_size)
+    return replace(data, test=data.test.select(range(min(test_size, len(data.test)))))
+
+
 def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | str]:
     """Train and attack, in a process of its own."""
     logger.setLevel("ERROR")  # several processes write to one terminal, which shows the progress of all
     torch.set_num_threads(args.threads)
-    data = load_data(args.dataset, args.train_size)
-    data = replace(data, test=data.test.select(range(min(args.test_size, len(data.test)))))
+    data = load_part(args, args.test_size)
     folder = args.models_dir / f"{method.lower().replace(' ', '')}-{seed}"
     measured = train(method, seed, data, args, folder)
     model, tokenizer = load_model(str(folder), data.num_labels)

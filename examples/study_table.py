@@ -4,13 +4,13 @@ The rows of the study, as a file and as statistics: means, deviations, and diffe
 
 import csv
 import json
-import os
 import statistics
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import report
 from study_train import PLAIN
 
 RESAMPLES = 10_000
@@ -38,13 +38,7 @@ class Table:
         :param row: ``method``, ``seed`` and what was measured.
         """
         self.rows[row["method"], row["seed"]] = row
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "runs.csv.partial"
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows.values())
-        os.replace(partial, self.folder / "runs.csv")
+        report.save_rows(list(self.rows.values()), self.folder / "runs.csv")
 
     def time(self, step_seconds: dict[str, list[float]]) -> None:
         """

@@ -17,6 +17,7 @@ from .evaluate import modes_kept
 from .scores import Scores, score
 from .search import Change, Search, Tokens
 from .words import change_word
+from .worst_case import differentiable
 
 __all__ = ["TextAttack"]
 
@@ -100,8 +101,7 @@ class TextAttack(Tapped, ABC):
         batch, spans = self._encode([each.text for each in searches])
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        # cuDNN has no backward pass for recurrent layers in eval mode; torch's own kernels have
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        with torch.enable_grad(), differentiable(self._model):
             total = self._score(batch, [each.label for each in searches])[0].heights.sum()
         gradients = self._at(batch["input_ids"], self.differentiate(total))
         found = []

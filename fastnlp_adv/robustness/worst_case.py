@@ -18,7 +18,7 @@ from ..functional import ascend, group_norm, project, random_in_ball
 from ..tapped import Tapped, taps_on
 from .scores import Scores
 
-__all__ = ["WorstCase"]
+__all__ = ["WorstCase", "differentiable"]
 
 
 @dataclass
@@ -161,7 +161,7 @@ class WorstCase(Tapped):
         """One forward pass, with gradients on: without them a lookup does not know its place."""
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        with torch.enable_grad(), _differentiable(self._model):
+        with torch.enable_grad(), differentiable(self._model):
             return forward()
 
     def _start(self) -> list[list[Tensor]]:
@@ -242,8 +242,13 @@ def _detached(value: Any) -> Any:
     return type(value)(map(_detached, value)) if type(value) in (list, tuple) else value
 
 
-def _differentiable(model: nn.Module) -> AbstractContextManager:
-    """cuDNN has no backward pass for recurrent layers in eval mode; torch's own kernels have."""
+def differentiable(model: nn.Module) -> AbstractContextManager:
+    """
+    Where a model in eval mode can be differentiated: cuDNN has no backward pass for recurrent layers then, torch's own
+    kernels have.
+
+    :param model: the model.
+    """
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()
