@@ -3,6 +3,7 @@ Does it help? Train each method with several seeds, attack what it has learned, 
 
     python study.py                                                  # small: hours on 2 CPU cores
     python study.py --methods "plain, FGM" --seeds 2 --epochs 1      # smaller
+    python study.py --methods "plain, FGM epsilon=0.5, FGM"          # other arguments
     python study.py --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
 
 Writes `runs.csv`, a row a run, and from it `results.md` with tables and figures. A run that has a row is not run again:
@@ -31,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
 from study_attack import attack
 from study_table import Table, read_table
-from study_train import METHODS, step_seconds, train
+from study_train import METHODS, callbacks_of, step_seconds, train
 
 TIMED_ROUNDS = 3
 
@@ -59,9 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logger.setLevel("ERROR")  # of many Trainers; progress bars show where the study is
     with one_line_errors(parser):
-        unknown = [method for method in args.methods if method not in METHODS]
-        if unknown:
-            raise ValueError(f"Expected `--methods` to be of {', '.join(METHODS)}, but got {', '.join(unknown)}.")
+        for method in args.methods:
+            callbacks_of(method)  # says now what cannot be had, not in the last of the processes
         table = read_table(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
         load_data(args.dataset, 1)  # fetches once what the processes would fetch each
         runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
@@ -76,7 +76,10 @@ def main(argv: list[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--methods", type=names, default=list(METHODS), help=f"of {', '.join(METHODS)}; all by default")
+    told = (
+        f"of {', '.join(METHODS)}, which are the default; others, like 'PGD epsilon=0.5 + R-Drop', are put together so"
+    )
+    add("--methods", type=names, default=METHODS, help=told)
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--jobs", type=positive, default=2, help="runs at a time, a process each (default: %(default)s)")
     add("--threads", type=positive, default=1, help="of each process (default: %(default)s)")

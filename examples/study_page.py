@@ -58,11 +58,12 @@ def described(table: Table) -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"`{s['model']}` on {s['train_size']} texts of `{s['dataset']}`, {s['epochs']} epochs, batch size "
-        f"{s['batch_size']}, learning rate {s['lr']:g}, at most {s['max_length']} tokens; every method at "
-        f"its defaults. Clean accuracy is over {s['test_size']} test texts, that under attack over the first "
-        f"{s['attack_size']}. ε is the radius (l2, a text) of an attack on the word vectors, in units of their mean "
-        f"norm: {s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip may swap {s['max_flips']} "
-        f"words, typos may be in {s['max_typos']}. {versions}; {platform.machine()}, {os.cpu_count()} cores{gpu}."
+        f"{s['batch_size']}, learning rate {s['lr']:g}, at most {s['max_length']} tokens; methods are at their "
+        f"defaults where no arguments stand behind them. Clean accuracy is over {s['test_size']} test texts, that "
+        f"under attack over the first {s['attack_size']}. ε is the radius (l2, a text) of an attack on the word "
+        f"vectors, in units of their mean norm: {s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip "
+        f"may swap {s['max_flips']} words, typos may be in {s['max_typos']}. {versions}; {platform.machine()}, "
+        f"{os.cpu_count()} cores{gpu}."
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import report
-from study_train import PLAIN
+from study_train import METHODS, PLAIN
 
 RESAMPLES = 10_000
 VERSIONS = ("torch", "fastNLP", "transformers")
@@ -51,8 +51,12 @@ class Table:
 
     @property
     def methods(self) -> list[str]:
-        """In the order in which they came, plain training first."""
-        return sorted({method: None for method, _ in self.rows}, key=lambda method: method != PLAIN)
+        """In the order of :data:`~study_train.METHODS`, plain training first, and what else there is as it came."""
+        found = dict.fromkeys(method for method, _ in self.rows)
+        return [
+            *(method for method in METHODS if method in found),
+            *(method for method in found if method not in METHODS),
+        ]
 
     def values(self, method: str, column: str) -> dict[int, float]:
         """

@@ -3,9 +3,9 @@ One training of the study: a method, with a seed. And what a step of each method
 """
 
 import argparse
+import ast
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,30 +34,64 @@ from fastnlp_adv import (
 PLAIN = "plain"  # what the others are compared with
 TIMED_STEPS = 12
 
-#: the callbacks of each method, all at their defaults
-METHODS: dict[str, Callable[[], list[Callback]]] = {
-    PLAIN: lambda: [],
-    "FGM": lambda: [FGMCallback()],
-    "PGD": lambda: [PGDCallback()],
-    "FreeLB": lambda: [FreeLBCallback()],
-    "ATTA": lambda: [ATTACallback()],
-    "R-Drop": lambda: [RDropCallback()],
-    "FGM + R-Drop": lambda: [FGMCallback(), RDropCallback()],
-    "FGSM": lambda: [FGSMCallback()],
-    "TA-VAT": lambda: [TAVATCallback()],
-    "AWP": lambda: [AWPCallback()],
-    "VAT": lambda: [VATCallback()],
-    "SMART": lambda: [SMARTCallback()],
-    "R3F": lambda: [R3FCallback()],
-    "gradient penalty": lambda: [GradientPenaltyCallback()],
+CALLBACKS: dict[str, type[Callback]] = {
+    "FGM": FGMCallback,
+    "PGD": PGDCallback,
+    "FreeLB": FreeLBCallback,
+    "ATTA": ATTACallback,
+    "R-Drop": RDropCallback,
+    "FGSM": FGSMCallback,
+    "TA-VAT": TAVATCallback,
+    "AWP": AWPCallback,
+    "VAT": VATCallback,
+    "SMART": SMARTCallback,
+    "R3F": R3FCallback,
+    "gradient penalty": GradientPenaltyCallback,
 }
+
+#: what is studied unless something else is asked for, all at their defaults
+METHODS = [PLAIN, "FGM", "PGD", "FreeLB", "ATTA", "R-Drop", "FGM + R-Drop", *list(CALLBACKS)[5:]]
+
+
+def callbacks_of(method: str) -> list[Callback]:
+    """
+    :param method: :data:`PLAIN`, or names of :data:`CALLBACKS` with `` + `` between; arguments that are not to be at
+        their defaults stand behind a name.
+    :return: new callbacks.
+    :raises ValueError: there is no such method, or it does not take these arguments.
+
+    Example::
+
+        >>> [type(callback).__name__ for callback in callbacks_of("FGM epsilon=0.5 + R-Drop")]
+        ['FGMCallback', 'RDropCallback']
+    """
+    return [] if method == PLAIN else [_callback(part) for part in method.split(" + ")]
+
+
+def _callback(text: str) -> Callback:
+    words = text.split()
+    name = " ".join(word for word in words if "=" not in word)
+    if name not in CALLBACKS:
+        raise ValueError(f"Expected `--methods` to be of {PLAIN}, {', '.join(CALLBACKS)}, but got {name}.")
+    arguments = dict(word.split("=", 1) for word in words if "=" in word)
+    try:
+        return CALLBACKS[name](**{key: _value(value) for key, value in arguments.items()})
+    except TypeError as reason:
+        raise ValueError(f"Expected arguments of {CALLBACKS[name].__name__}, but got {text}: {reason}.") from None
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def train(method: str, seed: int, data: Data, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """
     Train, and keep model, tokenizer and what was measured in a folder; if they are there already, read them.
 
-    :param method: a name of :data:`METHODS`.
+    :param method: see :func:`callbacks_of`.
     :param seed: of head, dropout and batches.
     :param data: what to train on.
     :param args: the settings of the study.
@@ -81,7 +115,7 @@ def train(method: str, seed: int, data: Data, args: argparse.Namespace, folder: 
 
 def step_seconds(method: str, data: Data, args: argparse.Namespace) -> float:
     """
-    :param method: a name of :data:`METHODS`.
+    :param method: see :func:`callbacks_of`.
     :param data: its first texts are trained on.
     :param args: the settings of the study.
     :return: the median time of a step.
@@ -95,7 +129,7 @@ def step_seconds(method: str, data: Data, args: argparse.Namespace) -> float:
 
 def trainer_for(method: str, seed: int, data: Data, args: argparse.Namespace, *callbacks: Callback) -> tuple:
     """
-    :param method: a name of :data:`METHODS`.
+    :param method: see :func:`callbacks_of`.
     :param seed: of head, dropout and batches.
     :param data: what to train on.
     :param args: the settings of the study.
@@ -104,12 +138,12 @@ def trainer_for(method: str, seed: int, data: Data, args: argparse.Namespace, *c
     """
     torch.manual_seed(seed)
     backbone, tokenizer = load_model(args.model, data.num_labels)
-    if method == "gradient penalty":
+    if "gradient penalty" in method:
         backbone.set_attn_implementation("eager")  # fused attention has no second derivative
     trainer = build(
         TextClassifier(backbone),
         tokenize(data, tokenizer, args.max_length),
-        [*METHODS[method](), *callbacks],
+        [*callbacks_of(method), *callbacks],
         argparse.Namespace(**{**vars(args), "seed": seed}),
         evaluate_every=-args.epochs - 1,  # at the end
         progress_bar=None,

@@ -15,9 +15,17 @@ import torch
 from models import load_model
 from study_attack import by_changes, under_perturbations
 from study_page import markdown
-from study_train import METHODS
+from study_train import METHODS, callbacks_of
+from torch import nn
 
-from fastnlp_adv import HotFlip, robust_accuracy, robust_evaluate
+from fastnlp_adv import (
+    FGMCallback,
+    GradientPenaltyCallback,
+    HotFlip,
+    RDropCallback,
+    robust_accuracy,
+    robust_evaluate,
+)
 from fastnlp_adv.registry import METHODS as REGISTRY
 
 FALLING = {  # the more an attack may do, the less is left
@@ -119,11 +127,30 @@ def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
     assert "epochs=9 (now 3)" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_unknown_method_is_said_in_one_line(small, capsys):
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        ("FGM, BGM", "but got BGM"),
+        ("FGM + BGM", "but got BGM"),
+        ("FGM epsilom=1", "unexpected keyword argument 'epsilom'"),
+        ("FGM epsilon=-1", "Expected `epsilon` to be"),
+        ("FGM epsilon=one", "non-negative number, but got 'one'"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(methods, told, small, capsys):
     with pytest.raises(SystemExit) as ended:
-        study.main([*small[0], "--methods", "FGM, BGM"])
+        study.main([*small[0], "--methods", methods])
     assert ended.value.code == 2
-    assert "but got BGM" in capsys.readouterr().err.splitlines()[-1]
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_method_is_put_together_from_names_and_arguments():
+    fgm, rdrop = callbacks_of("FGM epsilon=0.5 emb_name=words + R-Drop")
+    assert isinstance(fgm, FGMCallback) and isinstance(rdrop, RDropCallback)
+    assert fgm.build(nn.ModuleDict({"words": nn.Embedding(3, 2)})).epsilon == 0.5
+    (penalty,) = callbacks_of("gradient penalty")
+    assert isinstance(penalty, GradientPenaltyCallback)
+    assert callbacks_of("plain") == []
 
 
 def test_the_whole_family_is_in_the_study():
