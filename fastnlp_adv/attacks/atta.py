@@ -59,11 +59,11 @@ class ATTA(EmbeddingAttack):
 
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([0, 1])
-        >>> atta = ATTA(model, epsilon=0.5, alpha=0.25)
+        >>> atta = ATTA(model, epsilon=0.1, alpha=0.05)
         >>> for epoch in range(4):
         ...     loss = atta.step(lambda: nn.functional.cross_entropy(model(ids), labels), indices=[7, 3])
         >>> round(atta.perturbation_norm.item() / 2**0.5, 3)   # of the two together
-        0.5
+        0.1
         >>> atta.close()
     """
 
@@ -74,8 +74,8 @@ class ATTA(EmbeddingAttack):
     def __init__(
         self,
         model: nn.Module,
-        epsilon: float = 0.5,
-        alpha: float = 0.25,
+        epsilon: float = 0.1,
+        alpha: float = 0.05,
         storage_dtype: torch.dtype = torch.float16,
         emb_name: str | None = None,
     ):

@@ -36,7 +36,7 @@ class ATTACallback(AttackCallback):
 
     Example::
 
-        >>> callback = ATTACallback(epsilon=0.5, alpha=0.25)   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = ATTACallback(epsilon=0.1, alpha=0.05)   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = ATTA
@@ -44,9 +44,9 @@ class ATTACallback(AttackCallback):
 
     def __init__(
         self,
-        epsilon: float = 0.5,
+        epsilon: float = 0.1,
         *,
-        alpha: float = 0.25,
+        alpha: float = 0.05,
         storage_dtype: torch.dtype = torch.float16,
         emb_name: str | None = None,
         start: int | float = 0,

@@ -173,7 +173,7 @@ def test_start_and_every_keep_what_is_stored():
     trainings = []
     for _ in range(2):
         trainings.append(Classifier())
-        callback = ATTACallback(EPSILON, start=6, every=2)
+        callback = ATTACallback(EPSILON, alpha=ALPHA, start=6, every=2)
         train(trainings[-1], [callback], train_dataloader=indexed(), n_batches=24)
     plain = Classifier()
     train(plain, train_dataloader=indexed(), n_batches=24)
@@ -238,7 +238,7 @@ def test_copies_of_an_example_share_a_perturbation():
 def test_with_rdrop(mode):
     models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
     for model in models:
-        callbacks = [RDropCallback(mode=mode), ATTACallback(EPSILON)]
+        callbacks = [RDropCallback(mode=mode), ATTACallback(EPSILON, alpha=ALPHA)]
         trainer = train(model, callbacks, train_dataloader=indexed(), n_batches=12)
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert torch.isfinite(weights(models[0])).all()
@@ -251,7 +251,7 @@ def test_a_step_that_fails_leaves_model_and_store(error, where):
     model = Probe(dropout=0.0)
     before = snapshot(model)
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON)
+    atta = ATTA(model, EPSILON, ALPHA)
     atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
     atta.close()
     kept = copy.deepcopy(atta.store._rows)
@@ -327,13 +327,13 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
 
 def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
     model = classifier()
-    atta = ATTA(model, EPSILON)
+    atta = ATTA(model, EPSILON, ALPHA)
     for indices, length, side in BATCHES:
         ids, labels = padded(indices, length, side)
         atta.step(lambda: classifier_loss(model, ids, labels), indices)  # noqa: B023
     torch.save(atta.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
-    other = ATTA(classifier(), EPSILON)
+    other = ATTA(classifier(), EPSILON, ALPHA)
     other.load_state_dict(state)
     assert len(state["examples"]) == 1  # one lookup
     assert other.store._rows.keys() == atta.store._rows.keys()
@@ -348,9 +348,9 @@ def test_resumed_training_ends_in_the_same_weights(stop, tmp_path):
     whole, resumed = Classifier(dropout=0.0), Classifier(dropout=0.0)
     saver = CheckpointCallback(folder=tmp_path, save_object="trainer", every_n_batches=stop)
     settings = {"n_batches": -1, "n_epochs": 3}
-    build(whole, [ATTACallback(EPSILON), saver], train_dataloader=indexed(), **settings).run()
+    build(whole, [ATTACallback(EPSILON, alpha=ALPHA), saver], train_dataloader=indexed(), **settings).run()
     saved = str(next(tmp_path.rglob(f"trainer-*batch_{stop}")))
-    build(resumed, [ATTACallback(EPSILON)], train_dataloader=indexed(), **settings).run(resume_from=saved)
+    build(resumed, [ATTACallback(EPSILON, alpha=ALPHA)], train_dataloader=indexed(), **settings).run(resume_from=saved)
     assert torch.equal(weights(whole), weights(resumed))
     plain = Classifier(dropout=0.0)
     build(plain, train_dataloader=indexed(), **settings).run()
@@ -358,7 +358,7 @@ def test_resumed_training_ends_in_the_same_weights(stop, tmp_path):
 
 
 def test_same_callback_trains_a_second_trainer_alike():
-    callback, models = ATTACallback(EPSILON), [Classifier(), Classifier()]
+    callback, models = ATTACallback(EPSILON, alpha=ALPHA), [Classifier(), Classifier()]
     states = [train(model, [callback], train_dataloader=indexed(), n_batches=12).state["adv"] for model in models]
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert {k: float(v) for k, v in states[0].items()} == {k: float(v) for k, v in states[1].items()}
@@ -368,7 +368,7 @@ def test_costs_a_plain_step(monkeypatch):
     """One forward and one full backward pass, and one transfer of perturbations each way."""
     model = Probe(dropout=0.0)
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON)
+    atta = ATTA(model, EPSILON, ALPHA)
     fills, calls = [], []
     model.word_embeddings.weight.register_post_accumulate_grad_hook(lambda p: fills.append(1))
     for name in ("read", "rows"):
@@ -385,7 +385,7 @@ def test_costs_a_plain_step(monkeypatch):
 def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON)
+    atta = ATTA(model, EPSILON, ALPHA)
     atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
     kept = copy.deepcopy(atta.store._rows)
     atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
@@ -396,7 +396,7 @@ def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
 def test_half_precision():
     model = classifier().bfloat16()
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON)
+    atta = ATTA(model, EPSILON, ALPHA)
     for _ in range(3):
         atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
     assert float(atta.perturbation_norm) == pytest.approx(EPSILON * 3**0.5, rel=1e-2)
