@@ -33,7 +33,7 @@ class FGSM(FGM):
 
         >>> import torch
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
-        >>> fgsm = FGSM(model, epsilon=0.01)
+        >>> fgsm = FGSM(model, epsilon=0.003)
         >>> loss = fgsm.step(lambda: nn.functional.cross_entropy(model(torch.tensor([[1, 2, 3]])), torch.tensor([0])))
         >>> fgsm.close()
     """
@@ -41,7 +41,7 @@ class FGSM(FGM):
     def __init__(
         self,
         model: nn.Module,
-        epsilon: float = 0.01,
+        epsilon: float = 0.003,
         emb_name: str | None = None,
         granularity: str = "vocab",
         norm: str = "linf",

@@ -31,14 +31,14 @@ class FGSMCallback(AttackCallback):
 
     Example::
 
-        >>> callback = FGSMCallback(epsilon=0.01)   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = FGSMCallback(epsilon=0.003)   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = FGSM
 
     def __init__(
         self,
-        epsilon: float = 0.01,
+        epsilon: float = 0.003,
         *,
         emb_name: str | None = None,
         granularity: str = "vocab",
