@@ -21,14 +21,14 @@ class GradientPenaltyCallback(RegularizerCallback):
 
     Example::
 
-        >>> callback = GradientPenaltyCallback(weight=1.0)   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = GradientPenaltyCallback(weight=0.1)   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = GradientPenalty
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: float = 0.1,
         *,
         emb_name: str | None = None,
         start: int | float = 0,

@@ -53,7 +53,7 @@ class GradientPenalty(Tapped, Regularizer):
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> def step(batch):
         ...     return {"loss": nn.functional.cross_entropy(model(batch["ids"]), batch["labels"])}
-        >>> penalty = GradientPenalty(model, weight=1.0)
+        >>> penalty = GradientPenalty(model, weight=0.1)
         >>> outputs = penalty(step, {"ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([0])})
         >>> outputs["loss"].backward()
         >>> bool(outputs["gradient_penalty"] > 0)
@@ -64,7 +64,7 @@ class GradientPenalty(Tapped, Regularizer):
     name = "gradient_penalty"
     forwards = 1
 
-    def __init__(self, model: nn.Module, weight: float = 1.0, emb_name: str | None = None):
+    def __init__(self, model: nn.Module, weight: float = 0.1, emb_name: str | None = None):
         self.check(weight=weight, emb_name=emb_name)
         self.weight = weight
         self.emb_name = emb_name
