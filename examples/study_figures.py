@@ -47,9 +47,10 @@ def by_epsilon(table: Table) -> Figure:
         for method in table.methods
     }
     others = [method for method in table.methods if method != PLAIN]
-    rows = max(1, -(-len(others) // COLUMNS))
-    size = {"figsize": (2 * COLUMNS, 2 * rows + 0.8), "layout": "constrained"}
-    figure, grid = plt.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False, **size)
+    columns = min(COLUMNS, max(1, len(others)))
+    rows = max(1, -(-len(others) // columns))
+    size = {"figsize": (max(7, 2 * columns), 2 * rows + 0.8), "layout": "constrained"}
+    figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **size)
     for axes, method in zip(grid.flat, others, strict=False):
         for other in others:
             axes.plot(radii, means[other], color="0.85", lw=1)
@@ -60,7 +61,7 @@ def by_epsilon(table: Table) -> Figure:
         axes.set(ylim=(0, None), xticks=radii)
     for axes in grid.flat[len(others) :]:
         axes.set_visible(False)
-    for axes in grid.flat[: len(others)][-COLUMNS:]:
+    for axes in grid.flat[: len(others)][-columns:]:
         axes.tick_params(labelbottom=True)  # the last of each column
     figure.supxlabel("ε, in units of the mean norm of the word vectors", fontsize=10)
     figure.supylabel("accuracy under attack (%)", fontsize=10)
