@@ -44,8 +44,8 @@ METHODS = {
     "awp": lambda: [AWPCallback(gamma=0.1)],
     "awp + rdrop two_pass": lambda: [AWPCallback(gamma=0.1), RDropCallback(mode="two_pass")],
     "awp replace": lambda: [AWPCallback(gamma=0.1, replace=True)],
-    "gradient penalty": lambda: [GradientPenaltyCallback()],
-    "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback()],
+    "gradient penalty": lambda: [GradientPenaltyCallback(weight=1.0)],
+    "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback(weight=1.0)],
     "smart bregman": lambda: [SMARTCallback(weight=0.0, bregman_weight=10.0)],
 }
 #: regularizers on a model whose predictions differ from pass to pass: without a difference there would be no direction
@@ -53,7 +53,7 @@ BETWEEN_PASSES = {
     "vat": lambda: [VATCallback(xi=NONE)],
     "smart": lambda: [SMARTCallback(noise=NONE, epsilon=0.1, alpha=0.1)],
     "r3f": lambda: [R3FCallback(epsilon=NONE)],
-    "fgm + vat + gradient penalty": lambda: [VATCallback(xi=NONE), FGMCallback(), GradientPenaltyCallback()],
+    "fgm + vat + gradient penalty": lambda: [VATCallback(xi=NONE), FGMCallback(), GradientPenaltyCallback(weight=1.0)],
 }
 #: with noise, or with what a rank alone has seen, there is no one process to compare with
 WITH_NOISE = {
