@@ -55,7 +55,7 @@ def by_epsilon(table: Table) -> Figure:
         for other in others:
             axes.plot(radii, means[other], color="0.85", lw=1)
         if PLAIN in means:
-            axes.plot(radii, means[PLAIN], "k:o", ms=4, markerfacecolor="white", label=PLAIN)
+            axes.plot(radii, means[PLAIN], "k:o", ms=4, markerfacecolor="white")
         axes.plot(radii, means[method], "k-s", ms=4)
         axes.set_title(method, fontsize=10)
         axes.set(ylim=(0, None), xticks=radii)
