@@ -70,7 +70,7 @@ def described(table: Table) -> str:
 def accuracies(table: Table, method: str, columns: dict[str, str]) -> list[str]:
     """The row of a method in the first table."""
     found = [[*table.values(method, column).values()] for column in columns.values()]
-    cells = [f"{100 * np.mean(each):.1f} ± {100 * spread(each):.1f}" for each in found]
+    cells = [f"{100 * np.mean(each):.1f}" + (f" ± {100 * spread(each):.1f}" if len(each) > 1 else "") for each in found]
     seconds, plain = (table.step_seconds.get(name, []) for name in (method, PLAIN))
     cost = [f"{np.median(np.divide(seconds, plain)):.2f}" if plain else ""]
     return [method, str(len(found[0])), *cells, *cost]
@@ -81,8 +81,8 @@ def differences(table: Table, method: str, columns: dict[str, str]) -> list[str]
     cells = []
     for column in columns.values():
         found = [100 * each for each in table.differences(method, column)]
-        low, high = interval(found) if found else (0.0, 0.0)
-        cells.append(f"{np.mean(found):+.1f} ({low:+.1f} to {high:+.1f})" if found else "")
+        mean = f"{np.mean(found):+.1f}" if found else ""
+        cells.append(mean + (" ({:+.1f} to {:+.1f})".format(*interval(found)) if len(found) > 1 else ""))
     return [method, *cells]
 
 

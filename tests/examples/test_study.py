@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import re
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -14,7 +15,7 @@ import study_table
 import torch
 from models import load_model
 from study_attack import by_changes, under_perturbations
-from study_page import markdown
+from study_page import accuracies, differences, markdown
 from study_train import METHODS, callbacks_of
 from torch import nn
 
@@ -193,6 +194,13 @@ def test_the_bootstrap_interval_agrees_with_all_resamples():
     low, high = study_table.interval(differences)
     assert low == pytest.approx(np.quantile(means, 0.025), abs=2e-3)
     assert high == pytest.approx(np.quantile(means, 0.975), abs=2e-3)
+
+
+def test_one_seed_shows_no_spread():
+    rows = {("plain", 0): {"accuracy": 0.5}, ("FGM", 0): {"accuracy": 0.6}}
+    table = study_table.Table(Path(), {}, rows, {"plain": [1.0, 2.0, 4.0], "FGM": [2.0, 3.0, 8.0]})
+    assert accuracies(table, "FGM", {"clean": "accuracy"}) == ["FGM", "1", "60.0", "2.00"]
+    assert differences(table, "FGM", {"clean": "accuracy"}) == ["FGM", "+10.0"]
 
 
 def test_the_spread_of_one_run_is_zero():
