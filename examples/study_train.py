@@ -50,7 +50,7 @@ CALLBACKS: dict[str, type[Callback]] = {
 }
 
 #: what is studied unless something else is asked for, all at their defaults
-METHODS = [PLAIN, "FGM", "PGD", "FreeLB", "ATTA", "R-Drop", "FGM + R-Drop", *list(CALLBACKS)[5:]]
+METHODS = [PLAIN, *CALLBACKS, "FGM + R-Drop"]
 
 
 def callbacks_of(method: str) -> list[Callback]:
