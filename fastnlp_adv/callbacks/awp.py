@@ -30,14 +30,14 @@ class AWPCallback(AttackCallback):
 
     Example::
 
-        >>> callback = AWPCallback(gamma=0.01, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = AWPCallback(gamma=0.001, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = AWP
 
     def __init__(
         self,
-        gamma: float = 0.01,
+        gamma: float = 0.001,
         *,
         params: str = "*.weight",
         replace: bool = False,

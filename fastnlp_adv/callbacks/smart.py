@@ -42,10 +42,10 @@ class SMARTCallback(RegularizerCallback):
 
     def __init__(
         self,
-        epsilon: float = 1e-5,
+        epsilon: float = 1e-2,
         *,
-        alpha: float = 1e-3,
-        noise: float = 1e-5,
+        alpha: float = 1e-2,
+        noise: float = 1e-3,
         steps: int = 1,
         weight: float = 1.0,
         bregman_weight: float = 0.0,
