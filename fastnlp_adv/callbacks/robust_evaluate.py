@@ -54,7 +54,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
 
     :param dataloaders: the data; the Trainer's ``evaluate_dataloaders`` if ``None``.
     :param metrics: by name; the Trainer's if ``None``, which every evaluation resets.
-    :param epsilon: the radius of the ball of each example.
+    :param epsilon: the radius of the ball of each example; see :func:`~fastnlp_adv.robust_evaluate`.
     :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
     :param steps: the number of climbs from each start.
     :param restarts: the number of random starts.
@@ -76,7 +76,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             ...,
             evaluate_dataloaders=dev,
             metrics={"acc": Accuracy()},
-            callbacks=[RobustEvaluateCallback(epsilon=0.5, topk=1, topk_monitor="accuracy#robust")],
+            callbacks=[RobustEvaluateCallback(epsilon=0.2, topk=1, topk_monitor="accuracy#robust")],
         )
     """
 
@@ -85,7 +85,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         dataloaders: Any = None,
         metrics: dict[str, Any] | None = None,
         *,
-        epsilon: float = 0.5,
+        epsilon: float = 0.2,
         relative: bool = True,
         steps: int = 20,
         restarts: int = 3,
