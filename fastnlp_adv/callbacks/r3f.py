@@ -31,14 +31,14 @@ class R3FCallback(RegularizerCallback):
 
     Example::
 
-        >>> callback = R3FCallback(epsilon=1e-5, noise="uniform")   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = R3FCallback(epsilon=0.1, noise="uniform")   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = R3F
 
     def __init__(
         self,
-        epsilon: float = 1e-5,
+        epsilon: float = 0.1,
         *,
         weight: float = 1.0,
         noise: str = "normal",

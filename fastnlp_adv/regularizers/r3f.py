@@ -26,9 +26,11 @@ class R3F(PerturbedRegularizer):
 
     with gradients through both predictions. A step costs two plain ones.
 
-    With the paper's ``epsilon`` and one dropout mask for both passes, two predictions differ by about 1e-5 or less,
-    which float32 can resolve to a few percent, and float16 and bfloat16 not at all: take a larger ``epsilon`` there.
-    With a new mask in each pass, the term is mostly the divergence between the masks, as in R-Drop.
+    The paper has ``epsilon=1e-5``, which is so little that with one dropout mask for both passes two predictions differ
+    by about 1e-5 or less: float32 can resolve that to a few percent, float16 and bfloat16 not at all. With a new mask
+    in each pass, the term is then the divergence between the masks, as in R-Drop. The default here is larger, so that
+    the noise counts: twice the spread of the coordinates of a small BERT, which normalizes what the lookup returns.
+    Take less where coordinates are smaller and nothing normalizes them.
 
     :param model: the model; its weights are not written.
     :param epsilon: the standard deviation of the noise in each coordinate, or its largest size, in the units of the
@@ -64,7 +66,7 @@ class R3F(PerturbedRegularizer):
     def __init__(
         self,
         model: nn.Module,
-        epsilon: float = 1e-5,
+        epsilon: float = 0.1,
         weight: float = 1.0,
         noise: str = "normal",
         emb_name: str | None = None,
