@@ -34,7 +34,7 @@ from study_attack import attack
 from study_table import Table, read_table
 from study_train import METHODS, callbacks_of, step_seconds, train
 
-TIMED_ROUNDS = 3
+TIMED_ROUNDS = 5
 
 #: what the result of a run depends on, and how it is typed
 SETTINGS = {
