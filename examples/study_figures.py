@@ -2,6 +2,7 @@
 The figures of the study. Panels and markers tell the methods apart, so they can be read in black and white.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from study_train import PLAIN
 
 MARKERS = "os^Dv<>pP*Xdhx"
 COLUMNS = 5
+TITLE_WIDTH = 22  # letters that fit above a panel
 Values = dict[str, list[float]]
 
 
@@ -57,7 +59,7 @@ def by_epsilon(table: Table) -> Figure:
         if PLAIN in means:
             axes.plot(radii, means[PLAIN], "k:o", ms=4, markerfacecolor="white")
         axes.plot(radii, means[method], "k-s", ms=4)
-        axes.set_title(method, fontsize=10)
+        axes.set_title(textwrap.fill(method, TITLE_WIDTH), fontsize=10)
         axes.set(ylim=(0, None), xticks=radii)
     for axes in grid.flat[len(others) :]:
         axes.set_visible(False)

@@ -34,6 +34,9 @@ FALLING = {  # the more an attack may do, the less is left
     "hotflip": ("hotflip_1", "hotflip_2", "hotflip_3"),
     "typos": ("typos_1", "typos_2"),
 }
+COMMITTED = Path(study.__file__).parents[1] / "docs" / "study"
+ATTACKED = ["attacked_0.1", "attacked_0.2", "attacked_0.4", "hotflip_1", "hotflip_3", "typos_1", "typos_2"]
+COLUMNS = {name: name for name in ("accuracy", *ATTACKED)}
 FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
 
 
@@ -157,6 +160,27 @@ def test_a_method_is_put_together_from_names_and_arguments():
 def test_the_whole_family_is_in_the_study():
     named = {name.replace("-", "").replace(" ", "").lower() for name in METHODS}
     assert {name.lower() for name in REGISTRY} <= named
+
+
+@pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
+def test_the_committed_page_shows_the_committed_runs(folder):
+    rows = {}
+    for row in rows_of(folder):
+        numbers = {name: float(value) for name, value in row.items() if name != "method"}
+        rows[row["method"], int(row["seed"])] = numbers
+    seconds = json.loads((folder / "step_seconds.json").read_text())
+    table = study_table.Table(folder, {}, rows, seconds)
+    page = (folder / "results.md").read_text(encoding="utf-8")
+    assert seconds.keys() == set(table.methods)
+    for method in table.methods:
+        callbacks_of(method)
+        assert f"| {' | '.join(accuracies(table, method, COLUMNS))} |" in page
+        assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS))} |" in page
+
+
+def test_every_method_has_been_studied_with_five_seeds():
+    found = {(row["method"], int(row["seed"])) for row in rows_of(COMMITTED)}
+    assert found == set(itertools.product(METHODS, range(5)))
 
 
 def test_accuracy_under_perturbations_is_that_of_robust_evaluate(finished, bert):
