@@ -69,8 +69,8 @@ def described(table: Table) -> str:
 
 def accuracies(table: Table, method: str, columns: dict[str, str]) -> list[str]:
     """The row of a method in the first table."""
-    found = [[*table.values(method, column).values()] for column in columns.values()]
-    cells = [f"{100 * np.mean(each):.1f}" + (f" ± {100 * spread(each):.1f}" if len(each) > 1 else "") for each in found]
+    found = [[100 * each for each in table.values(method, column).values()] for column in columns.values()]
+    cells = [f"{np.mean(each):.1f}" + (f" ± {spread(each):.1f}" if len(each) > 1 else "") for each in found]
     seconds, plain = (table.step_seconds.get(name, []) for name in (method, PLAIN))
     cost = [f"{np.median(np.divide(seconds, plain)):.2f}" if plain else ""]
     return [method, str(len(found[0])), *cells, *cost]

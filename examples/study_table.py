@@ -93,16 +93,23 @@ def read_table(folder: Path, settings: dict) -> Table:
             raise ValueError(f"Expected the settings of the runs in {folder}, {told}. Choose another `--output-dir`.")
     folder.mkdir(parents=True, exist_ok=True)
     known.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    table = Table(folder, settings)
+    return Table(folder, settings, *read_measured(folder))
+
+
+def read_measured(folder: Path) -> tuple[dict[tuple[str, int], dict], dict[str, list[float]]]:
+    """
+    :param folder: where ``runs.csv`` and ``step_seconds.json`` may be.
+    :return: the rows and the times of steps, as :class:`Table` has them.
+    """
+    rows, step_seconds = {}, {}
     if (folder / "runs.csv").is_file():
         with (folder / "runs.csv").open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                numbers = {name: json.loads(value) for name, value in row.items() if name not in ("method", "seed")}
-                key = row["method"], int(row["seed"])
-                table.rows[key] = {"method": key[0], "seed": key[1], **numbers}
+                numbers = {name: json.loads(value) for name, value in row.items() if name != "method"}
+                rows[row["method"], numbers["seed"]] = {"method": row["method"], **numbers}
     if (folder / "step_seconds.json").is_file():
-        table.step_seconds = json.loads((folder / "step_seconds.json").read_text(encoding="utf-8"))
-    return table
+        step_seconds = json.loads((folder / "step_seconds.json").read_text(encoding="utf-8"))
+    return rows, step_seconds
 
 
 def spread(values: list[float]) -> float:

@@ -164,14 +164,9 @@ def test_the_whole_family_is_in_the_study():
 
 @pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
 def test_the_committed_page_shows_the_committed_runs(folder):
-    rows = {}
-    for row in rows_of(folder):
-        numbers = {name: float(value) for name, value in row.items() if name != "method"}
-        rows[row["method"], int(row["seed"])] = numbers
-    seconds = json.loads((folder / "step_seconds.json").read_text())
-    table = study_table.Table(folder, {}, rows, seconds)
+    table = study_table.Table(folder, {}, *study_table.read_measured(folder))
     page = (folder / "results.md").read_text(encoding="utf-8")
-    assert seconds.keys() == set(table.methods)
+    assert table.methods and table.step_seconds.keys() == set(table.methods)
     for method in table.methods:
         callbacks_of(method)
         assert f"| {' | '.join(accuracies(table, method, COLUMNS))} |" in page
