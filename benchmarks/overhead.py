@@ -71,7 +71,7 @@ def variants() -> list[Variant]:
         ours("FGM"),
         Variant("FGM, by hand", "FGM", fgm, loop=by_hand),
         ours("PGD", "PGD-3"),
-        Variant("PGD-3, by hand", "PGD", pgd, loop=lambda model: by_hand(model, alpha=0.3, steps=3)),
+        Variant("PGD-3, by hand", "PGD", pgd, loop=lambda model: by_hand(model, alpha=0.5, steps=3)),
         ours("FGM", "FGM, not due", start=NEVER),
         PLAIN,
     ]

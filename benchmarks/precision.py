@@ -49,7 +49,7 @@ def _climbs(method: type[Attack], model, batch: dict[str, Tensor], arguments: di
 
     class Noted(method):  # type: ignore[misc,valid-type]
         def record(self, moved) -> None:
-            found.append(torch.cat([value.detach().double().flatten() for _, values in moved for value in values]))
+            found.append(torch.cat([delta.value.detach().double().flatten() for each in moved for delta in each]))
             super().record(moved)
 
     with Noted(model, **arguments) as attack:

@@ -30,14 +30,15 @@ def fgm(model: nn.Module, epsilon: float = 1.0) -> Step:
     return step
 
 
-def pgd(model: nn.Module, epsilon: float = 1.0, alpha: float = 0.3, steps: int = 3) -> Step:
+def pgd(model: nn.Module, epsilon: float = 1.0, alpha: float | None = None, steps: int = 3) -> Step:
     """Clone the matrix and all gradients, climb and project, put the gradients back, train, put the clone back."""
     weight = model.embedding.weight
+    length = 1.5 * epsilon / steps if alpha is None else alpha
 
     def climb(clone: torch.Tensor) -> None:
         norm = weight.grad.norm()
         if norm > 0:
-            weight.data.add_(alpha * weight.grad / norm)
+            weight.data.add_(length * weight.grad / norm)
             moved = weight.data - clone
             if moved.norm() > epsilon:
                 moved = epsilon * moved / moved.norm()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_choice
+from .arguments import check_choice
 
 __all__ = ["DIVERGENCES", "REDUCTIONS", "bernoulli", "categorical", "divergence", "mse", "reduce"]
 

@@ -1,7 +1,7 @@
 """The geometry of perturbations: norms, steepest ascent, projection, random starts.
 
 Pure functions on tensors. A *group* is the set of elements that share one norm; ``dims`` names the dimensions it spans,
-so ``dims=(1, 2)`` on a ``(B, T, H)`` tensor means one group an example. Nothing here synchronizes the host with the
+so ``dims=(1, 2)`` on a ``(B, T, H)`` tensor means one group per example. Nothing here synchronizes the host with the
 device.
 """
 
@@ -31,6 +31,8 @@ def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
         tensor([5., 2.])
     """
     x = _at_least_single(x)
+    if not x.numel():  # a batch without examples, or one whose texts are all empty; amax has no value there
+        return x.new_zeros([1 if d - x.dim() in dims or d in dims else n for d, n in enumerate(x.shape)])
     if norm == "linf":
         return x.abs().amax(dim=dims, keepdim=True)  # vector_norm takes 16 times as long on the CPU
     return torch.linalg.vector_norm(x, NORMS[norm], dim=dims, keepdim=True)

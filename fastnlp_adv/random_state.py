@@ -8,9 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DROPOUT_MASKS", "Noise", "Replay"]
-
-DROPOUT_MASKS = ("new", "same")
+__all__ = ["Noise", "Replay"]
 
 
 class Noise:
@@ -58,7 +56,7 @@ class Replay:
     """
     Runs several forward passes under the same dropout mask, by putting the random state back before each of them.
 
-    :param model: tells which devices' random states count besides the CPU's.
+    :param model: tells which devices' random states count besides the CPU's; ``None`` for no other.
     :param dropout_mask: ``"same"``, or ``"new"`` for doing nothing.
 
     Example::
@@ -73,9 +71,10 @@ class Replay:
         True
     """
 
-    def __init__(self, model: nn.Module, dropout_mask: str):
+    def __init__(self, model: nn.Module | None, dropout_mask: str):
         self._same = dropout_mask == "same"
-        self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+        parameters = () if model is None else model.parameters()
+        self._devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
 
     @contextmanager
     def step(self) -> Iterator[Callable[[], None]]:

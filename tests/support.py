@@ -174,7 +174,9 @@ def textbook_fgm(model, epsilon=1.0, name="word_embeddings"):
     return batch_step_fn
 
 
-def textbook_pgd(model, epsilon=1.0, alpha=0.3, steps=3, name="word_embeddings"):
+def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"):
+    alpha = 1.5 * epsilon / steps if alpha is None else alpha
+
     def batch_step_fn(trainer, batch):
         trainer.backward(trainer.train_step(batch))
         params = matched(model, name)

@@ -1,4 +1,4 @@
-"""Attacks: one a file, plain PyTorch, usable in any training loop."""
+"""Attacks: one per file, plain PyTorch, usable in any training loop."""
 
 from .atta import ATTA
 from .awp import AWP

@@ -5,24 +5,50 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_arguments
-from ..embedding import find_embeddings
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import emb_name
 from ..functional import ascend, project
+from ..taps import Lookup, find_embeddings
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
 
-__all__ = ["ATTA"]
+__all__ = ["ATTA", "ATTAArguments"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class ATTA(EmbeddingAttack):
+def _check_dtype(name: str, value: Any) -> None:
+    if value not in _DTYPES:
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, _DTYPES))}, but got {value!r}.")
+
+
+@arguments
+class ATTAArguments(Arguments):
+    """
+    The arguments of ATTA.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(0.1, "the norm that a perturbation may reach, in the units of the embedding")
+    alpha: float = argument(0.05, "the length of an ascent step, in the same units")
+    storage_dtype: torch.dtype = argument(
+        torch.float16,
+        "the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``, ``float32`` or "
+        "``float64``",
+        _check_dtype,
+    )
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+
+
+@arguments
+class ATTA(ATTAArguments, EmbeddingAttack):
     r"""
     Adversarial training with transferable adversarial examples (Zheng et al. 2020, "Efficient Adversarial Training with
     Transferable Adversarial Examples", https://arxiv.org/abs/1912.11969), as one pass a step: the steps of an attack
@@ -42,21 +68,18 @@ class ATTA(EmbeddingAttack):
     the first token, so an example may be padded to another length, on either side, in every epoch; what is cut off is
     forgotten. They take up to :meth:`memory` bytes, and go to the device and back in every step.
 
-    An embedding that is looked up several times in a forward pass, or by several forward passes, has one perturbation
-    an example and lookup. When an example stands in a batch several times, as all do in the doubled batch of R-Drop's
-    ``mode="concat"``, it has one perturbation, whose gradient is the sum over its copies. An example whose gradient is
+    An embedding that is looked up several times in a forward pass has one perturbation per example and lookup. When an
+    example stands in a batch several times, it has one perturbation, whose gradient is the sum over its places; so have
+    the copies in the doubled batch of R-Drop's ``mode="concat"``. An example whose gradient is
     zero, infinite or NaN keeps its perturbation. Where the ids are the embedding's ``padding_idx`` there is none.
 
     :param model: the model; its weights are never written.
-    :param epsilon: the norm that a perturbation may reach, in the units of the embedding.
-    :param alpha: the length of a step, in the same units.
-    :param storage_dtype: the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``,
-        ``float32`` or ``float64``.
-    :param emb_name: see :class:`~fastnlp_adv.FGM`; embeddings only.
+    :arguments:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([0, 1])
         >>> atta = ATTA(model, epsilon=0.1, alpha=0.05)
@@ -67,34 +90,15 @@ class ATTA(EmbeddingAttack):
         >>> atta.close()
     """
 
-    norm = "l2"
-    alpha: float
-    storage_dtype: torch.dtype
+    fixed = EmbeddingAttack.fixed | {"storage_dtype"}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 0.1,
-        alpha: float = 0.05,
-        storage_dtype: torch.dtype = torch.float16,
-        emb_name: str | None = None,
-    ):
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            alpha=alpha,
-            storage_dtype=storage_dtype,
-            emb_name=emb_name,
-            dropout_mask="new",
-        )
-        self._features = sum(found.weight.shape[-1] for found in find_embeddings(model, emb_name).embeddings)
-        self.store = ExampleStore(storage_dtype)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        embeddings = find_embeddings(self.model, self.emb_name).embeddings
+        self._features = sum(embedding.weight.shape[-1] for embedding in embeddings)
+        self.store = ExampleStore(self.storage_dtype)
         #: the indices of the examples of the next batch; every step uses them up
         self.indices: Iterable[int] | None = None
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        check_arguments(arguments, storage_dtype=_check_dtype)
 
     def step(self, closure: Callable[[], Tensor], indices: Iterable[int] | None = None) -> Tensor:
         """
@@ -114,7 +118,7 @@ class ATTA(EmbeddingAttack):
         for tap in self.embedding_taps:
             tap.start = partial(self._stored, tap.name, batch)
         yield Pass(adversarial=True, last=True)
-        self._climb(batch)
+        self._ascend(batch)
 
     def memory(self, examples: int, length: int) -> int:
         """
@@ -132,32 +136,29 @@ class ATTA(EmbeddingAttack):
         super().load_state_dict(state)
         self.store.load_state_dict(state["examples"])
 
-    def _stored(self, name: str, batch: _Examples, number: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        batch.check(name, ids)
-        stored = self.store.read(batch.keys(name, number), _with_positions(output).shape[1:])
+    def _stored(self, name: str, batch: _Examples, lookup: Lookup, output: Tensor) -> Tensor:
+        batch.check(name, lookup.ids)
+        stored = self.store.read(batch.keys(name, lookup.number), _with_positions(output).shape[1:])
         if stored is None:
             return torch.zeros_like(output)
-        real = _with_positions(real)
-        rows = batch.spread(stored.to(output.device), len(ids))
+        real = _with_positions(lookup.real())
+        rows = batch.spread(stored.to(output.device))
         return torch.where(real, _shift(rows, -_first_token(real)), 0).reshape(output.shape)
 
-    def _climb(self, batch: _Examples) -> None:
+    def _ascend(self, batch: _Examples) -> None:
         moved = []
         new: dict[Key, Tensor] = {}
         for tap in self.embedding_taps:
-            grads, values = [], []
-            lookups = zip(tap.numbers(), tap.values(), tap.free(), tap.gradients(), strict=True)
-            for number, (value, _), real, grad in lookups:
-                assert real is not None
-                first = _first_token(_with_positions(real))
-                grad = batch.total(_shift(_with_positions(grad), first))
-                value = batch.first(_shift(_with_positions(value), first))
+            deltas = tap.deltas()
+            for delta in deltas:
+                assert delta.free is not None
+                first = _first_token(_with_positions(delta.free))
+                delta.grad = batch.total(_shift(_with_positions(delta.grad), first))
+                value = batch.first(_shift(_with_positions(delta.value), first))
                 dims = tuple(range(1, value.dim()))
-                value = project(ascend(value, grad, self.alpha, dims=dims), self.epsilon, dims=dims)
-                new |= self.store.rows(batch.keys(tap.name, number), value)
-                grads.append(grad)
-                values.append(value)
-            moved.append((grads, values))
+                delta.value = project(ascend(value, delta.grad, self.alpha, dims=dims), self.epsilon, dims=dims)
+                new.update(self.store.rows(batch.keys(tap.name, delta.number), delta.value))
+            moved.append(deltas)
         self.record(moved)
         self.store.update(new)
 
@@ -184,39 +185,37 @@ class _Examples:
         return [Key(tap, lookup, example) for example in self._examples]
 
     def check(self, tap: str, ids: Tensor) -> None:
-        """Refuse a lookup whose rows are neither the examples nor whole copies of them, one after the other."""
-        number = len(self._places)
-        same = number == len(ids)
-        if not same and number and len(ids) % number == 0:  # R-Drop's doubled batch; comparing it waits for the device
-            same = torch.equal(ids, torch.cat([ids[:number]] * (len(ids) // number)))
-        if not same:
+        """Refuse a lookup whose rows are not the examples."""
+        if len(self._places) != len(ids):
             raise RuntimeError(
-                f"Expected an index for each row of the ids that embedding `{tap}` looks up, but got {number} indices "
-                f"and ids of shape {tuple(ids.shape)}. Give one index an example, and the model ids whose first "
-                "dimension is the batch; or name another embedding with `emb_name` if this one looks up something else."
+                f"Expected an index for each row of the ids that embedding `{tap}` looks up, but got "
+                f"{len(self._places)} indices and ids of shape {tuple(ids.shape)}. Give one index per example, and the "
+                "model ids whose first dimension is the batch; or name another embedding with `emb_name` if this one "
+                "looks up something else."
             )
 
-    def spread(self, x: Tensor, rows: int) -> Tensor:
-        """From one an example to one a row."""
-        return x if self._once(rows) else x[self._place_of_rows(x, rows)]
+    def spread(self, x: Tensor) -> Tensor:
+        """Turn one row per example into one row per place in the batch."""
+        return x if self._once else x[self._place_of_rows(x)]
 
     def total(self, x: Tensor) -> Tensor:
-        """From one a row to one an example, the sum over its rows."""
-        if self._once(len(x)):
+        """Turn one row per place in the batch into one per example, the sum over its places."""
+        if self._once:
             return x
-        return x.new_zeros((len(self._examples), *x.shape[1:])).index_add(0, self._place_of_rows(x, len(x)), x)
+        return x.new_zeros((len(self._examples), *x.shape[1:])).index_add(0, self._place_of_rows(x), x)
 
     def first(self, x: Tensor) -> Tensor:
-        """From one a row to one an example, that of its first row."""
-        if self._once(len(x)):
+        """Turn one row per place in the batch into one per example, that of its first place."""
+        if self._once:
             return x
         return x[torch.tensor([self._places.index(place) for place in range(len(self._examples))], device=x.device)]
 
-    def _once(self, rows: int) -> bool:
-        return rows == len(self._examples)
+    @property
+    def _once(self) -> bool:
+        return len(self._places) == len(self._examples)
 
-    def _place_of_rows(self, x: Tensor, rows: int) -> Tensor:
-        return torch.tensor(self._places * (rows // len(self._places)), device=x.device)
+    def _place_of_rows(self, x: Tensor) -> Tensor:
+        return torch.tensor(self._places, device=x.device)
 
 
 def _with_positions(x: Tensor) -> Tensor:
@@ -235,8 +234,3 @@ def _shift(x: Tensor, by: Tensor) -> Tensor:
     source = torch.arange(positions, device=x.device).unsqueeze(-1) + by
     taken = x.gather(-2, source.clamp(0, positions - 1).expand_as(x))
     return torch.where((source >= 0) & (source < positions), taken, 0)
-
-
-def _check_dtype(name: str, value: Any) -> None:
-    if value not in _DTYPES:
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, _DTYPES))}, but got {value!r}.")

@@ -3,21 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
-from ..checks import check_arguments, check_inner_passes
-from ..embedding import fits
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import (
+    DropoutMask,
+    adv_weight,
+    check_inner_passes,
+    dropout_mask,
+    inner_autocast,
+    replace,
+)
 from ..functional import group_norm, steepest_direction
-from ..weight_tap import WeightTap
+from ..taps import WeightTap, fits
 from .base import Attack, Pass
 
-__all__ = ["AWP"]
+__all__ = ["AWP", "AWPArguments"]
 
 
-class AWP(Attack):
+def _check_params(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"Expected `{name}` to be part of a parameter's name or a glob, but got {value!r}.")
+
+
+@arguments
+class AWPArguments(Arguments):
+    """
+    The arguments of AWP.
+
+    :arguments:
+    """
+
+    gamma: float = argument(
+        0.001,
+        "the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep model "
+        "even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for "
+        "convolutional networks on images",
+    )
+    params: str = argument(
+        "*.weight",
+        "part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings and "
+        'the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen '
+        "stays where it is, until it is unfrozen",
+        _check_params,
+    )
+    replace: bool = replace(", but for those of the matched weights, and leaves those in ``.grad`` alone")
+    adv_weight: float = adv_weight()
+    dropout_mask: DropoutMask = dropout_mask()
+    inner_autocast: Optional[torch.dtype] = inner_autocast()
+
+    def check_together(self) -> None:
+        check_inner_passes(self.inner_autocast, there_are=self.replace)
+
+
+@arguments
+class AWP(AWPArguments, Attack):
     r"""
     Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
     https://arxiv.org/abs/2004.05884), with one step of ascent.
@@ -36,17 +79,7 @@ class AWP(Attack):
     A backup of each matched weight is held during the second pass, and a copy of its gradient during the first.
 
     :param model: the model.
-    :param gamma: the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep
-        model even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for
-        convolutional networks on images.
-    :param params: part of a parameter's name, or a glob. The default takes every weight and no bias, so also the
-        embeddings and the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory.
-        What is frozen stays where it is, until it is unfrozen.
-    :param replace: train on the second loss alone. The first pass then only computes the gradients of the matched
-        weights and leaves those in ``.grad`` alone.
-    :param adv_weight: the weight :math:`a` of the second loss.
-    :param dropout_mask: ``"new"``: each pass draws its own dropout mask; ``"same"``: both passes share one.
-    :param inner_autocast: see :class:`~fastnlp_adv.FGM`.
+    :arguments:
     :raises ValueError: if an argument is out of range, or no trainable parameter matches ``params``.
 
     Example::
@@ -61,56 +94,38 @@ class AWP(Attack):
         >>> awp.close()
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        gamma: float = 0.001,
-        params: str = "*.weight",
-        replace: bool = False,
-        adv_weight: float = 1.0,
-        dropout_mask: str = "new",
-        inner_autocast: torch.dtype | None = None,
-    ):
-        self.check(
-            gamma=gamma,
-            params=params,
-            replace=replace,
-            adv_weight=adv_weight,
-            dropout_mask=dropout_mask,
-            inner_autocast=inner_autocast,
-        )
-        self.gamma = gamma
-        self.params = params
-        self.replace = replace
-        self.adv_weight = adv_weight
-        self.inner_autocast = inner_autocast
-        self._weights = [WeightTap(name, param) for name, param in _matched(model, params).items()]
-        super().__init__(model, [*self._weights], dropout_mask)
+    fixed = Attack.fixed | {"params"}
 
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        check_arguments(arguments, params=_check_params)
-        check_inner_passes(arguments, there_are=bool(arguments.get("replace")))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
+        self.set_up(self.model, [*self._weights], self.dropout_mask)
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
         self._move()
         yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
-    def _move(self) -> None:
-        taps = [tap for tap in self._weights if tap.received]
-        if not taps:
+    def check_reached(self) -> bool:
+        if any(tap.reached for tap in self.taps):
+            return True
+        if not any(tap.seen for tap in self.taps):
             raise RuntimeError(
                 f"Expected the clean pass to bring a gradient to a parameter that matches `params={self.params!r}`, "
                 "but got none. Give `params` that the loss depends on, and see that they require gradients."
             )
+        return False
+
+    def _move(self) -> None:
         moved = []
-        for tap in taps:
-            (grad,) = tap.gradients()
-            dims = tuple(range(grad.dim()))
-            by = self.gamma * group_norm(tap.param.detach(), dims=dims) * steepest_direction(grad, dims=dims)
-            tap.move(by)
-            moved.append(([grad], [group_norm(by, dims=dims)]))  # the norm alone, so that the rest can go
+        for tap in self._weights:
+            if tap.reached:
+                (delta,) = tap.deltas()
+                size = group_norm(tap.param.detach(), dims=delta.dims)
+                by = self.gamma * size * steepest_direction(delta.grad, dims=delta.dims)
+                tap.move(by)
+                delta.value = group_norm(by, dims=delta.dims)  # the norm alone, so that the rest can go
+                moved.append([delta])
         self.record(moved)
 
 
@@ -125,8 +140,3 @@ def _matched(model: nn.Module, params: str) -> dict[str, nn.Parameter]:
             f"{', '.join(trainable[:20]) or 'nothing'}{more}. Give part of one of these names, or a glob."
         )
     return {name: param for param, name in names.items()}
-
-
-def _check_params(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"Expected `{name}` to be part of a parameter's name or a glob, but got {value!r}.")

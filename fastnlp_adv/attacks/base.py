@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_arguments
-from ..tap import Tap
-from ..tapped import Tapped
+from ..arguments import arguments
+from ..method import ModelMethod
+from ..taps import Delta, Tap
 
 __all__ = ["Attack", "Pass"]
 
@@ -24,49 +24,44 @@ class Pass:
     One forward and backward pass of a training step.
 
     :param weight: the factor of its loss.
-    :param trains: whether parameters get gradients; if not, only the gradient at the embeddings is computed.
+    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
     :param adversarial: whether the input is perturbed.
     :param last: whether it is the last one, in which distributed training reduces the gradients.
+    :param only_reduces: whether that is all that it is for.
     """
 
     weight: float = 1.0
     trains: bool = True
     adversarial: bool = False
     last: bool = False
+    only_reduces: bool = False
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """The loss times its factor."""
+        """Return the loss times its factor."""
         return loss if self.weight == 1 else loss * self.weight
 
 
-class Attack(Tapped, ABC):
+@arguments
+class Attack(ModelMethod, ABC):
     """
     An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.
 
     :param model: the model.
-    :param taps: where it reads gradients and puts perturbations.
-    :param dropout_mask: ``"new"``, or ``"same"`` for one dropout mask in all passes of a step.
     """
 
     #: the precision of the forward of passes that do not train; ``None`` for the model's own
-    inner_autocast: torch.dtype | None = None
+    inner_autocast = cast(Any, None)  # without an annotation, which would make an argument of it
 
-    def __init__(self, model: nn.Module, taps: list[Tap], dropout_mask: str = "new"):
-        self._model = model
+    def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
+        super().set_up(model, taps, dropout_mask)
         self.grad_norm: Tensor | None = None
         self.perturbation_norm: Tensor | None = None
-        self.skipped: Tensor | None = None
-        super().__init__(model, taps, dropout_mask)
+        self._without_direction: Tensor | None = None
 
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        """
-        Check the arguments alone, without a model.
-
-        :param arguments: those of the constructor, but for the model.
-        :raises ValueError: if one is out of range.
-        """
-        check_arguments(arguments)
+    @property
+    def skipped(self) -> Tensor | int:
+        """How often a gradient was zero or not finite, or did not come, so that nothing was perturbed."""
+        return self.unreached if self._without_direction is None else self._without_direction + self.unreached
 
     @abstractmethod
     def passes(self) -> Iterator[Pass]:
@@ -74,14 +69,14 @@ class Attack(Tapped, ABC):
 
     @contextmanager
     def running(self) -> Iterator[Iterator[Pass]]:
-        """The passes of one step; whatever happens in between, the model is left as it was."""
+        """Yield the passes of one step; whatever happens in between, the model is left as it was."""
         with super().running(), closing(self._begun()) as passes:  # type: ignore[type-var]
             yield passes
 
     @contextmanager
     def precision(self, each: Pass) -> Iterator[None]:
         """
-        Where the model runs in a pass: in ``inner_autocast``, if there is one and nothing trains.
+        Enclose the forward of a pass: in ``inner_autocast``, if there is one and nothing trains.
 
         :param each: the pass.
         """
@@ -90,36 +85,45 @@ class Attack(Tapped, ABC):
                 self._autocast(stack, enabled=True)
             yield
 
-    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
+    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         with ExitStack() as stack:
             self._autocast(stack, enabled=False)  # each operation has the precision of its forward already
-            return super().differentiate(loss, create_graph=create_graph)
+            super().differentiate(loss, create_graph=create_graph)
 
     def _autocast(self, stack: ExitStack, *, enabled: bool) -> None:
         if self.inner_autocast is not None:
-            for device in sorted({p.device.type for p in self._model.parameters()}):
+            for device in sorted({p.device.type for p in self.model.parameters()}):
                 # the cache would hand out weights as an autocast around this one has cast them
                 autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
                 stack.enter_context(autocast)
 
     def _begun(self) -> Iterator[Pass]:
+        trained = 0.0
         with closing(self.passes()) as passes, self.replay.step() as begin_pass:  # type: ignore[type-var]
-            for each in passes:
+            for number, each in enumerate(passes):
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)
                 begin_pass()
                 yield each
+                trained += each.weight * each.trains
+                if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
+                    self.unreached += len(self.taps)
+                    if not each.last:
+                        yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
+                    return
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """
         Run all passes of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
-        :param closure: runs the model on the batch and returns its loss; called once a pass.
+        :param closure: runs the model on the batch and returns its loss; called once per pass.
         :return: the loss of the first pass that trains, detached.
         """
         first: Tensor | None = None
         with self.running() as passes:
             for each in passes:
+                if each.only_reduces:
+                    break
                 with self.precision(each):
                     loss = closure()
                 if each.trains:
@@ -130,18 +134,25 @@ class Attack(Tapped, ABC):
         assert first is not None
         return first
 
-    def record(self, moved: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+    def record(self, moved: list[list[Delta]]) -> None:
         """
-        Note norms, and whether there was nothing to climb.
+        Note norms, and count the gradients that had no direction.
 
-        :param moved: for each tap, its gradients and the perturbation that they led to.
+        :param moved: for each tap its perturbations, with the gradients that led to them; none where the batch did not
+            come to the tap.
         """
-        self.grad_norm = _total_norm([g for grads, _ in moved for g in grads])
-        self.perturbation_norm = _total_norm([v for _, values in moved for v in values])
-        for grads, _ in moved:
+        deltas = [delta for each in moved for delta in each]
+        if deltas:
+            self.grad_norm = _total_norm([delta.grad for delta in deltas])
+            self.perturbation_norm = _total_norm([delta.value for delta in deltas])
+        for each in moved:
+            grads = [delta.grad for delta in each if delta.grad.numel()]
+            if not grads:
+                self.unreached += 1
+                continue
             peak = torch.stack([grad.abs().amax() for grad in grads]).amax()
             skipped = (~(peak.isfinite() & (peak > 0))).long()
-            self.skipped = skipped if self.skipped is None else self.skipped + skipped
+            self._without_direction = skipped if self._without_direction is None else self._without_direction + skipped
 
 
 def _total_norm(tensors: list[Tensor]) -> Tensor:

@@ -4,71 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..embedding import fits
+from ..arguments import arguments
 from ..functional import ascend, project, random_in_ball
-from ..tap import Tap
-from ..tapped import taps_on
+from ..taps import Tap, fits, taps_on
 from .base import Attack, Pass
 
 __all__ = ["EmbeddingAttack"]
 
 
+@arguments
 class EmbeddingAttack(Attack):
     """
     An attack on the lookups of embeddings by steps of steepest ascent.
 
     :param model: the model.
-    :param arguments: those of :class:`~fastnlp_adv.FGM`.
     """
 
-    def __init__(self, model: nn.Module, **arguments: Any):
-        self.check(**arguments)
-        vars(self).update(arguments)
-        taps = taps_on(model, arguments["emb_name"], arguments.get("granularity", "sequence"))
-        super().__init__(model, taps, arguments["dropout_mask"])
+    # What a method has no argument for. Without annotations, which would make arguments of them.
+    emb_name = cast(Any, None)
+    granularity = cast(Any, "sequence")
+    norm = cast(Any, "l2")
+    dropout_mask = cast(Any, "new")
 
-    epsilon: float
-    emb_name: str | None
-    granularity: str
-    norm: str
-    adv_weight: float
-    replace: bool
-
-    def first_pass(self) -> Pass:
-        """The clean pass. With ``replace`` nothing trains on it, so it ends at the embeddings."""
-        return Pass(trains=not self.replace)
-
-    def adversarial_pass(self) -> Pass:
-        """The pass that trains on the perturbed input, and the last one of the step."""
-        return Pass(weight=self.adv_weight, adversarial=True, last=True)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taps = taps_on(self.model, self.emb_name, self.granularity)
+        self.set_up(self.model, taps, self.dropout_mask)
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
-        """Move every perturbation by ``step`` along its gradient, then back into the ball of ``radius``, if any."""
+        """
+        Move every perturbation along its gradient.
+
+        :param step: the length of the ascent step.
+        :param radius: that of the ball to project back to; ``None`` for none.
+        :param taps: where; everywhere if ``None``.
+        """
         moved = []
-        taps = self.taps if taps is None else taps
-        for tap, grads in [(tap, tap.gradients()) for tap in taps]:
-            values = [self._moved(v, g, step, radius, dims) for (v, dims), g in zip(tap.values(), grads, strict=True)]
-            tap.perturb(values)
-            moved.append((grads, values))
+        for tap in self.taps if taps is None else taps:
+            deltas = tap.deltas()
+            for delta in deltas:
+                delta.value = ascend(delta.value, delta.grad, step, dims=delta.dims, norm=self.norm)
+                if radius is not None:
+                    delta.value = project(delta.value, radius, dims=delta.dims, norm=self.norm)
+            tap.perturb([delta.value for delta in deltas])
+            moved.append(deltas)
         self.record(moved)
 
     def randomize(self, radius: float) -> None:
         """Start every perturbation at a random point of its ball."""
         for tap in self.taps:
-            values = []
-            for (value, dims), free in zip(tap.values(), tap.free(), strict=True):
-                generator = self.noise.on(value.device)
-                start = random_in_ball(value, radius, dims=dims, norm=self.norm, free=free, generator=generator)
-                values.append(start)
-            tap.perturb(values)
+            tap.perturb(
+                [
+                    random_in_ball(
+                        delta.value,
+                        radius,
+                        dims=delta.dims,
+                        norm=self.norm,
+                        free=delta.free,
+                        generator=self.stream.on(delta.value.device),
+                    )
+                    for delta in tap.deltas()
+                ]
+            )
 
     def record_start(self) -> None:
-        """Note the norms of a pass at where the perturbations started, for a step that has no climb."""
-        self.record([(tap.gradients(), [value for value, _ in tap.values()]) for tap in self.taps])
+        """Note the norms of a pass at where the perturbations started, for a step without an ascent step."""
+        self.record([tap.deltas() for tap in self.taps])
 
     def inner_passes(self, closure: Callable[[], Tensor]) -> None:
         """Run, in a plain loop, all passes between the clean one and the adversarial one."""
@@ -109,7 +114,3 @@ class EmbeddingAttack(Attack):
                 f"{', '.join(f'`{tap.name}`' for tap in self.taps)}; give `emb_name` when the attack is built."
             )
         return taps
-
-    def _moved(self, value: Tensor, grad: Tensor, step: float, radius: float | None, dims: tuple[int, ...]) -> Tensor:
-        value = ascend(value, grad, step, dims=dims, norm=self.norm)
-        return value if radius is None else project(value, radius, dims=dims, norm=self.norm)

@@ -1,22 +1,57 @@
-"""The fast gradient method: one step along the gradient."""
+"""The fast gradient method: one ascent step along the gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_inner_passes, check_number
+from ..arguments import Arguments, argument, arguments, check_number
+from ..arguments.shared import (
+    DropoutMask,
+    Norm,
+    adv_weight,
+    check_inner_passes,
+    dropout_mask,
+    emb_name,
+    granularity,
+    inner_autocast,
+    norm,
+    replace,
+)
+from ..taps import Granularity
 from .base import Pass
 from .embedding import EmbeddingAttack
 
-__all__ = ["FGM"]
+__all__ = ["FGM", "FGMArguments"]
 
 
-class FGM(EmbeddingAttack):
+@arguments
+class FGMArguments(Arguments):
+    """
+    The arguments of FGM.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(1.0, "the norm of the perturbation, in the units of the embedding")
+    emb_name: Optional[str] = emb_name()
+    granularity: Granularity = granularity()
+    norm: Norm = norm()
+    adv_weight: float = adv_weight()
+    replace: bool = replace(", so a step costs 5/3 plain ones instead of 2")
+    dropout_mask: DropoutMask = dropout_mask()
+    inner_autocast: Optional[torch.dtype] = inner_autocast()
+
+    def check_together(self) -> None:
+        check_inner_passes(self.inner_autocast, there_are=self.replace)
+
+
+@arguments
+class FGM(FGMArguments, EmbeddingAttack):
     r"""
     Fast gradient method for text (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text
     Classification", https://arxiv.org/abs/1605.07725).
@@ -25,31 +60,17 @@ class FGM(EmbeddingAttack):
 
     .. math:: L(e) + w L(e + r), \qquad r = \epsilon\, g / \lVert g \rVert_2, \quad g = \nabla_e L(e),
 
-    where :math:`e` are the outputs of the embedding lookups. Two forward and two backward passes.
+    where :math:`e` are the outputs of the embedding lookups and :math:`w` is ``adv_weight``. Two forward and two
+    backward passes.
 
     :param model: the model; its weights are never written, unless ``emb_name`` matches parameters that are not looked
         up.
-    :param epsilon: the norm of the perturbation, in the units of the embedding.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding;
-        see :func:`~fastnlp_adv.embedding.find_embeddings`.
-    :param granularity: ``"vocab"``, one perturbation a token type, normalized over the micro-batch (the same as
-        perturbing the weights); ``"sequence"``, one a position, normalized over each example (the first dimension of
-        the ids); ``"token"``, one a position, normalized by itself.
-    :param norm: ``"l2"``, or ``"linf"`` for :math:`r = \epsilon\,\mathrm{sign}(g)`.
-    :param adv_weight: the weight :math:`w` of the adversarial loss. In a plain loop with :meth:`attack` you apply it
-        yourself.
-    :param replace: train on the adversarial loss alone. The first pass then computes no parameter gradients, so a step
-        costs 5/3 plain ones instead of 2.
-    :param dropout_mask: ``"new"``: each pass draws its own dropout mask, as in fastNLP's tutorial; ``"same"``: all
-        passes of a step share one.
-    :param inner_autocast: ``torch.bfloat16`` runs the model in this precision, under autocast, in the pass that does
-        not train, of which only the direction of a gradient is used. With ``replace`` only, and ``None`` for the
-        precision of the other pass. An autocast that the model or the Trainer (``fp16=True``) enters itself goes first.
+    :arguments:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
-        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
         >>> fgm = FGM(model, epsilon=1.0)
@@ -61,39 +82,10 @@ class FGM(EmbeddingAttack):
         >>> fgm.close()
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 1.0,
-        emb_name: str | None = None,
-        granularity: str = "vocab",
-        norm: str = "l2",
-        adv_weight: float = 1.0,
-        replace: bool = False,
-        dropout_mask: str = "new",
-        inner_autocast: torch.dtype | None = None,
-    ):
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            emb_name=emb_name,
-            granularity=granularity,
-            norm=norm,
-            adv_weight=adv_weight,
-            replace=replace,
-            dropout_mask=dropout_mask,
-            inner_autocast=inner_autocast,
-        )
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        super().check(**arguments)
-        check_inner_passes(arguments, there_are=bool(arguments.get("replace")))
-
     def passes(self) -> Iterator[Pass]:
-        yield self.first_pass()
+        yield Pass(trains=not self.replace)
         self.ascend(self.epsilon)
-        yield self.adversarial_pass()
+        yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
     def attack(
         self, epsilon: float | None = None, emb_name: str | None = None, *, closure: Callable[[], Tensor] | None = None

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import DropoutMask, dropout_mask, emb_name
 from ..random_state import Noise
+from ..taps import Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 
-__all__ = ["FreeLB", "noise_on_tokens"]
+__all__ = ["FreeLB", "FreeLBArguments", "noise_on_tokens"]
 
 
-class FreeLB(EmbeddingAttack):
+@arguments
+class FreeLBArguments(Arguments):
+    """
+    The arguments of FreeLB.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(
+        0.0,
+        "the radius of the ball around the clean input, in the units of the embedding; 0 for no projection. It bounds "
+        "the ascent steps, not the noise",
+    )
+    alpha: float = argument(0.1, "the length of an ascent step, in the same units")
+    steps: int = argument(3, "the number :math:`K` of passes")
+    init: float = argument(0.05, "the size of the noise, in the same units")
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    dropout_mask: DropoutMask = dropout_mask()
+
+
+@arguments
+class FreeLB(FreeLBArguments, EmbeddingAttack):
     r"""
     Free large-batch adversarial training (Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language
     Understanding", https://arxiv.org/abs/1909.11764).
 
-    The perturbation starts at noise and climbs ``steps - 1`` times; the model trains on the mean loss along the way,
+    The perturbation starts at noise and takes ``steps - 1`` ascent steps; the model trains on the mean loss along the
+    way,
 
     .. math:: \frac{1}{K}\sum_{t=0}^{K-1} L(e + d_t), \qquad
         d_{t+1} = \Pi_\epsilon\bigl(d_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr), \quad g_t = \nabla_e L(e + d_t),
 
-    where :math:`e` are the outputs of the embedding lookups, one perturbation a position, with norms over each example
-    (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
+    where :math:`e` are the outputs of the embedding lookups, one perturbation per position, with norms over each
+    example (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
     ``init`` :math:`/ \sqrt{nH}` for an example of :math:`n` real tokens and :math:`H` features, so its norm is about
     ``0.58 * init``. There is no clean pass. ``steps`` forward and backward passes, as many plain steps.
 
@@ -33,19 +59,12 @@ class FreeLB(EmbeddingAttack):
     ``padding_idx``; without one, all are.
 
     :param model: the model; its weights are never written.
-    :param epsilon: the radius of the ball around the clean input, in the units of the embedding; 0 for no projection.
-        It bounds the climbs, not the noise.
-    :param alpha: the length of a climb, in the same units.
-    :param steps: the number :math:`K` of passes.
-    :param init: the size of the noise, in the same units.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding;
-        see :func:`~fastnlp_adv.embedding.find_embeddings`. Embeddings only.
-    :param dropout_mask: ``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one, as
-        in the paper.
+    :arguments:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
         >>> freelb = FreeLB(model, epsilon=0.2, steps=3)
@@ -54,31 +73,6 @@ class FreeLB(EmbeddingAttack):
         True
         >>> freelb.close()
     """
-
-    norm = "l2"
-    alpha: float
-    steps: int
-    init: float
-
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 0.0,
-        alpha: float = 0.1,
-        steps: int = 3,
-        init: float = 0.05,
-        emb_name: str | None = None,
-        dropout_mask: str = "new",
-    ):
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            alpha=alpha,
-            steps=steps,
-            init=init,
-            emb_name=emb_name,
-            dropout_mask=dropout_mask,
-        )
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
@@ -90,8 +84,8 @@ class FreeLB(EmbeddingAttack):
         if self.steps == 1:
             self.record_start()
 
-    def _start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        return noise_on_tokens(self.noise, self.init, output, real)
+    def _start(self, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.init, output, lookup.real())
 
 
 def noise_on_tokens(noise: Noise, init: float, output: Tensor, real: Tensor) -> Tensor:

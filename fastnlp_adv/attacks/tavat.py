@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..embedding import find_embeddings
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import DropoutMask, dropout_mask, emb_name
 from ..functional import ascend, group_norm, steepest_direction
+from ..taps import Delta, Lookup, find_embeddings
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
 
-__all__ = ["TAVAT"]
+__all__ = ["TAVAT", "TAVATArguments"]
 
 
 @dataclass
@@ -29,7 +31,28 @@ class _Parts:
     token: Tensor
 
 
-class TAVAT(EmbeddingAttack):
+@arguments
+class TAVATArguments(Arguments):
+    """
+    The arguments of TAVAT.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(
+        0.5,
+        "the radius of the ball that an example's perturbation is kept in after an ascent step, in the units of the "
+        "embedding; 0 for no projection",
+    )
+    alpha: float = argument(0.05, "the length of an ascent step, of an example and of a token, in the same units")
+    steps: int = argument(2, "the number :math:`K` of passes")
+    init: float = argument(0.2, "the size of the noise, in the same units")
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    dropout_mask: DropoutMask = dropout_mask()
+
+
+@arguments
+class TAVAT(TAVATArguments, EmbeddingAttack):
     r"""
     Token-aware virtual adversarial training (Li & Qiu 2021, "Token-Aware Virtual Adversarial Training in Natural
     Language Understanding", https://arxiv.org/abs/2004.14543).
@@ -57,17 +80,12 @@ class TAVAT(EmbeddingAttack):
     rank has a table of its own, and a checkpoint holds that of the first.
 
     :param model: the model; its weights are never written.
-    :param epsilon: the radius of the ball that an example's perturbation is kept in after a climb, in the units of the
-        embedding; 0 for no projection.
-    :param alpha: the length of a climb, of an example and of a token, in the same units.
-    :param steps: the number :math:`K` of passes.
-    :param init: the size of the noise, in the same units.
-    :param emb_name: see :class:`~fastnlp_adv.FreeLB`.
-    :param dropout_mask: see :class:`~fastnlp_adv.FreeLB`.
+    :arguments:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
         >>> tavat = TAVAT(model, epsilon=0.5, steps=2)
@@ -78,31 +96,11 @@ class TAVAT(EmbeddingAttack):
         >>> tavat.close()
     """
 
-    alpha: float
-    steps: int
-    init: float
-
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 0.5,
-        alpha: float = 0.05,
-        steps: int = 2,
-        init: float = 0.2,
-        emb_name: str | None = None,
-        dropout_mask: str = "new",
-    ):
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            alpha=alpha,
-            steps=steps,
-            init=init,
-            emb_name=emb_name,
-            dropout_mask=dropout_mask,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        embeddings = find_embeddings(self.model, self.emb_name).embeddings
         #: the table of each embedding, by the name of its weight
-        self.tables = {e.name: self._new_table(e.weight) for e in find_embeddings(model, emb_name).embeddings}
+        self.tables = {embedding.name: self._new_table(embedding.weight) for embedding in embeddings}
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps
@@ -110,12 +108,15 @@ class TAVAT(EmbeddingAttack):
         for tap in self.embedding_taps:
             tap.start = partial(self._start, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
-        parts = {tap.name: [begun[tap.name][index] for index in tap.numbers()] for tap in self.embedding_taps}
-        for left in reversed(range(self.steps - 1)):
-            self._climb(parts)
-            yield Pass(weight=weight, adversarial=True, last=left == 0)
+        deltas = [tap.deltas() for tap in self.taps]
+        parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas)}
         if self.steps == 1:
-            self.record_start()
+            self.record(deltas)
+        for left in reversed(range(self.steps - 1)):
+            self._ascend(parts, deltas)
+            yield Pass(weight=weight, adversarial=True, last=left == 0)
+            if left:
+                deltas = [tap.deltas() for tap in self.taps]
         self._keep(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,47 +141,43 @@ class TAVAT(EmbeddingAttack):
 
     def _new_table(self, weight: Tensor) -> Tensor:
         table = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-        return table.uniform_(-1, 1, generator=self.noise.on(weight.device)).mul_(self.init / weight.shape[-1] ** 0.5)
+        return table.uniform_(-1, 1, generator=self.stream.on(weight.device)).mul_(self.init / weight.shape[-1] ** 0.5)
 
-    def _start(
-        self, table: Tensor, begun: dict[int, _Parts], index: int, ids: Tensor, output: Tensor, real: Tensor
-    ) -> Tensor:
+    def _start(self, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor) -> Tensor:
+        ids, real = lookup.ids, lookup.real()
         if ids.device != table.device:
             raise RuntimeError(
                 f"Expected the model to stay on the device that the attack was built on, {table.device}, but got ids "
                 f"on {ids.device}. Build the attack after the model has been moved."
             )
-        instance = noise_on_tokens(self.noise, self.init, output, real)
+        instance = noise_on_tokens(self.stream, self.init, output, real)
         rows = torch.where(real, table[ids].to(instance.dtype), 0)
         token = steepest_direction(rows, dims=tuple(range(rows.dim())))
-        begun[index] = _Parts(ids, real, instance, token)
+        begun[lookup.number] = _Parts(ids, real, instance, token)
         return instance + token
 
-    def _climb(self, parts: dict[str, list[_Parts]]) -> None:
-        moved = []
-        for tap in self.taps:
-            grads = tap.gradients()
-            for part, grad, (_, dims) in zip(parts[tap.name], grads, tap.values(), strict=True):
-                self._move(part, grad, dims)
-            values = [part.instance + part.token for part in parts[tap.name]]
-            tap.perturb(values)
-            moved.append((grads, values))
-        self.record(moved)
+    def _ascend(self, parts: dict[str, list[_Parts]], deltas: list[list[Delta]]) -> None:
+        for tap, own in zip(self.taps, deltas):
+            for part, delta in zip(parts[tap.name], own):
+                self._move(part, delta)
+                delta.value = part.instance + part.token
+            tap.perturb([delta.value for delta in own])
+        self.record(deltas)
 
-    def _move(self, part: _Parts, grad: Tensor, dims: tuple[int, ...]) -> None:
-        part.instance = ascend(part.instance, grad, self.alpha, dims=dims)
-        part.token = ascend(part.token, grad, self.alpha, dims=(-1,))
+    def _move(self, part: _Parts, delta: Delta) -> None:
+        part.instance = ascend(part.instance, delta.grad, self.alpha, dims=delta.dims)
+        part.token = ascend(part.token, delta.grad, self.alpha, dims=(-1,))
         sizes = group_norm(part.token, dims=(-1,))
-        largest = sizes.amax(dims, keepdim=True)
+        largest = group_norm(sizes, dims=delta.dims, norm="linf")
         part.token = part.token * torch.where(largest > 0, sizes / largest, 0)
         if self.epsilon > 0:
-            size = group_norm(part.instance + part.token, dims=dims)
+            size = group_norm(part.instance + part.token, dims=delta.dims)
             shrink = torch.where(size > self.epsilon, self.epsilon / size, 1)
             part.instance, part.token = part.instance * shrink, part.token * shrink
 
     def _keep(self, parts: dict[str, list[_Parts]]) -> None:
         """Set the rows of the tokens to the mean of their parts. Everything is computed before anything is written."""
-        rows = {name: _new_rows(self.tables[name], each) for name, each in parts.items()}
+        rows = {name: _new_rows(self.tables[name], each) for name, each in parts.items() if each}
         for name, (ids, new) in rows.items():
             self.tables[name].index_copy_(0, ids, new)
 

@@ -1,8 +1,8 @@
-"""Callbacks: one a file, no mathematics. With ``compat`` the only part that knows fastNLP."""
+"""Callbacks: one per file, no mathematics. With ``compat`` the only part that knows fastNLP."""
 
 from .atta import ATTACallback
 from .awp import AWPCallback
-from .base import AttackCallback, MethodCallback
+from .base import AttackCallback, MethodCallback, RegularizerCallback
 from .fgm import FGMCallback
 from .fgsm import FGSMCallback
 from .freelb import FreeLBCallback
@@ -11,7 +11,6 @@ from .log_callback import LogCallback
 from .pgd import PGDCallback
 from .r3f import R3FCallback
 from .rdrop import RDropCallback
-from .regularizer import RegularizerCallback
 from .robust_evaluate import RobustEvaluateCallback
 from .smart import SMARTCallback
 from .tavat import TAVATCallback

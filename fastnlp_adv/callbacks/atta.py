@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from fastNLP import logger
 from torch import Tensor
 
-from ..attacks.atta import ATTA
+from ..arguments import arguments
+from ..attacks.atta import ATTA, ATTAArguments
 from .base import AttackCallback
 
 __all__ = ["ATTACallback"]
 
 
-class ATTACallback(AttackCallback):
+@arguments
+class ATTACallback(AttackCallback, ATTAArguments):
     r"""
-    Trains with :class:`~fastnlp_adv.ATTA`: each example with the perturbation that it has from the epochs before, at
+    Train with :class:`~fastnlp_adv.ATTA`: each example with the perturbation that it has from the epochs before, at
     the price of plain training.
 
     It needs fastNLP's ``TorchDataLoader``, which tells the indices of a batch's examples; call ``compat.repair()``
@@ -24,13 +25,7 @@ class ATTACallback(AttackCallback):
     of the examples that it has seen, and an example new to a rank starts at 0; a checkpoint holds those of the first
     rank, which all ranks resume from.
 
-    :param epsilon: the norm that a perturbation may reach, in the units of the embedding.
-    :param alpha: the length of a step.
-    :param storage_dtype: the precision of the stored perturbations.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding.
-    :param start: see :class:`~fastnlp_adv.FGMCallback`.
-    :param every: see :class:`~fastnlp_adv.FGMCallback`.
-    :param log_every: see :class:`~fastnlp_adv.FGMCallback`.
+    :arguments:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``, or
         if the dataloader does not know the indices.
 
@@ -41,27 +36,6 @@ class ATTACallback(AttackCallback):
 
     method_class = ATTA
     _told = False
-
-    def __init__(
-        self,
-        epsilon: float = 0.1,
-        *,
-        alpha: float = 0.05,
-        storage_dtype: torch.dtype = torch.float16,
-        emb_name: str | None = None,
-        start: int | float = 0,
-        every: int = 1,
-        log_every: int = 0,
-    ):
-        super().__init__(
-            epsilon=epsilon,
-            alpha=alpha,
-            storage_dtype=storage_dtype,
-            emb_name=emb_name,
-            start=start,
-            every=every,
-            log_every=log_every,
-        )
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         super().on_after_trainer_initialized(trainer, driver)
@@ -75,16 +49,18 @@ class ATTACallback(AttackCallback):
     def on_train_batch_begin(self, trainer: Any, batch: Any, indices: list[int] | None) -> None:
         if indices is None:
             raise ValueError(_no_indices(trainer))
+        assert isinstance(self.method_, ATTA)
         self.method_.indices = indices
         if not self._told and trainer.driver.global_rank == 0:
-            self._tell(len(trainer.dataloader.dataset), _length(batch, len(indices)))
+            bytes_needed = self.method_.memory(len(trainer.dataloader.dataset), _length(batch, len(indices)))
+            self._tell(len(trainer.dataloader.dataset), _length(batch, len(indices)), bytes_needed)
         self._told = True
 
-    def _tell(self, examples: int, length: int) -> None:
-        megabytes = self.method_.memory(examples, length) / 2**20
+    @staticmethod
+    def _tell(examples: int, length: int, bytes_needed: int) -> None:
         logger.info(
             "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
-            f"{examples} examples of {length} tokens will take up to {megabytes:.4g} MiB in every process."
+            f"{examples} examples of {length} tokens will take up to {bytes_needed / 2**20:.4g} MiB in every process."
         )
 
 

@@ -1,49 +1,62 @@
-"""What all callbacks share: their arguments, their checks, when they are due, and what a checkpoint holds of them."""
+"""What all callbacks share: when their method is due, its arguments while training goes on, and what outlives a run."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+import weakref
+from typing import Any, ClassVar, cast
 
-from fastNLP import Callback
+from fastNLP import Callback, logger
 from torch import nn
 
+from ..arguments import Arguments, argument, arguments, check_count
 from ..attacks import Attack
-from ..checks import check_count, check_number
+from ..method import Method, ModelMethod
+from ..regularizers import Regularizer
 from .checks import check_trainer
 from .log import log_state
-from .step import install, uninstall
+from .step import BatchStep, install, uninstall
 
-__all__ = ["AttackCallback", "MethodCallback"]
+__all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
 
 
-class MethodCallback(Callback):
+def _check_log_every(name: str, value: Any) -> None:
+    check_count(name, value, least=0)
+
+
+@arguments
+class MethodCallback(Callback, Arguments):
     """
     A method that takes part in the batch step. Installs the step when training begins and takes it off when it ends.
+    Arguments can be assigned at any time, and hold from the next batch on.
 
-    :param start: optimizer steps of plain training before the method sets in, or, below 1, a fraction of the training.
-    :param every: the method acts in one of this many optimizer steps.
-    :param log_every: write ``trainer.state["adv"]`` to fastNLP's log every so many batches; 0 for never.
-    :param arguments: those of the method, kept as attributes of the same names.
+    :arguments:
     :raises ValueError: if an argument is out of range.
     """
 
     #: the method, built anew on the model whenever a training begins
-    method_class: ClassVar[type]
-    method_: Any = None
+    method_class: ClassVar[type[Method]]
+    _positional: ClassVar[int | None] = 1
 
-    def __init__(self, *, start: int | float = 0, every: int = 1, log_every: int = 0, **arguments: Any):
-        super().__init__()
-        check_number("start", start)
-        check_count("every", every)
-        check_count("log_every", log_every, least=0)
-        self.method_class.check(**arguments)  # type: ignore[attr-defined]
-        self.start = start
-        self.every = every
-        self.log_every = log_every
-        self._arguments = tuple(arguments)
-        self._resumed: dict[str, Any] | None = None
-        for name, value in arguments.items():
-            setattr(self, name, value)
+    start: float = argument(
+        0, "optimizer steps of plain training before the method sets in, or, below 1, a fraction of the training"
+    )
+    every: int = argument(1, "the method acts in one of this many optimizer steps")
+    log_every: int = argument(
+        0, 'write ``trainer.state["adv"]`` to fastNLP\'s log every so many batches; 0 for never', _check_log_every
+    )
+
+    # Without annotations, which would make arguments of them.
+    method_ = cast("Method | None", None)
+    #: what the method remembered at the end of a run, and of which Trainer; what a checkpoint holds comes before it
+    _kept = cast("tuple[weakref.ref, dict[str, Any]] | None", None)
+    _resumed = cast("dict[str, Any] | None", None)
+    _running = cast("weakref.ref | None", None)
+
+    def __post_init__(self) -> None:
+        Callback.__init__(self)
+        Arguments.__post_init__(self)
+        self._assigned: dict[str, None] = {}
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         check_trainer(trainer, driver, self)
@@ -51,7 +64,13 @@ class MethodCallback(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         check_trainer(trainer, trainer.driver, self)
+        self._check_free(trainer)
+        self._check_begins(trainer)
         self.begin(trainer)
+        # before those of other callbacks, one of which may raise
+        ends = trainer.callback_manager.callback_fns["on_train_end"]
+        ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
+        self._running = weakref.ref(trainer)
         install(trainer).add(self)
 
     def on_train_batch_end(self, trainer: Any) -> None:
@@ -59,64 +78,151 @@ class MethodCallback(Callback):
             log_state(trainer)
 
     def on_train_end(self, trainer: Any) -> None:
-        uninstall(trainer, self)
-        self.end()
+        if self._running is None or self._running() is trainer:
+            uninstall(trainer, self)
+            self.end(trainer)
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
-        return {} if self.method_ is None else self.method_.state_dict()
+        if self.method_ is not None:
+            return self.method_.state_dict()
+        return self._resumed or self._kept_of(trainer) or {}
 
     def on_load_checkpoint(self, trainer: Any, states: dict[str, Any] | None) -> None:
         self._resumed = states or None
 
     def due(self, trainer: Any) -> bool:
-        """Whether the method acts on this batch. Counts optimizer steps: the micro-batches of one are treated alike."""
-        step = trainer.global_forward_batches // trainer.accumulation_steps
-        total = trainer.n_batches / trainer.accumulation_steps
-        start = self.start * total if self.start < 1 else self.start
-        return step >= start and int(step - start) % self.every == 0
+        """
+        Tell whether the method acts on this batch. Counts optimizer steps: the micro-batches of one are treated alike.
 
-    def build(self, model: nn.Module) -> Any:
-        """The method with this callback's settings, with its hooks off."""
-        method = self.method_class(model, **self.settings())
+        :param trainer: the Trainer.
+        """
+        step = trainer.global_forward_batches // trainer.accumulation_steps
+        start = self._first_step(trainer)
+        return step >= start and (step - start) % self.every == 0
+
+    def refresh(self) -> None:
+        """Hand arguments that were assigned since the last batch on to the method."""
+        names = [name for name in self._assigned if name in self.method_class.names()]
+        self._assigned = {}
+        if self.method_ is None or not names:
+            return
+        if self.method_.fixed.isdisjoint(names):
+            for name in names:
+                setattr(self.method_, name, getattr(self, name))
+        else:
+            old, self.method_ = self.method_, self.build(cast(ModelMethod, self.method_).model)
+            self.method_.load_state_dict(old.state_dict())
+
+    def changed(self, name: str) -> None:
+        self._assigned[name] = None
+
+    def build(self, model: nn.Module) -> Method:
+        """
+        Build the method with this callback's settings, with its hooks off.
+
+        :param model: the model.
+        """
+        method = self.method_class(model, **self.settings())  # type: ignore[call-arg]
         method.close()
         return method
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the method, as they are now."""
-        return {name: getattr(self, name) for name in self._arguments}
+        """Return the arguments of the method, as they are now."""
+        return {name: getattr(self, name) for name in self.method_class.names()}
 
     def check_model(self, model: nn.Module) -> None:
-        """Check when the Trainer is built what would otherwise fail in training."""
+        """
+        Check when the Trainer is built what would otherwise fail in training.
+
+        :param model: the model.
+        """
         self.build(model)
 
     def begin(self, trainer: Any) -> None:
-        """Build the method, and go on where a checkpoint left it."""
+        """
+        Build the method, and go on where a checkpoint, or an earlier run of this Trainer, left it.
+
+        :param trainer: the Trainer.
+        """
         model = trainer.driver.unwrap_model()
         self.method_ = self.build(model)
-        if self._resumed is not None:
-            self.method_.load_state_dict(self._resumed)
-            self._resumed = None
+        self._assigned = {}
+        remembered = self._resumed or self._kept_of(trainer)
+        if remembered:
+            self.method_.load_state_dict(remembered)
+        self._resumed = self._kept = None
         if _is_compiled(model):  # its graphs do not notice hooks that come later, so these stay for the whole training
             self.method_.open()
 
-    def end(self) -> None:
-        """Let go of the method."""
+    def end(self, trainer: Any) -> None:
+        """
+        Let go of the method, but for what it remembers.
+
+        :param trainer: the Trainer.
+        """
         if self.method_ is not None:
+            self._kept = weakref.ref(trainer), self.method_.state_dict()
             self.method_.close()
-        self.method_ = None
+        self.method_ = self._running = None
+
+    def _kept_of(self, trainer: Any) -> dict[str, Any] | None:
+        """Return what an earlier run of this Trainer left; another one has other examples."""
+        return self._kept[1] if self._kept is not None and self._kept[0]() is trainer else None
+
+    def _check_free(self, trainer: Any) -> None:
+        other = None if self._running is None else self._running()
+        if other is None or other is trainer:
+            return
+        step = other.train_batch_loop.batch_step_fn
+        if isinstance(step, BatchStep) and self in step.callbacks:
+            raise ValueError(
+                f"Expected {type(self).__name__} to train one Trainer at a time, but got a second one while the first "
+                "is running. Give each Trainer a callback of its own."
+            )
+
+    def _first_step(self, trainer: Any) -> int:
+        if self.start >= 1:
+            return math.ceil(self.start)
+        # 0.07 of 100 steps is 7.000000000000001 to the computer
+        return math.ceil(self.start * trainer.n_batches / trainer.accumulation_steps - 1e-6)
+
+    def _check_begins(self, trainer: Any) -> None:
+        steps = trainer.n_batches // trainer.accumulation_steps
+        if 0 < steps <= self._first_step(trainer):
+            logger.rank_zero_warning(
+                f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
+                f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
+                once=True,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None, "_running": None}  # which name a Trainer of this process
 
 
+@arguments
 class AttackCallback(MethodCallback):
     """
-    Trains under an attack. At most one a Trainer.
+    Trains under an attack. A Trainer takes at most one.
 
-    :param start: see :class:`MethodCallback`.
-    :param every: see :class:`MethodCallback`.
-    :param log_every: see :class:`MethodCallback`.
-    :param arguments: those of the attack.
+    :arguments:
     """
 
     method_class: ClassVar[type[Attack]]
+
+
+@arguments
+class RegularizerCallback(MethodCallback):
+    """
+    Trains with a regularizer. Different ones combine, with each other and with an attack.
+
+    :arguments:
+    """
+
+    method_class: ClassVar[type[Regularizer]]
+
+    def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
+        if isinstance(self.method_, Regularizer):
+            self.method_.after_step()
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchSingleDriver
 from torch import nn
 
-if TYPE_CHECKING:
-    from .base import MethodCallback
+from ..attacks import Attack
+from .step import BatchStep
 
 __all__ = ["check_trainer"]
 
 
-def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
+def check_trainer(trainer: Any, driver: Any, callback: Any) -> None:
     """
     Refuse what the batch step cannot work with.
 
@@ -31,7 +31,7 @@ def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
         )
     if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
         raise ValueError(
-            f"Expected {name} to train a model on one device a process, but got nn.DataParallel over "
+            f"Expected {name} to train a model on one device per process, but got nn.DataParallel over "
             f"{len(driver.model.device_ids)} devices. Give the Trainer the bare model and `device=[0, 1]`."
         )
     _check_step_is_free(trainer, name)
@@ -39,8 +39,6 @@ def check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
 
 
 def _check_step_is_free(trainer: Any, name: str) -> None:
-    from .step import BatchStep
-
     loop = trainer.train_batch_loop
     step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
     own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)
@@ -52,11 +50,15 @@ def _check_step_is_free(trainer: Any, name: str) -> None:
         )
 
 
-def _check_alone(trainer: Any, callback: MethodCallback) -> None:
-    from .base import AttackCallback
-
-    kind = AttackCallback if isinstance(callback, AttackCallback) else type(callback)
-    same = [type(other).__name__ for other in trainer.callback_manager.class_callbacks if isinstance(other, kind)]
+def _check_alone(trainer: Any, callback: Any) -> None:
+    kind = _kind(callback)
+    same = [type(other).__name__ for other in trainer.callback_manager.class_callbacks if _kind(other) == kind]
     if len(same) > 1:
-        what = "attack" if kind is AttackCallback else kind.__name__
+        what = "attack" if kind == "attack" else type(callback).__name__
         raise ValueError(f"Expected at most one {what} in a Trainer, but got {' and '.join(same)}. Keep one of them.")
+
+
+def _kind(callback: Any) -> Any:
+    """Return what a Trainer takes one of: an attack, or each regularizer."""
+    method = getattr(callback, "method_class", None)
+    return "attack" if method is not None and issubclass(method, Attack) else method

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastNLP import Callback, RichCallback, TqdmCallback, logger
 
-from ..checks import check_count
+from ..arguments import check_count
 from .base import MethodCallback
 from .log import as_text, log_state, measured
 

@@ -12,6 +12,7 @@ from fastNLP.core.utils import dataclass_to_dict
 from torch import Tensor, nn
 
 from ..robustness import WorstCase, averages, modes_kept, score
+from ..robustness.worst_case import WorstCaseArguments
 
 __all__ = ["RobustEvaluateCallback", "RobustMetric"]
 
@@ -107,7 +108,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             "emb_name": emb_name,
             "seed": seed,
         }
-        WorstCase.check(**self._arguments)
+        WorstCaseArguments(**self._arguments)  # checks them
         super().__init__(
             dataloaders,
             {} if metrics is None else metrics,

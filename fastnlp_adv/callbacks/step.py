@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from .. import forwards
 from ..attacks import Attack, Pass
-from ..regularizers import Regularizer
+from ..method import Method
+from ..regularizers import RDrop, Regularizer
+from ..regularizers.terms import noting
 
-if TYPE_CHECKING:
-    from .base import MethodCallback
+__all__ = ["BatchStep", "Participant", "install", "uninstall"]
 
-__all__ = ["BatchStep", "install", "uninstall"]
+
+class Participant(Protocol):
+    """A callback, as the step sees it."""
+
+    method_: Method | None
+
+    def due(self, trainer: Any) -> bool:
+        """Whether its method acts on this batch."""
+
+    def refresh(self) -> None:
+        """Hand arguments that were assigned since the last batch on to the method."""
 
 
 class BatchStep:
@@ -26,33 +40,39 @@ class BatchStep:
 
     def __init__(self, original: Callable):
         self.original = original
-        self.callbacks: list[MethodCallback] = []
+        self.callbacks: list[Participant] = []
 
-    def add(self, callback: MethodCallback) -> None:
-        self.callbacks.append(callback)
+    def add(self, callback: Participant) -> None:
+        if callback not in self.callbacks:
+            self.callbacks.append(callback)
 
     def __call__(self, trainer: Any, batch: Any) -> None:
-        due = {callback: callback.due(trainer) for callback in self.callbacks}
-        attacks = [c.method_ for c in self.callbacks if isinstance(c.method_, Attack) and due[c]]
-        regularizers = [c for c in self.callbacks if isinstance(c.method_, Regularizer)]
-        with ExitStack() as hooks:
-            for callback in regularizers:
-                if due[callback]:
-                    hooks.enter_context(callback.method_.running())
-            run = _Run(trainer, self._objective(trainer, regularizers, due), batch)
-            run.terms.update(callback.method_.name for callback in regularizers)
-            run.under(attacks[0]) if attacks else run.plain()
+        for callback in self.callbacks:
+            callback.refresh()
+        methods = [callback.method_ for callback in self.callbacks]
+        due = [callback.method_ for callback in self.callbacks if callback.due(trainer)]
+        regularizers = [method for method in due if isinstance(method, Regularizer)]
+        # a model with R-Drop of its own is run as RDropCallback says, also where that is "not now"
+        bare = any(isinstance(method, RDrop) and method not in due for method in methods)
+        run = _Run(trainer, _objective(trainer, regularizers, bare), batch)
+        run.under_all(regularizers, next((method for method in due if isinstance(method, Attack)), None))
         trainer.step()
         trainer.zero_grad()
 
-    def _objective(
-        self, trainer: Any, regularizers: list[Any], due: dict[MethodCallback, bool]
-    ) -> Callable[[Any], Any]:
-        no_sync = trainer.driver.get_model_no_sync_context()
-        objective = trainer.train_step
-        for callback in sorted(regularizers, key=lambda c: (not c.method_.innermost, c.method_.name)):
-            objective = callback.regularize(objective, trainer.train_step, due[callback], no_sync)
-        return objective
+
+def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Callable[[Any], Any]:
+    """Return the training step, wrapped by each regularizer."""
+    no_sync = trainer.driver.get_model_no_sync_context()
+
+    def train_step(batch: Any) -> Any:
+        forward = forwards.current()
+        with nullcontext() if forward is None or forward.last else no_sync():
+            return trainer.train_step(batch)
+
+    objective: Callable[[Any], Any] = partial(forwards.run, train_step, bare=True) if bare else train_step
+    for regularizer in sorted(regularizers, key=lambda each: (not each.innermost, each.name)):
+        objective = partial(regularizer, objective, forward=train_step)
+    return objective
 
 
 class _Run:
@@ -64,24 +84,41 @@ class _Run:
         self.batch = batch
         self.hooks_are_due = True
         self.noted = False
-        self.terms = {"kl"}  # a model with RDropMixin has one without a callback
         self.state = trainer.state.setdefault("adv", {})
 
-    def plain(self) -> None:
-        self.train(self.objective(self.batch), Pass(last=True))
+    def under_all(self, regularizers: list[Regularizer], attack: Attack | None) -> None:
+        if regularizers:
+            with regularizers[0].running():
+                self.under_all(regularizers[1:], attack)
+        elif attack is None:
+            self.train(self.forward(self.batch), Pass(last=True))
+        else:
+            self.under(attack)
 
     def under(self, attack: Attack) -> None:
         with attack.running() as passes:
             for each in passes:
+                if each.only_reduces and not self.trainer.driver.is_distributed():
+                    break
                 with nullcontext() if each.last else self.trainer.driver.get_model_no_sync_context()():
+                    batch = copy.copy(self.batch) if isinstance(self.batch, Mapping) else self.batch
                     with attack.precision(each):
-                        outputs = self.objective(self.batch)
+                        outputs = self.forward(batch)
                     if each.trains:
                         self.train(outputs, each)
                     else:
                         self.note(outputs, each)
                         attack.differentiate(self.trainer.driver.grad_scaler.scale(self.loss(outputs)))
         self.record(attack)
+
+    def forward(self, batch: Any) -> Any:
+        if self.noted:
+            return self.objective(batch)
+        with noting() as terms:  # of the first pass, which most often is the clean one
+            outputs = self.objective(batch)
+        self.state.update(terms)
+        self.noted = True
+        return outputs
 
     def loss(self, outputs: Any) -> Tensor:
         return self.trainer.extract_loss_from_outputs(outputs) / self.trainer.accumulation_steps
@@ -99,23 +136,20 @@ class _Run:
     def note(self, outputs: Any, each: Pass) -> None:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
-        # the terms of the first pass, which most often is the clean one
-        if not self.noted and isinstance(outputs, dict):
-            self.state.update({name: outputs[name] for name in self.terms & outputs.keys()})
-        self.noted = True
 
     def record(self, attack: Attack) -> None:
-        # the tensor, since `get_scale()` would wait for the device
-        scale = getattr(self.trainer.driver.grad_scaler, "_scale", None)
-        unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
-        self.state["grad_norm"] = attack.grad_norm * unit
-        self.state["perturbation_norm"] = attack.perturbation_norm
+        if attack.grad_norm is not None:
+            # the tensor, since `get_scale()` would wait for the device
+            scale = getattr(self.trainer.driver.grad_scaler, "_scale", None)
+            unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
+            self.state["grad_norm"] = attack.grad_norm * unit
+            self.state["perturbation_norm"] = attack.perturbation_norm
         self.state["skipped"] = attack.skipped
 
 
 def install(trainer: Any) -> BatchStep:
     """
-    The step of a Trainer; put in place when it is not there yet.
+    Put the step into a Trainer, unless it is there.
 
     :param trainer: the Trainer.
     :return: the step.
@@ -126,7 +160,7 @@ def install(trainer: Any) -> BatchStep:
     return loop.batch_step_fn
 
 
-def uninstall(trainer: Any, callback: MethodCallback) -> None:
+def uninstall(trainer: Any, callback: Participant) -> None:
     """
     Take a callback out of the step, and with the last one the step off the Trainer.
 

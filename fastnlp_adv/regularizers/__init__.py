@@ -1,4 +1,4 @@
-"""Regularizers: one extra loss term a file, in plain PyTorch."""
+"""Regularizers: one extra loss term per file, in plain PyTorch."""
 
 from .base import Regularizer
 from .dropout import has_dropout, warn_without_dropout

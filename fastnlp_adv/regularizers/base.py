@@ -1,21 +1,25 @@
-"""What all regularizers share: they wrap an objective, and their arguments are checked early."""
+"""What all regularizers share: they wrap an objective and add a term to its loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from ..checks import check_arguments
+from torch import Tensor
 
-__all__ = ["Forward", "Regularizer"]
+from ..arguments import arguments
+from ..method import Method, ModelMethod
+from .terms import note
+
+__all__ = ["EmbeddingRegularizer", "Forward", "Regularizer", "add_term"]
 
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
 Forward = Callable[[Any], Any]
 
 
-class Regularizer(ABC):
+@arguments
+class Regularizer(Method, ABC):
     """
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.
 
@@ -25,14 +29,9 @@ class Regularizer(ABC):
     """
 
     #: under which name the outputs hold the term, unweighted and detached
-    name: str
+    name: ClassVar[str]
     #: whether it is nested inside the others
-    innermost = False
-
-    @property
-    @abstractmethod
-    def forwards(self) -> int:
-        """How many forward passes a call makes, that of the objective included."""
+    innermost: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
@@ -40,38 +39,36 @@ class Regularizer(ABC):
         Run the model and add the term.
 
         :param objective: gives the outputs of the clean pass, other terms included.
-        :param batch: what both functions take.
-        :param forward: the bare training step; ``objective`` if ``None``.
+        :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
+        :param forward: the bare training step; ``objective`` if ``None``. A model with R-Drop of its own runs
+            once in it.
         :return: the outputs as a dict.
         """
 
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        """
-        Check the arguments alone, without a model.
+    def after_step(self) -> None:
+        """Follow a step of the optimizer."""
 
-        :param arguments: those of the constructor, but for the model.
-        :raises ValueError: if one is out of range.
-        """
-        check_arguments(arguments)
 
-    def open(self) -> None:  # noqa: B027 - nothing to do without hooks, here and below without state
-        """Put hooks on the model, where there are any."""
+@arguments
+class EmbeddingRegularizer(Regularizer, ModelMethod):
+    """
+    A regularizer that taps the lookups of a model.
 
-    def close(self) -> None:  # noqa: B027
-        """Take them off."""
+    :param model: the model.
+    """
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """The passes of one step; whatever happens in between, the model is left as it was."""
-        yield
 
-    def after_step(self) -> None:  # noqa: B027
-        """Called after each step of the optimizer."""
+def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
+    """
+    Add a term to the loss of some outputs.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on where :meth:`state_dict` was taken."""
+    :param outputs: a dict; its ``loss`` may be missing.
+    :param name: the name of the term, under which it is noted, and added to the outputs unless the model itself
+        uses it.
+    :param weight: its weight.
+    :param term: a tensor of no dimensions.
+    :return: a new dict.
+    """
+    loss = outputs.get("loss")
+    loss = weight * term if loss is None else loss + weight * term
+    return {name: note(name, term), **outputs, "loss": loss}

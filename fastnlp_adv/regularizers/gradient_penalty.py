@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..perturbation import Lookup
-from ..tapped import Tapped, taps_on
-from .base import Forward, Regularizer
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import emb_name
+from ..taps import Delta, taps_on
+from .base import EmbeddingRegularizer, Forward, add_term
 from .outputs import read_loss
 
-__all__ = ["GradientPenalty"]
+__all__ = ["GradientPenalty", "GradientPenaltyArguments"]
 
 #: the nodes of a graph where a kernel, a custom function or a compiled model has no second derivative
 _DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackward")
 
 
-class GradientPenalty(Tapped, Regularizer):
+@arguments
+class GradientPenaltyArguments(Arguments):
+    """
+    The arguments of the gradient penalty.
+
+    :arguments:
+    """
+
+    weight: float = argument(0.1, "the weight :math:`w` of the penalty")
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+
+
+@arguments
+class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
     r"""
     Penalizes the squared gradient at the embeddings ("double backpropagation", Drucker and LeCun 1992; on deep networks
     Ross and Doshi-Velez 2018, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
@@ -42,14 +56,12 @@ class GradientPenalty(Tapped, Regularizer):
     one on the CPU, but not in cuDNN: ``torch.backends.cudnn.flags(enabled=False)``. Compiled models have none.
 
     :param model: the model; its weights are never written.
-    :param weight: the weight :math:`w` of the penalty.
-    :param emb_name: part of the name of an embedding, a glob, or ``None`` for the input embedding;
-        see :func:`~fastnlp_adv.embedding.find_embeddings`.
+    :arguments:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
 
-        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> def step(batch):
         ...     return {"loss": nn.functional.cross_entropy(model(batch["ids"]), batch["labels"])}
@@ -62,13 +74,10 @@ class GradientPenalty(Tapped, Regularizer):
     """
 
     name = "gradient_penalty"
-    forwards = 1
 
-    def __init__(self, model: nn.Module, weight: float = 0.1, emb_name: str | None = None):
-        self.check(weight=weight, emb_name=emb_name)
-        self.weight = weight
-        self.emb_name = emb_name
-        super().__init__(model, taps_on(model, emb_name, "sequence"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
 
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         """
@@ -89,15 +98,15 @@ class GradientPenalty(Tapped, Regularizer):
             penalty = self._penalty(outputs["loss"])
         finally:
             for tap in self.taps:
-                tap.begin_pass(keep_leaves=False)
-        return {**outputs, "loss": outputs["loss"] + self.weight * penalty, self.name: penalty.detach()}
+                tap.reset()
+        return add_term(outputs, self.name, self.weight, penalty)
 
     def _penalty(self, loss: Tensor) -> Tensor:
-        grads = iter(self.differentiate(loss, create_graph=True))
-        lookups = [lookup for tap in self.embedding_taps for lookup in tap.lookups([next(grads) for _ in tap.leaves])]
-        if not lookups:
-            self.taps[0].gradients()  # says why there are none
-        penalty = torch.stack([_half_square(lookup) for lookup in lookups]).sum()
+        self.differentiate(loss, create_graph=True)
+        if not self.check_reached():
+            self.unreached += 1
+            return torch.zeros_like(loss)
+        penalty = torch.stack([_half_square(delta) for tap in self.taps for delta in tap.deltas()]).sum()
         if _dead_ends(penalty):
             self._refuse(penalty)
         return penalty
@@ -117,11 +126,10 @@ class GradientPenalty(Tapped, Regularizer):
         ) from cause
 
 
-def _half_square(lookup: Lookup) -> Tensor:
-    """Half the squared gradient of each sequence's own loss, averaged over the sequences."""
-    sequences = lookup.ids.shape[0] if lookup.ids.dim() else 1
-    grad = lookup.grad.to(torch.promote_types(lookup.grad.dtype, torch.float32))
-    return torch.where(lookup.real(), grad, 0).square().sum() * (sequences / 2)
+def _half_square(delta: Delta) -> Tensor:
+    """Return half the squared gradient of each sequence's own loss, averaged over the sequences."""
+    sequences = len(delta.grad) if delta.grad.dim() > 1 else 1
+    return delta.grad.square().sum() * (sequences / 2)
 
 
 def _dead_ends(penalty: Tensor) -> bool:

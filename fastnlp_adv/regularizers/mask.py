@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Mask", "find_mask"]
+from ..arguments.shared import Mask
 
-Mask = str | Callable[[Any, dict[str, Any]], Tensor] | None
+__all__ = ["find_mask"]
 
 #: where token labels are looked for, and the label that cross entropy ignores
 _LABELS = ("labels", "label", "targets", "target")

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Literal, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_arguments, check_choice
-from .mask import Mask
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import (
+    Divergence,
+    DropoutMask,
+    Mask,
+    Reduction,
+    divergence,
+    dropout_mask,
+    emb_name,
+    mask,
+    reduction,
+)
+from ..taps import Lookup
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["R3F"]
+__all__ = ["R3F", "R3FArguments"]
 
 
-class R3F(PerturbedRegularizer):
+@arguments
+class R3FArguments(Arguments):
+    """
+    The arguments of R3F.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(
+        0.1,
+        "the standard deviation of the noise in each coordinate, or its largest size, in the units of the embedding",
+    )
+    weight: float = argument(1.0, "the weight :math:`w` of the divergence")
+    noise: Literal["normal", "uniform"] = argument("normal", '``"normal"`` or ``"uniform"``')
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    divergence: Divergence = divergence(
+        '. Here the sum of both directions; ``"mse"``, which has one, is the squared error'
+    )
+    reduction: Reduction = reduction()
+    mask: Mask = mask()
+    dropout_mask: DropoutMask = dropout_mask()
+
+
+@arguments
+class R3F(R3FArguments, PerturbedRegularizer):
     r"""
     Robust representations through regularized finetuning (Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing
     Representational Collapse", https://arxiv.org/abs/2008.03156):
@@ -33,21 +66,12 @@ class R3F(PerturbedRegularizer):
     Take less where coordinates are smaller and nothing normalizes them.
 
     :param model: the model; its weights are not written.
-    :param epsilon: the standard deviation of the noise in each coordinate, or its largest size, in the units of the
-        embedding.
-    :param weight: the weight :math:`w`.
-    :param noise: ``"normal"`` or ``"uniform"``.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding; see
-        :func:`~fastnlp_adv.embedding.find_embeddings`.
-    :param divergence: see :class:`~fastnlp_adv.RDrop`; here the sum of both directions. ``"mse"``, which has one, is
-        the squared error.
-    :param reduction: see :class:`~fastnlp_adv.RDrop`.
-    :param mask: see :class:`~fastnlp_adv.RDrop`.
-    :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in both.
+    :arguments:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> def step(batch):
         ...     pred = model(batch["ids"])
@@ -61,39 +85,9 @@ class R3F(PerturbedRegularizer):
     """
 
     name = "r3f"
-    epsilon: float
 
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 0.1,
-        weight: float = 1.0,
-        noise: str = "normal",
-        emb_name: str | None = None,
-        divergence: str | Callable[[Tensor, Tensor], Tensor] = "categorical",
-        reduction: str = "batchmean",
-        mask: Mask = None,
-        dropout_mask: str = "new",
-    ):
-        self.distribution = noise  # `self.noise` is the stream that it is drawn from
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            weight=weight,
-            noise=noise,
-            emb_name=emb_name,
-            divergence=divergence,
-            reduction=reduction,
-            mask=mask,
-            dropout_mask=dropout_mask,
-        )
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        check_arguments(arguments, noise=partial(check_choice, choices=("normal", "uniform")))
-
-    def start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        if self.distribution == "normal":
-            return torch.where(real, self.epsilon * self.normal(output), 0)
-        noise = self.noise.like(output).uniform_(-1, 1, generator=self.noise.on(output.device))
-        return torch.where(real, self.epsilon * noise, 0)
+    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+        if self.noise == "normal":
+            return torch.where(lookup.real(), self.epsilon * self.normal(output), 0)
+        noise = self.stream.like(output).uniform_(-1, 1, generator=self.stream.on(output.device))
+        return torch.where(lookup.real(), self.epsilon * noise, 0)

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..divergences import divergence
-from .base import Forward, Regularizer
+from .. import divergences, forwards
+from ..arguments import Arguments, argument, arguments
+from ..arguments.shared import Divergence, Mask, Reduction, divergence, mask, reduction
+from .base import Forward, Regularizer, add_term
 from .batch import double_batch, first_half
 from .mask import find_mask
 from .outputs import read_outputs
 
-__all__ = ["RDrop"]
+__all__ = ["RDrop", "RDropArguments"]
 
 
-class RDrop(Regularizer):
+@arguments
+class RDropArguments(Arguments):
+    """
+    The arguments of R-Drop.
+
+    :arguments:
+    """
+
+    kl_weight: float = argument(1.0, "the weight :math:`\\lambda` of the divergence")
+    reduction: Reduction = reduction()
+    divergence: Divergence = divergence()
+    mode: Literal["concat", "two_pass"] = argument(
+        "concat",
+        '``"concat"``, one forward of the batch doubled along its first dimension; the loss must be a mean over the '
+        'examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive '
+        "losses (which mix examples), and for batches or predictions that are not laid out by example",
+    )
+    mask: Mask = mask()
+
+
+@arguments
+class RDrop(RDropArguments, Regularizer):
     r"""
     The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks",
     https://arxiv.org/abs/2106.14448):
@@ -25,19 +47,7 @@ class RDrop(Regularizer):
 
     where :math:`L_i` and :math:`P_i` are loss and prediction of two forwards of the same batch.
 
-    :param kl_weight: :math:`\lambda`; finite, 0 or more.
-    :param reduction: ``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked
-        positions; ``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included.
-    :param divergence: ``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label),
-        ``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`).
-    :param mode: ``"concat"``, one forward of the batch doubled along its first dimension. The loss must be a mean over
-        the examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive
-        losses (which mix examples), and for batches or predictions that are not laid out by example.
-    :param mask: which positions count: the key of a batch field, or a callable that takes the batch and the outputs of
-        its first half; either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, predictions of
-        three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, ``targets``,
-        ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its labels inside needs
-        a callable that shifts too.
+    :arguments:
     :raises ValueError: if an argument is out of its range.
 
     Example::
@@ -57,25 +67,9 @@ class RDrop(Regularizer):
     name = "kl"
     innermost = True
 
-    def __init__(
-        self,
-        kl_weight: float = 1.0,
-        *,
-        reduction: str = "batchmean",
-        divergence: str | Callable[[Tensor, Tensor], Tensor] = "categorical",
-        mode: str = "concat",
-        mask: str | Callable[[Any, dict[str, Any]], Tensor] | None = None,
-    ) -> None:
-        self.check(kl_weight=kl_weight, reduction=reduction, divergence=divergence, mode=mode, mask=mask)
-        self.kl_weight = kl_weight
-        self.reduction = reduction
-        self.divergence = divergence
-        self.mode = mode
-        self.mask = mask
-
-    @property
-    def forwards(self) -> int:
-        return 1 if self.mode == "concat" else 2
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.set_up(None, [])
 
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         """
@@ -85,28 +79,29 @@ class RDrop(Regularizer):
             ``logits``), floating-point logits or values of shape ``(examples, ...)``.
         :param batch: what ``objective`` takes.
         :param forward: not needed.
-        :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss,
-            ``pred`` the first and ``pred2`` the second prediction, and ``kl`` the divergence, unweighted and detached.
+        :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss
+            and ``pred`` the first prediction; besides, unless the model itself uses these names, ``pred2``, the second
+            prediction, and ``kl``, the divergence, unweighted and detached.
         :raises ValueError: if the outputs lack a loss or a prediction, or the batch cannot be doubled.
         """
         run = self._concat if self.mode == "concat" else self._two_pass
         outputs, pred2 = run(objective, batch)
-        kl = divergence(
+        kl = divergences.divergence(
             outputs["pred"],
             pred2,
             kind=self.divergence,
             reduction=self.reduction,
             mask=find_mask(self.mask, batch, outputs),
         )
-        return {**outputs, "loss": outputs["loss"] + self.kl_weight * kl, "pred2": pred2, "kl": kl.detach()}
+        return add_term({"pred2": pred2, **outputs}, self.name, self.kl_weight, kl)
 
     def _two_pass(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
-        first, second = read_outputs(forward(batch)), read_outputs(forward(batch))
+        first, second = (read_outputs(forwards.run(forward, batch, bare=True, last=last)) for last in (False, True))
         return {**first, "loss": (first["loss"] + second["loss"]) / 2}, second["pred"]
 
     def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         doubled, rows = double_batch(batch)
-        outputs = read_outputs(forward(doubled))
+        outputs = read_outputs(forwards.run(forward, doubled, copies=2, rows=rows, bare=True))
         pred = outputs["pred"]
         if pred.shape[:1] != (2 * rows,):
             raise ValueError(

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import forwards
 from .dropout import warn_without_dropout
-from .rdrop import RDrop
+from .rdrop import RDrop, RDropArguments
 
 __all__ = ["RDropMixin"]
 
-_SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
+_SETTINGS = RDropArguments.names()
 
 
 class RDropMixin:
@@ -83,7 +84,7 @@ class RDropMixin:
             cls._rdrop_forward = _run_twice(_step_from_forward(cls))  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._rdrop_current != (None,) and self._rdrop_is_wrapped():
+        if self._rdrop_is_wrapped() and not _is_bare() and self._rdrop_current != (None,):
             return self._rdrop_forward(*args, **kwargs)  # type: ignore[attr-defined]
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
@@ -127,25 +128,31 @@ class RDropMixin:
         return RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
 
 
+def _is_bare() -> bool:
+    """Tell whether the caller has the say on R-Drop."""
+    forward = forwards.current()
+    return forward is not None and forward.bare
+
+
 def _run_twice(step: Callable[..., Any]) -> Callable[..., Any]:
     # functools.wraps leaves the user's signature for fastNLP to match the fields of the batch with.
     names = [p.name for p in inspect.signature(step).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(step)
     def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        regularizer = self._rdrop()
+        # Whoever runs R-Drop announces bare forwards: RDropCallback, or the regularizer below, inside which the step of
+        # a base class would run twice once more.
+        regularizer = None if _is_bare() else self._rdrop()
         if regularizer is None:
             return step(self, *args, **kwargs)
-        # A step may call the step of its base class, which runs twice by itself: one of them is enough.
-        with self.rdrop_as(None):
-            if len(args) == 1 and not kwargs:  # the whole batch in one argument
-                return regularizer(functools.partial(step, self), args[0])
-            positional = [*names[: len(args)], *(f"args[{i}]" for i in range(len(names), len(args)))]
+        if len(args) == 1 and not kwargs:  # the whole batch in one argument
+            return regularizer(functools.partial(step, self), args[0])
+        positional = [*names[: len(args)], *(f"args[{i}]" for i in range(len(names), len(args)))]
 
-            def forward(batch: dict[str, Any]) -> Any:
-                return step(self, *(batch[name] for name in positional), **{name: batch[name] for name in kwargs})
+        def forward(batch: dict[str, Any]) -> Any:
+            return step(self, *(batch[name] for name in positional), **{name: batch[name] for name in kwargs})
 
-            return regularizer(forward, {**dict(zip(positional, args, strict=True)), **kwargs})
+        return regularizer(forward, {**dict(zip(positional, args)), **kwargs})
 
     return train_step
 

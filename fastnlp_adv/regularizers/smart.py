@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_arguments, check_number
+from .. import forwards
+from ..arguments import Arguments, argument, arguments, at_most, check_positive
+from ..arguments.shared import (
+    Divergence,
+    DropoutMask,
+    Mask,
+    Reduction,
+    divergence,
+    dropout_mask,
+    emb_name,
+    mask,
+    reduction,
+)
 from ..functional import group_norm, project
-from .base import Forward
-from .mask import Mask, find_mask
+from ..taps import Delta, Lookup
+from .base import Forward, add_term
+from .mask import find_mask
 from .outputs import read_outputs
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["SMART"]
+__all__ = ["SMART", "SMARTArguments"]
 
 
-class SMART(PerturbedRegularizer):
+@arguments
+class SMARTArguments(Arguments):
+    """
+    The arguments of SMART.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(1e-2, "how far each coordinate may move, in the units of the embedding")
+    alpha: float = argument(
+        1e-2,
+        "the length of an ascent step, in the same units, for the coordinate with the largest gradient. Longer than "
+        "``epsilon``, more coordinates end at the bound",
+    )
+    noise: float = argument(
+        1e-3,
+        "the standard deviation of the start. At a start of 0 the divergence would be flat",
+        check_positive,
+    )
+    steps: int = argument(1, "the number of ascent steps")
+    weight: float = argument(1.0, "the weight :math:`w` of the divergence from the perturbed prediction")
+    bregman_weight: float = argument(
+        0.0, "the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none"
+    )
+    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", at_most(1))
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    divergence: Divergence = divergence(
+        '. Here the sum of both directions; for a regression ``"mse"``, which has one, the squared error'
+    )
+    reduction: Reduction = reduction()
+    mask: Mask = mask()
+    dropout_mask: DropoutMask = dropout_mask()
+
+
+@arguments
+class SMART(SMARTArguments, PerturbedRegularizer):
     r"""
     Smoothness-inducing adversarial regularization with Bregman proximal point optimization (Jiang et al. 2020, "SMART:
     Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through Principled Regularized
@@ -29,12 +75,12 @@ class SMART(PerturbedRegularizer):
         d \leftarrow \Pi_\epsilon\bigl(d + \alpha\, g / \lVert g \rVert_\infty\bigr), \quad
         g = \nabla_d D\bigl(p(e), p(e + d)\bigr),
 
-    where :math:`D` is the sum of both KL divergences, :math:`d` begins at :math:`N(0, \mathrm{noise}^2)` and climbs
-    ``steps`` times, :math:`\Pi_\epsilon` keeps each coordinate within ``epsilon``, and the norm is over each example.
-    An example without a gradient, or with one that is not finite, keeps its perturbation. Gradients of the first
-    divergence flow through both predictions. :math:`\tilde\theta \leftarrow \beta\tilde\theta + (1 - \beta)\theta`
-    after each step of the optimizer (in a plain loop call :meth:`after_step`), held constant, of the parameters that
-    require a gradient when this is built; nothing is kept of them if :math:`\mu` is 0.
+    where :math:`D` is the sum of both KL divergences, :math:`d` starts at :math:`N(0, \mathrm{noise}^2)` and takes
+    ``steps`` ascent steps, :math:`\Pi_\epsilon` keeps each coordinate within ``epsilon``, and the norm is over each
+    example. An example without a gradient, or with one that is not finite, keeps its perturbation. Gradients of the
+    first divergence flow through both predictions. :math:`\tilde\theta \leftarrow \beta\tilde\theta + (1 -
+    \beta)\theta` after each step of the optimizer (in a plain loop call :meth:`after_step`), held constant, of the
+    parameters that require a gradient when this is built; nothing is kept of them if :math:`\mu` is 0.
 
     A step costs ``2 + steps`` forward passes, one backward pass through two of them, and ``steps`` backward passes that
     end at the embeddings: 2 + 2/3 plain steps by default. With ``bregman_weight`` one forward pass more.
@@ -45,25 +91,12 @@ class SMART(PerturbedRegularizer):
     here are larger, so that the perturbation counts.
 
     :param model: the model; its weights are written, and put back, for the prediction of the averaged ones only.
-    :param epsilon: how far each coordinate may move, in the units of the embedding.
-    :param alpha: the length of a climb, in the same units, for the coordinate with the largest gradient. Longer than
-        ``epsilon``, more coordinates end at the bound.
-    :param noise: the standard deviation of the start. At a start of 0 the divergence would be flat.
-    :param steps: the number of climbs.
-    :param weight: the weight :math:`w`.
-    :param bregman_weight: the weight :math:`\mu`; 0 for none.
-    :param bregman_beta: the momentum :math:`\beta` of the average, from 0 to 1.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding; see
-        :func:`~fastnlp_adv.embedding.find_embeddings`.
-    :param divergence: see :class:`~fastnlp_adv.RDrop`; here the sum of both directions. For a regression ``"mse"``,
-        which has one, the squared error.
-    :param reduction: see :class:`~fastnlp_adv.RDrop`.
-    :param mask: see :class:`~fastnlp_adv.RDrop`.
-    :param dropout_mask: ``"new"`` in each pass, or the ``"same"`` in all passes of a step.
+    :arguments:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> def step(batch):
         ...     pred = model(batch["ids"])
@@ -77,55 +110,15 @@ class SMART(PerturbedRegularizer):
     """
 
     name = "smart"
-    epsilon: float
-    alpha: float
-    bregman_weight: float
-    bregman_beta: float
 
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 1e-2,
-        alpha: float = 1e-2,
-        noise: float = 1e-3,
-        steps: int = 1,
-        weight: float = 1.0,
-        bregman_weight: float = 0.0,
-        bregman_beta: float = 0.99,
-        emb_name: str | None = None,
-        divergence: str | Callable[[Tensor, Tensor], Tensor] = "categorical",
-        reduction: str = "batchmean",
-        mask: Mask = None,
-        dropout_mask: str = "new",
-    ):
-        self.deviation = noise  # `self.noise` is the stream that it is drawn from
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            alpha=alpha,
-            noise=noise,
-            steps=steps,
-            weight=weight,
-            bregman_weight=bregman_weight,
-            bregman_beta=bregman_beta,
-            emb_name=emb_name,
-            divergence=divergence,
-            reduction=reduction,
-            mask=mask,
-            dropout_mask=dropout_mask,
-        )
-        self._averaged = {n: p for n, p in model.named_parameters() if p.requires_grad} if bregman_weight else {}
+    fixed = PerturbedRegularizer.fixed | {"bregman_weight"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.model.named_parameters()
+        self._averaged = {name: p for name, p in named if p.requires_grad} if self.bregman_weight else {}
         # in at least single precision: bfloat16 would round most updates away
-        self._average = {n: self.noise.like(p).copy_(p.detach()) for n, p in self._averaged.items()}
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        positive = partial(check_number, positive=True)
-        check_arguments(arguments, noise=positive, bregman_weight=check_number, bregman_beta=_check_fraction)
-
-    @property
-    def forwards(self) -> int:
-        return super().forwards + (self.bregman_weight > 0)
+        self._average = {name: self.stream.like(p).copy_(p.detach()) for name, p in self._averaged.items()}
 
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         if not self.bregman_weight:
@@ -136,15 +129,15 @@ class SMART(PerturbedRegularizer):
             begin_pass()  # the other passes begin where this one did
         outputs = super().__call__(objective, batch, forward)
         term = self.distance(outputs["pred"], old, find_mask(self.mask, batch, outputs))
-        return self.add(outputs, "bregman", self.bregman_weight, term)
+        return add_term(outputs, "bregman", self.bregman_weight, term)
 
-    def start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        return torch.where(real, self.deviation * self.normal(output), 0)
+    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+        return torch.where(lookup.real(), self.noise * self.normal(output), 0)
 
-    def climb(self, value: Tensor, grad: Tensor, dims: tuple[int, ...], *, last: bool) -> Tensor:
-        peak = group_norm(grad, dims=dims, norm="linf")
-        direction = torch.where(peak.isfinite() & (peak > 0), grad / peak, 0)
-        return project(value + self.alpha * direction, self.epsilon, dims=dims, norm="linf")
+    def ascend(self, delta: Delta, *, last: bool) -> Tensor:
+        peak = group_norm(delta.grad, dims=delta.dims, norm="linf")
+        direction = torch.where(peak.isfinite() & (peak > 0), delta.grad / peak, 0)
+        return project(delta.value + self.alpha * direction, self.epsilon, dims=delta.dims, norm="linf")
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -169,14 +162,8 @@ class SMART(PerturbedRegularizer):
             for name, p in self._averaged.items():
                 p.copy_(self._average[name])
             torch.clear_autocast_cache()  # an autocast around the call keeps what it has cast
-            return read_outputs(forward(batch), needs_loss=False)["pred"]
+            return read_outputs(forwards.run(forward, batch, bare=True, last=False), needs_loss=False)["pred"]
         finally:
             for name, p in self._averaged.items():
                 p.copy_(backup[name])
             torch.clear_autocast_cache()
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    check_number(name, value)
-    if value > 1:
-        raise ValueError(f"Expected `{name}` to be a number from 0 to 1, but got {value!r}.")

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_arguments, check_number
+from ..arguments import Arguments, argument, arguments, check_positive
+from ..arguments.shared import (
+    Divergence,
+    DropoutMask,
+    Mask,
+    Reduction,
+    divergence,
+    dropout_mask,
+    emb_name,
+    mask,
+    reduction,
+)
 from ..functional import steepest_direction
-from .mask import Mask
+from ..taps import Delta, Lookup
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["VAT"]
+__all__ = ["VAT", "VATArguments"]
 
 
-class VAT(PerturbedRegularizer):
+@arguments
+class VATArguments(Arguments):
+    """
+    The arguments of VAT.
+
+    :arguments:
+    """
+
+    epsilon: float = argument(1.0, "the norm of the perturbation of an example, in the units of the embedding")
+    xi: float = argument(
+        1e-2,
+        "the length at which the direction is sought, in the same units: small, but not lost in the rounding of the "
+        "logits; float16 and bfloat16 need a larger one",
+        check_positive,
+    )
+    steps: int = argument(1, "the number of power iterations")
+    weight: float = argument(1.0, "the weight :math:`w` of the divergence")
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    divergence: Divergence = divergence(". Here from the clean to the perturbed prediction")
+    reduction: Reduction = reduction()
+    mask: Mask = mask()
+    dropout_mask: DropoutMask = dropout_mask()
+
+
+@arguments
+class VAT(VATArguments, PerturbedRegularizer):
     r"""
     Virtual adversarial training (Miyato et al. 2018, "Virtual Adversarial Training: A Regularization Method for
     Supervised and Semi-Supervised Learning", https://arxiv.org/abs/1704.03976):
@@ -25,7 +59,7 @@ class VAT(PerturbedRegularizer):
     .. math:: L + w\,KL\bigl(p(e) \,\|\, p(e + \epsilon d)\bigr), \qquad
         d \leftarrow g / \lVert g \rVert_2, \quad g = \nabla_d KL\bigl(p(e) \,\|\, p(e + \xi d)\bigr),
 
-    where :math:`p(e)` is held constant and :math:`d` begins at a random direction. ``steps`` times :math:`d` is
+    where :math:`p(e)` is held constant and :math:`d` starts at a random direction. ``steps`` times :math:`d` is
     replaced; each is a step of the power iteration for the direction in which the divergence grows fastest. The norms
     are over each example. An example without a gradient, or with one that is not finite, is not perturbed.
 
@@ -35,22 +69,12 @@ class VAT(PerturbedRegularizer):
     end at the embeddings: 2 + 2/3 plain steps by default.
 
     :param model: the model; its weights are not written.
-    :param epsilon: the norm of the perturbation of an example, in the units of the embedding.
-    :param xi: the length at which the direction is sought, in the same units: small, but not lost in the rounding of
-        the logits; float16 and bfloat16 need a larger one.
-    :param steps: the number of power iterations.
-    :param weight: the weight :math:`w`.
-    :param emb_name: part of a parameter's name, a glob, or ``None`` for the input embedding; see
-        :func:`~fastnlp_adv.embedding.find_embeddings`.
-    :param divergence: see :class:`~fastnlp_adv.RDrop`; here from the clean to the perturbed prediction.
-    :param reduction: see :class:`~fastnlp_adv.RDrop`.
-    :param mask: see :class:`~fastnlp_adv.RDrop`.
-    :param dropout_mask: ``"new"``: each pass draws its own dropout mask, and the divergence is also that between the
-        masks; ``"same"``: all passes of a step share one, so that only the perturbation makes a difference.
+    :arguments:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
 
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> def step(batch):
         ...     return {"pred": model(batch["ids"])}    # no labels, no loss
@@ -65,42 +89,10 @@ class VAT(PerturbedRegularizer):
     name = "vat"
     needs_loss = False
     symmetric = False
-    epsilon: float
-    xi: float
 
-    def __init__(
-        self,
-        model: nn.Module,
-        epsilon: float = 1.0,
-        xi: float = 1e-2,
-        steps: int = 1,
-        weight: float = 1.0,
-        emb_name: str | None = None,
-        divergence: str | Callable[[Tensor, Tensor], Tensor] = "categorical",
-        reduction: str = "batchmean",
-        mask: Mask = None,
-        dropout_mask: str = "new",
-    ):
-        super().__init__(
-            model,
-            epsilon=epsilon,
-            xi=xi,
-            steps=steps,
-            weight=weight,
-            emb_name=emb_name,
-            divergence=divergence,
-            reduction=reduction,
-            mask=mask,
-            dropout_mask=dropout_mask,
-        )
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        check_arguments(arguments, xi=partial(check_number, positive=True))
-
-    def start(self, index: int, ids: Tensor, output: Tensor, real: Tensor) -> Tensor:
-        noise = torch.where(real, self.normal(output), 0)
+    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+        noise = torch.where(lookup.real(), self.normal(output), 0)
         return self.xi * steepest_direction(noise, dims=tuple(range(1, output.dim())))
 
-    def climb(self, value: Tensor, grad: Tensor, dims: tuple[int, ...], *, last: bool) -> Tensor:
-        return (self.epsilon if last else self.xi) * steepest_direction(grad, dims=dims)
+    def ascend(self, delta: Delta, *, last: bool) -> Tensor:
+        return (self.epsilon if last else self.xi) * steepest_direction(delta.grad, dims=delta.dims)

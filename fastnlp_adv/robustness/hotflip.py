@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_arguments, check_count
-from ..embedding import find_embeddings
+from ..arguments import check_arguments, check_count
+from ..taps import find_embeddings
 from .search import Change, Search, Tokens
 from .text_attack import TextAttack
 from .words import change_word, word_spans

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_arguments, check_count
+from ..arguments import check_arguments, check_count
+from ..method import Method
 from ..regularizers.outputs import read_outputs
-from ..tapped import Tapped, taps_on
+from ..taps import taps_on
 from .attacked import Attacked
 from .evaluate import modes_kept
 from .scores import Scores, score
@@ -22,7 +23,7 @@ from .worst_case import differentiable
 __all__ = ["TextAttack"]
 
 
-class TextAttack(Tapped, ABC):
+class TextAttack(Method, ABC):
     """
     Searches for edits of a text that the model gets wrong. The texts of a batch advance together: in a round each is
     given some edits, all of them are tried, and each text keeps its worst if that raises its loss. A text is done when
@@ -46,7 +47,7 @@ class TextAttack(Tapped, ABC):
             max_length=lambda name, value: None if value is None else check_count(name, value, least),
             step=_check_step,
         )
-        super().__init__(model, taps_on(model, rest["emb_name"], "token"))
+        self.set_up(model, taps_on(model, rest["emb_name"], "token"))
         self.close()
         if len(self.taps) != 1:
             names = ", ".join(f"`{tap.name}`" for tap in self.taps)
@@ -103,7 +104,8 @@ class TextAttack(Tapped, ABC):
             tap.begin_pass(keep_leaves=True)
         with torch.enable_grad(), differentiable(self._model):
             total = self._score(batch, [each.label for each in searches])[0].heights.sum()
-        gradients = self._at(batch["input_ids"], self.differentiate(total))
+        self.differentiate(total)
+        gradients = self._at(batch["input_ids"])
         found = []
         for row, search in enumerate(searches):
             search.queries += 1
@@ -183,14 +185,14 @@ class TextAttack(Tapped, ABC):
             )
         return score(logits, {"labels": torch.tensor(labels, device=logits.device)}), logits.argmax(-1)
 
-    def _at(self, ids: Tensor, gradients: list[Tensor | None]) -> Tensor:
-        lookups = [each for each in self.embedding_taps[0].lookups(gradients) if torch.equal(each.ids, ids)]
+    def _at(self, ids: Tensor) -> Tensor:
+        lookups = [each for each in self.embedding_taps[0].received if torch.equal(each.ids, ids)]
         if not lookups:
             raise ValueError(
                 f"Expected the model to look up the tokenizer's ids in embedding `{self.taps[0].name}`, and its logits "
                 "to depend on them, but got no such lookup. Name the embedding that is looked up with `emb_name`."
             )
-        total = torch.stack([each.grad for each in lookups]).sum(0)
+        total = torch.stack([each.grad for each in lookups if each.grad is not None]).sum(0)
         return total.to(torch.promote_types(total.dtype, torch.float32))
 
 

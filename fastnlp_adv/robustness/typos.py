@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_arguments, check_count
+from ..arguments import check_arguments, check_count
 from .search import Change, Search, Tokens
 from .text_attack import TextAttack
 from .words import change_word, word_spans

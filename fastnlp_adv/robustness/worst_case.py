@@ -7,18 +7,20 @@ import dataclasses
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_arguments, check_count, check_flag, check_number
-from ..embedding import find_embeddings
+from ..arguments import Arguments, argument, arguments, check_count, check_number, check_positive
+from ..arguments.shared import emb_name
+from ..forwards import announced
 from ..functional import ascend, group_norm, project, random_in_ball
-from ..tapped import Tapped, taps_on
+from ..method import ModelMethod
+from ..taps import Delta, find_embeddings, taps_on
 from .scores import Scores
 
-__all__ = ["WorstCase", "differentiable"]
+__all__ = ["WorstCase", "WorstCaseArguments", "differentiable"]
 
 
 @dataclass
@@ -44,12 +46,47 @@ class _Worst:
         self.errors = torch.where(worse, found.errors, self.errors)
         self.highest = torch.where(losses > self.highest, losses, self.highest)
         self.values = [
-            [torch.where(worse.view(-1, *[1] * (v.dim() - 1)), v, old) for v, old in zip(new, known, strict=True)]
-            for new, known in zip(values, self.values, strict=True)
+            [torch.where(worse.view(-1, *[1] * (v.dim() - 1)), v, old) for v, old in zip(new, known)]
+            for new, known in zip(values, self.values)
         ]
 
 
-class WorstCase(Tapped):
+def _check_seed(name: str, value: Any) -> None:
+    check_count(name, value, least=0)
+
+
+def _check_epsilons(name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"Expected `{name}` to be a list or tuple of numbers, but got {value!r}.")
+    for each in value:
+        check_number(name, each)
+
+
+@arguments
+class WorstCaseArguments(Arguments):
+    """
+    The arguments of the search.
+
+    :arguments:
+    """
+
+    epsilons: Sequence[float] = argument((0.1, 0.2, 0.4), "the radii of the balls", _check_epsilons)
+    relative: bool = argument(
+        True, "in units of the mean norm of the rows of the embedding; else in those of the embedding"
+    )
+    steps: int = argument(20, "the number of ascent steps from each start")
+    restarts: int = argument(3, "the number of random starts")
+    alpha: Optional[float] = argument(
+        None,
+        "the length of an ascent step, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``",
+        check_positive,
+    )
+    emb_name: Optional[str] = emb_name(". Embeddings only")
+    seed: int = argument(0, "of the starts, the same for all epsilons and all calls", _check_seed)
+
+
+@arguments
+class WorstCase(WorstCaseArguments, ModelMethod):
     r"""
     Searches for the worst perturbation of each example, by projected gradient ascent from random starts (Madry et al.
     2018, https://arxiv.org/abs/1706.06083) on the outputs of the lookups, in an l2 ball an example:
@@ -61,68 +98,23 @@ class WorstCase(Tapped):
     nearly all of them. Its hooks are on the model inside :meth:`running` alone.
 
     :param model: the model; its weights and gradients are never written.
-    :param epsilons: see :func:`robust_evaluate`.
-    :param relative: see :func:`robust_evaluate`.
-    :param steps: see :func:`robust_evaluate`.
-    :param restarts: see :func:`robust_evaluate`.
-    :param alpha: see :func:`robust_evaluate`.
-    :param emb_name: see :func:`robust_evaluate`.
-    :param seed: see :func:`robust_evaluate`.
+    :arguments:
     :raises ValueError: if an argument is out of range, or no embedding matches ``emb_name``.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        epsilons: Sequence[float],
-        relative: bool = True,
-        steps: int = 20,
-        restarts: int = 3,
-        alpha: float | None = None,
-        emb_name: str | None = None,
-        seed: int = 0,
-    ):
-        self.check(
-            epsilons=epsilons,
-            relative=relative,
-            steps=steps,
-            restarts=restarts,
-            alpha=alpha,
-            emb_name=emb_name,
-            seed=seed,
-        )
-        super().__init__(model, taps_on(model, emb_name, "sequence"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
         self.close()
-        self.epsilons = sorted({float(epsilon) for epsilon in epsilons if epsilon > 0})
-        self._model = model
-        self._weights = [embedding.weight for embedding in find_embeddings(model, emb_name).embeddings]
-        self._relative, self._steps, self._restarts, self._alpha = relative, steps, restarts, alpha
-        self._seed = seed
+        self._radii = sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0})
+        self._weights = [embedding.weight for embedding in find_embeddings(self.model, self.emb_name).embeddings]
         self.begin()
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        """
-        Check the arguments alone, without a model.
-
-        :param arguments: those of the constructor, but for the model.
-        :raises ValueError: if one is out of range.
-        """
-        check_arguments(
-            arguments,
-            epsilons=_check_epsilons,
-            relative=check_flag,
-            restarts=check_count,
-            alpha=lambda name, value: None if value is None else check_number(name, value, positive=True),
-            seed=lambda name, value: check_count(name, value, least=0),
-        )
 
     def begin(self) -> None:
         """Begin an evaluation: from the seed, so that all evaluations have the same starts, and on today's weights."""
-        self.noise.generator = torch.Generator(self._weights[0].device).manual_seed(self._seed)
+        self.stream.generator = torch.Generator(self._weights[0].device).manual_seed(self.seed)
         norms = [group_norm(weight.detach(), dims=(1,)).mean().item() for weight in self._weights]
-        self._units = norms if self._relative else [1.0] * len(norms)
+        self._units = norms if self.relative else [1.0] * len(norms)
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """
@@ -135,15 +127,16 @@ class WorstCase(Tapped):
             tap.reset()
         clean = self.run(forward)
         self._backward(clean)  # tells which lookups the loss depends on
-        places = [tap.values() for tap in self.taps]
+        places = [tap.deltas() for tap in self.taps]
         _check_rows(places, clean.losses)
         losses = clean.losses.detach()
-        worst = _Worst(losses, clean.errors, clean.labels, losses, [[value for value, _ in each] for each in places])
-        starts = [self._start() for _ in range(self._restarts)]
+        at_zero = [[delta.value for delta in each] for each in places]
+        worst = _Worst(losses, clean.errors, clean.labels, losses, at_zero)
+        starts = [[[self._start(delta) for delta in each] for each in places] for _ in range(self.restarts)]
         yield 0.0, worst
-        for epsilon in self.epsilons:
+        for epsilon in self._radii:
             for start in starts:
-                self._climb(epsilon, start, places, forward, worst)
+                self._ascend(epsilon, start, forward, worst)
             yield epsilon, worst
 
     def at(self, worst: _Worst, forward: Callable[[], Any]) -> Any:
@@ -158,45 +151,34 @@ class WorstCase(Tapped):
         return _detached(self.run(forward))
 
     def run(self, forward: Callable[[], Any]) -> Any:
-        """One forward pass, with gradients on: without them a lookup does not know its place."""
+        """Run one forward, with gradients on: without them a lookup does not know its place."""
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        with torch.enable_grad(), differentiable(self._model):
+        with torch.enable_grad(), differentiable(self.model), announced(bare=True):
             return forward()
 
-    def _start(self) -> list[list[Tensor]]:
-        """A point of the ball of radius 1, which every epsilon begins at its multiple of."""
-        return [
-            [
-                random_in_ball(v, 1.0, dims=dims, free=free, generator=self.noise.on(v.device))
-                for (v, dims), free in zip(tap.values(), tap.free(), strict=True)
-            ]
-            for tap in self.taps
-        ]
+    def _start(self, delta: Delta) -> Tensor:
+        """Draw a point of the ball of radius 1, which every epsilon starts at its multiple of."""
+        generator = self.stream.on(delta.value.device)
+        return random_in_ball(delta.value, 1.0, dims=delta.dims, free=delta.free, generator=generator)
 
-    def _climb(
-        self,
-        epsilon: float,
-        start: list[list[Tensor]],
-        places: list,
-        forward: Callable[[], Scores],
-        worst: _Worst,
-    ) -> None:
-        alpha = 2.5 * epsilon / self._steps if self._alpha is None else self._alpha
-        values = [[epsilon * unit * v for v in each] for unit, each in zip(self._units, start, strict=True)]
-        for left in reversed(range(self._steps + 1)):
+    def _ascend(self, epsilon: float, start: list[list[Tensor]], forward: Callable[[], Scores], worst: _Worst) -> None:
+        alpha = 2.5 * epsilon / self.steps if self.alpha is None else self.alpha
+        values = [[epsilon * unit * v for v in each] for unit, each in zip(self._units, start)]
+        for left in reversed(range(self.steps + 1)):
             self._perturb(values)
             found = self.run(forward)
             worst.consider(found, values)
             if left:
                 self._backward(found)
                 values = [
-                    [
-                        project(ascend(v, g, alpha * unit, dims=dims), epsilon * unit, dims=dims)
-                        for v, g, (_, dims) in zip(each, tap.gradients(), place, strict=True)
-                    ]
-                    for tap, unit, each, place in zip(self.taps, self._units, values, places, strict=True)
+                    [self._moved(delta, alpha * unit, epsilon * unit) for delta in tap.deltas()]
+                    for tap, unit in zip(self.taps, self._units)
                 ]
+
+    @staticmethod
+    def _moved(delta: Delta, step: float, radius: float) -> Tensor:
+        return project(ascend(delta.value, delta.grad, step, dims=delta.dims), radius, dims=delta.dims)
 
     def _backward(self, found: Scores) -> None:
         with torch.enable_grad():
@@ -204,24 +186,17 @@ class WorstCase(Tapped):
         self.differentiate(total)
 
     def _perturb(self, values: list[list[Tensor]]) -> None:
-        for tap, each in zip(self.taps, values, strict=True):
+        for tap, each in zip(self.taps, values):
             tap.perturb(each)
 
 
-def _check_epsilons(name: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"Expected `{name}` to be a list or tuple of numbers, but got {value!r}.")
-    for each in value:
-        check_number(name, each)
-
-
-def _check_rows(places: list, losses: Tensor) -> None:
+def _check_rows(places: list[list[Delta]], losses: Tensor) -> None:
     for each in places:
-        for value, _ in each:
-            if len(value) != len(losses):
+        for delta in each:
+            if len(delta.value) != len(losses):
                 raise ValueError(
                     "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
-                    f"got a lookup of {len(value)} rows for {len(losses)} losses. Give the model ids of shape "
+                    f"got a lookup of {len(delta.value)} rows for {len(losses)} losses. Give the model ids of shape "
                     "(examples, ...), or name with `emb_name` an embedding that is looked up so."
                 )
 

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from fastnlp_adv import RDropCallback
 from fastnlp_adv.attacks.atta import ATTA
 from fastnlp_adv.callbacks.atta import ATTACallback
+from fastnlp_adv.forwards import announced
 
 EPSILON, ALPHA = 0.3, 0.2
 G = torch.Generator().manual_seed(3)
@@ -225,8 +226,14 @@ def test_copies_of_an_example_share_a_perturbation():
         model = classifier()
         atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
         rows = list(range(len(indices))) * copies
+        n = len(indices)
+
+        def loss(model=model, rows=rows, copies=copies, n=n):
+            with announced(copies=copies, rows=n):
+                return classifier_loss(model, ids[rows], labels[rows])
+
         for _ in range(2):
-            atta.step(lambda: classifier_loss(model, ids[rows], labels[rows]), indices)  # noqa: B023
+            atta.step(loss, indices)
         found.append({key.example: row for key, row in atta.store._rows.items()})
         assert len(found[-1]) == 2
     for rows in found[1:]:

@@ -53,10 +53,10 @@ def test_attack_and_restore_are_the_with_block_and_the_step(granularity):
 def test_pgd_attack_with_a_closure_is_its_step(granularity, random_init):
     model = classifier()
     pgd = PGD(model, granularity=granularity, random_init=random_init)
-    pgd.noise.generator = torch.Generator().manual_seed(5)
+    pgd.stream.generator = torch.Generator().manual_seed(5)
     expected = step(pgd, model, LOSS)
     for use in ("with", "restore"):
-        pgd.noise.generator.manual_seed(5)
+        pgd.stream.generator.manual_seed(5)
         model.zero_grad()
         backward(model)
         block = pgd.attack(lambda: LOSS(model))
@@ -192,14 +192,14 @@ def test_two_attacks_in_a_row_need_a_backward_pass_in_between():
     model = classifier()
     fgm = FGM(model)
     backward(model)
-    with fgm.attack(), pytest.raises(RuntimeError, match="to look up embedding"):
+    with fgm.attack(), pytest.raises(RuntimeError, match="a backward pass through the lookups"):
         fgm.attack()
     assert_same(plain(model), plain(classifier()))
 
 
 def test_two_attacks_on_one_model_do_not_meet():
     model = classifier()
-    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5)
+    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5, 0.3)
     expected = on_weights(model, LOSS, WORDS, steps=[0.7])
     assert_same(step(fgm, model, LOSS), expected)
     expected = on_weights(model, LOSS, WORDS, steps=[0.3] * 3, radius=0.5)

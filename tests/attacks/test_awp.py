@@ -14,7 +14,7 @@ from torch import nn
 
 from fastnlp_adv.attacks.awp import AWP
 from fastnlp_adv.callbacks.awp import AWPCallback
-from fastnlp_adv.weight_tap import WeightTap
+from fastnlp_adv.taps import WeightTap
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0

@@ -77,7 +77,7 @@ def test_bert(granularity, adv_weight, replace):
         return m(inputs_embeds=embedded, attention_mask=(IDS != 0).long(), labels=LABELS).loss
 
     arguments = {"adv_weight": adv_weight, "replace": replace}
-    found = step(PGD(model, 0.5, granularity=granularity, **arguments), model, loss)
+    found = step(PGD(model, 0.5, 0.3, granularity=granularity, **arguments), model, loss)
     arguments |= {"steps": [0.3] * 3, "radius": 0.5}
     if granularity == "vocab":
         expected = on_weights(model, loss, [name_of(model)], **arguments)
@@ -93,7 +93,7 @@ def test_several_embeddings_have_a_ball_each():
         return m(input_ids=IDS, labels=LABELS).loss
 
     names = [n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")]
-    found = step(PGD(model, 0.5, emb_name="_embeddings"), model, loss)
+    found = step(PGD(model, 0.5, 0.3, emb_name="_embeddings"), model, loss)
     assert_same(found, on_weights(model, loss, names, steps=[0.3] * 3, radius=0.5))
 
 
@@ -105,7 +105,7 @@ def test_a_random_start_of_the_weight_is_reproducible(norm, replace):
     pgd = PGD(model, 0.5, 0.3, 2, random_init=True, norm=norm, replace=replace)
     starts = []
     for _ in range(2):
-        pgd.noise.generator = torch.Generator().manual_seed(7)
+        pgd.stream.generator = torch.Generator().manual_seed(7)
         found, start = step_and_start(pgd, model)
         rows = torch.zeros_like(model.word_embeddings.weight)
         rows[IDS] = start

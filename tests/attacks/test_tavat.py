@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
 from fastnlp_adv.callbacks.tavat import TAVATCallback
+from fastnlp_adv.taps.lookup import Lookup, Record
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -126,7 +127,7 @@ def first_table(rows, width, init, generator):
 def attack_on(model, seed=7, **arguments):
     """The attack, its only table (copied), and a generator that draws what the attack will."""
     attack = TAVAT(model, **arguments)
-    attack.noise.generator = torch.Generator().manual_seed(seed)
+    attack.stream.generator = torch.Generator().manual_seed(seed)
     (table,) = attack.tables.values()
     return attack, table.clone(), torch.Generator().manual_seed(seed)
 
@@ -334,7 +335,7 @@ def test_a_step_that_fails_leaves_nothing(number, where, error):
         assert torch.equal(model(IDS), output)
         assert torch.equal(the_table(attack), table)
         attack.close()
-    attack.noise.generator, generator = (torch.Generator().manual_seed(5) for _ in range(2))
+    attack.stream.generator, generator = (torch.Generator().manual_seed(5) for _ in range(2))
     found = step(attack, model)  # and it goes on
     model.zero_grad()
     reference([IDS], table, loss_at(model, IDS, LABELS), generator, **ARGUMENTS)
@@ -379,7 +380,8 @@ def test_a_model_that_was_moved_is_refused():
 def classifier_on_meta(attack):
     """Runs the hook as a model on another device would."""
     ids = IDS.to("meta")
-    return attack.taps[0].start(0, ids, torch.empty(*ids.shape, 8, device="meta"), (ids != 0).unsqueeze(-1))
+    lookup = Lookup(lambda each: None, Record(), 0, attack.model.word_embeddings, ids)
+    return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
 
 
 def test_resumed_training_ends_in_the_same_weights():
@@ -439,7 +441,7 @@ def test_half_precision_keeps_the_perturbation_in_single():
     with attack.running() as passes:
         for _ in passes:
             LOSS(model).backward()
-            ((value, _),) = attack.taps[0].values()
-            assert value.dtype == torch.float32
+            (delta,) = attack.taps[0].deltas()
+            assert delta.value.dtype == torch.float32
     assert the_table(attack).dtype == torch.float32
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

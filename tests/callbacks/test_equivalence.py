@@ -82,7 +82,7 @@ def test_pgd_in_a_batch_step_fn_equals_the_callback():
     assert torch.equal(weights(ours), weights(theirs))
 
 
-def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, alpha=0.3):
+def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, alpha=0.5):
     """Training from the definition: each micro-batch is moved along its own gradient, and the gradients add up."""
     attacked = [p for n, p in model.named_parameters() if name in n]
     total = [torch.zeros_like(p) for p in model.parameters()]

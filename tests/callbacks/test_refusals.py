@@ -50,7 +50,11 @@ def out_of_range():
         }.items():
             yield from ((method, name, value) for value in values)
     for method in (PGD, PGDCallback):
-        for name, values in {"alpha": NUMBERS, "steps": [0, -1, 2.0, True, "3"], "random_init": [1, None]}.items():
+        for name, values in {
+            "alpha": [n for n in NUMBERS if n is not None],
+            "steps": [0, -1, 2.0, True, "3"],
+            "random_init": [1, None],
+        }.items():
             yield from ((method, name, value) for value in values)
     for method in (RDrop, RDropCallback):
         for name, values in {

@@ -129,7 +129,7 @@ def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
     with torch.no_grad():
         for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
             a.copy_(0.8 * a + 0.2 * p)
-    smart.noise.generator = torch.Generator().manual_seed(SEED)
+    smart.stream.generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
     outputs = smart(step_of(Gru, ours), batch)
     outputs["loss"].backward()
@@ -174,7 +174,7 @@ def test_under_fgm_the_regularized_objective_is_attacked():
     with torch.no_grad():
         for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
             a.copy_(0.8 * a + 0.2 * p)
-    smart.noise.generator = torch.Generator().manual_seed(SEED)
+    smart.stream.generator = torch.Generator().manual_seed(SEED)
     fgm.step(lambda: smart(step_of(Gru, ours), batch)["loss"])
 
     generator = torch.Generator().manual_seed(SEED)
@@ -220,16 +220,16 @@ def test_an_example_without_a_gradient_keeps_its_noise():
     model, batch = Gru.make(), batches()[0]
     where = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64).unsqueeze(-1)
     smart, seen = SMART(model, epsilon=1.0, alpha=0.5, noise=0.05), []
-    smart.noise.generator = torch.Generator().manual_seed(SEED)
+    smart.stream.generator = torch.Generator().manual_seed(SEED)
 
     def forward(batch):
-        seen.append(smart.taps[0].perturbation)
+        seen.append(smart.taps[0]._perturbation)
         pred = model(batch["input_ids"]) * where
         return {"loss": cross_entropy(pred, batch["labels"]), "pred": pred}
 
     smart(forward, batch)
     noise = 0.05 * Passes(Gru, model, batch).normal(torch.Generator().manual_seed(SEED))
-    found = seen[-1].values[0]
+    found = seen[-1].deltas({})[0].value
     assert torch.equal(found[2], noise[2])
     assert [(found[i] - noise[i]).abs().max().item() for i in (0, 1, 3)] == pytest.approx([0.5] * 3)
 

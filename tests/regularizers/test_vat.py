@@ -73,10 +73,10 @@ def test_direction_in_float32_is_that_of_the_hessian_in_float64():
     model, batch, seen = Classifier(0.0), batches()[0], []
     exact = copy.deepcopy(model).double()
     vat = VAT(model, epsilon=1.0)
-    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    vat.stream.generator = torch.Generator().manual_seed(SEED)
 
     def forward(batch):
-        seen.append(vat.taps[0].perturbation)
+        seen.append(vat.taps[0]._perturbation)
         return {"pred": model(batch["input_ids"])}
 
     vat(forward, batch)
@@ -87,7 +87,7 @@ def test_direction_in_float32_is_that_of_the_hessian_in_float64():
     d = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(kl(clean, passes(d)), d, create_graph=True)
     (product,) = torch.autograd.grad((g * unit(noise)).sum(), d)
-    for found, expected in zip(seen[-1].values[0].double(), unit(product * passes.real), strict=True):
+    for found, expected in zip(seen[-1].deltas({})[0].value.double(), unit(product * passes.real), strict=True):
         assert float((found * expected).sum()) > 0.999
         assert math.hypot(*found.flatten().tolist()) == pytest.approx(1.0, abs=1e-5)
 
@@ -96,7 +96,7 @@ def test_under_fgm_the_regularized_objective_is_attacked():
     ours, batch = Gru.make(), batches()[0]
     theirs = copy.deepcopy(ours)
     vat, fgm = VAT(ours, 0.5, steps=2), FGM(ours, 0.7)
-    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    vat.stream.generator = torch.Generator().manual_seed(SEED)
     fgm.step(lambda: vat(step_of(Gru, ours), batch)["loss"])
 
     generator = torch.Generator().manual_seed(SEED)
@@ -118,7 +118,7 @@ def test_with_r_drop_inside_it_compares_with_the_first_half():
     ours, batch = Gru.make(dropout=0.2), batches()[0]
     theirs = copy.deepcopy(ours)
     vat, rdrop = VAT(ours, 0.5), RDrop(2.0)
-    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    vat.stream.generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
     forward = step_of(Gru, ours)
     vat(lambda b: rdrop(forward, b), batch, forward)["loss"].backward()
@@ -193,14 +193,14 @@ def test_an_example_without_a_gradient_is_not_perturbed():
     vat, seen = VAT(model), []
 
     def forward(batch):
-        seen.append(vat.taps[0].perturbation)
+        seen.append(vat.taps[0]._perturbation)
         pred = model(batch["input_ids"]) * where
         if len(seen) == 2:
             pred.register_hook(lambda g: g * torch.tensor([math.inf, 1, 1, 1]).unsqueeze(-1))
         return {"pred": pred}
 
     vat(forward, batch)["loss"].backward()
-    sizes = [math.hypot(*d.flatten().tolist()) for d in seen[-1].values[0]]
+    sizes = [math.hypot(*d.flatten().tolist()) for d in seen[-1].deltas({})[0].value]
     assert sizes == pytest.approx([0.0, 1.0, 0.0, 1.0])
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -311,7 +311,7 @@ def test_positions_that_do_not_count():
     labels = torch.where(ids == 0, -100, ids % 4)
     theirs = copy.deepcopy(model)
     vat = VAT(model, 0.5)
-    vat.noise.generator = torch.Generator().manual_seed(SEED)
+    vat.stream.generator = torch.Generator().manual_seed(SEED)
     vat(lambda b: {"pred": model(model.emb(b["ids"]))}, {"ids": ids, "labels": labels})["loss"].backward()
 
     real = (ids != 0).unsqueeze(-1)

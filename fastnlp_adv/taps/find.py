@@ -1,8 +1,4 @@
-"""Which embeddings a model has, and the tap that watches their lookups and adds perturbations to them.
-
-The weight is never written: what is perturbed is the output of the lookup. For the loss that is the same thing, since
-:math:`(W + R)[ids] = W[ids] + R[ids]`.
-"""
+"""Which embeddings a model has, and which of them an ``emb_name`` stands for."""
 
 from __future__ import annotations
 

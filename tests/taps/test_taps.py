@@ -9,13 +9,10 @@ from support import VOCAB, assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv.embedding import Embedding
-from fastnlp_adv.embedding_tap import EmbeddingTap
-from fastnlp_adv.perturbation import GRANULARITIES
-from fastnlp_adv.weight_tap import WeightTap
+from fastnlp_adv.taps import Embedding, EmbeddingTap, WeightTap
 
 IDS, LABELS = batch(4, 7)
-GRANULARITY = pytest.mark.parametrize("granularity", GRANULARITIES)
+GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
 
 
 def on_lookups(model, granularity="token"):
@@ -71,7 +68,7 @@ def test_the_gradient_is_that_of_the_lookups(granularity):
     model = classifier(padding_idx=None)
     tap = on_lookups(model, granularity)
     loss(model).backward()
-    (found,) = tap.gradients()
+    found = tap.deltas()[0].grad
     embedded = model.word_embeddings.weight[IDS].detach().requires_grad_()
     (expected,) = torch.autograd.grad(cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), LABELS), embedded)
     if granularity == "vocab":
@@ -87,7 +84,8 @@ def test_leaves_are_what_a_gradient_only_pass_differentiates():
     assert tap.leaves == []
     tap.begin_pass(keep_leaves=True)
     (grad,) = torch.autograd.grad(loss(model), tap.leaves)
-    assert torch.equal(tap.gradients()[0], torch.where((IDS != 0).unsqueeze(-1), grad, 0))
+    tap.receive([grad])
+    assert torch.equal(tap.deltas()[0].grad, torch.where((IDS != 0).unsqueeze(-1), grad, 0))
     assert all(p.grad is None for p in model.parameters())
     tap.reset()
     assert tap.leaves == []
@@ -99,8 +97,9 @@ def test_a_perturbation_is_added_and_taken_off(granularity):
     tap = on_lookups(model, granularity)
     clean = model.word_embeddings(IDS)
     loss(model).backward()
-    (value, _), free, grad = tap.values()[0], tap.free()[0], tap.gradients()[0]
-    assert value.eq(0).all() and free.dtype == torch.bool and value.shape == grad.shape
+    (delta,) = tap.deltas()
+    grad = delta.grad
+    assert delta.value.eq(0).all() and delta.free.dtype == torch.bool and delta.value.shape == grad.shape
     tap.perturb([grad])
     moved = model.word_embeddings(IDS) - clean
     if granularity == "vocab":
@@ -115,14 +114,14 @@ def test_a_backward_pass_is_asked_for_once_per_perturbation():
     model = classifier()
     tap = on_lookups(model)
     loss(model).backward()
-    tap.perturb([value for value, _ in tap.values()])
-    with pytest.raises(RuntimeError, match="to look up"):
-        tap.gradients()
+    tap.perturb([delta.value for delta in tap.deltas()])
+    with pytest.raises(RuntimeError, match="a backward pass"):
+        tap.deltas()
     kept = loss(model)
     with pytest.raises(RuntimeError, match="a backward pass"):
-        tap.gradients()
+        tap.deltas()
     kept.backward()
-    tap.gradients()
+    assert tap.deltas()
 
 
 def test_gradients_are_those_of_the_last_backward_pass():
@@ -134,16 +133,16 @@ def test_gradients_are_those_of_the_last_backward_pass():
     first, second = loss(model), loss(model, other)
     second.backward()
     first.backward()
-    assert len(tap.gradients()) == 2
+    assert len(tap.deltas()) == 2
     tap.reset()
     third = loss(model, other)
     third.backward()
-    alone = tap.gradients()
+    alone = [delta.grad for delta in tap.deltas()]
     assert len(alone) == 1
     tap.reset()
     loss(model).backward()
     loss(model, other).backward()
-    assert torch.equal(tap.gradients()[0], alone[0])
+    assert torch.equal(tap.deltas()[0].grad, alone[0])
 
 
 class TestWeightTap:
@@ -153,9 +152,9 @@ class TestWeightTap:
         other = batch(4, 7, seed=1)
         loss(model, *other).backward()
         first = model.head.weight.grad.clone()
-        assert torch.equal(tap.gradients()[0], first)
+        assert torch.equal(tap.deltas()[0].grad, first)
         loss(model).backward()
-        assert torch.allclose(tap.gradients()[0], model.head.weight.grad - first, atol=1e-14)
+        assert torch.allclose(tap.deltas()[0].grad, model.head.weight.grad - first, atol=1e-14)
 
     def test_perturbations_start_from_the_weight_and_not_from_each_other(self):
         model = classifier()
@@ -174,13 +173,15 @@ class TestWeightTap:
     def test_parameters_of_any_shape_have_one_norm(self, shape):
         param = nn.Parameter(torch.ones(shape))
         tap = WeightTap("p", param)
-        ((value, dims),), (free,) = tap.values(), tap.free()
-        assert value.shape == shape and dims == tuple(range(len(shape))) and free is None
+        tap.open()
+        (2 * param).sum().backward()
+        (delta,) = tap.deltas()
+        assert delta.value.shape == shape and delta.dims == tuple(range(len(shape))) and delta.free is None
 
     def test_sparse_gradients_are_made_dense(self):
         module = nn.Embedding(VOCAB, 3, sparse=True)
         tap = WeightTap("weight", module.weight)
         tap.open()
         module(IDS).sum().backward()
-        assert torch.equal(tap.gradients()[0], module.weight.grad.to_dense())
+        assert torch.equal(tap.deltas()[0].grad, module.weight.grad.to_dense())
         tap.close()

@@ -6,10 +6,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from fastnlp_adv.perturbation import GRANULARITIES, Lookup, perturbation_for
+from fastnlp_adv.taps.lookup import Lookup, Record
+from fastnlp_adv.taps.perturbation import perturbation_for as build_perturbation
 
 HIDDEN = 3
+GRANULARITIES = ("vocab", "sequence", "token")
+
+
+def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False):
+    module = nn.Embedding(50, HIDDEN, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
+    lookup = Lookup(lambda each: None, Record(), 0, module, ids)
+    lookup.receive(grad)
+    return lookup
+
+
+def perturbation_for(granularity, lookups, total=None):
+    total = max(lookups) + 1 if total is None else total
+    return build_perturbation(granularity, {number: [lookup] for number, lookup in lookups.items()}, total)
+
+
+def collect(perturbation, lookups):
+    return [delta.grad for delta in perturbation.deltas({number: [lookup] for number, lookup in lookups.items()})]
 
 
 @st.composite
@@ -21,7 +40,7 @@ def passes(draw):
         shape = draw(st.lists(st.integers(1, 4), max_size=3))
         ids = torch.randint(0, 6, shape, generator=g).to(draw(st.sampled_from([torch.int32, torch.int64])))
         grad = torch.randn(*shape, HIDDEN, generator=g, dtype=torch.float64)
-        lookups[index] = Lookup(ids, grad, draw(st.sampled_from([None, 0, 5])), draw(st.booleans()))
+        lookups[index] = lookup_of(ids, grad, draw(st.sampled_from([None, 0, 5])), draw(st.booleans()))
     return lookups
 
 
@@ -47,7 +66,7 @@ def by_token(lookups):
 def test_vocab_sums_the_gradients_of_a_token_and_reaches_all_its_places(lookups):
     perturbation = perturbation_for("vocab", lookups)
     rows = by_token(lookups)
-    perturbation.values = perturbation.collect(lookups)
+    perturbation.set(collect(perturbation, lookups))
     for index, lookup in lookups.items():
         delta = perturbation.at(index, lookup.ids)
         for place in positions(lookup.ids):
@@ -58,34 +77,36 @@ def test_vocab_sums_the_gradients_of_a_token_and_reaches_all_its_places(lookups)
 @given(passes())
 def test_vocab_has_one_norm_that_of_the_gradient_of_the_weight(lookups):
     perturbation = perturbation_for("vocab", lookups)
-    (grad,) = perturbation.collect(lookups)
-    assert perturbation.dims(grad) == (0, 1)
+    (delta,) = perturbation.deltas({number: [lookup] for number, lookup in lookups.items()})
+    grad = delta.grad
+    assert delta.dims == (0, 1)
     expected = sum(float((row**2).sum()) for row in by_token(lookups).values()) ** 0.5
     assert grad.norm().item() == pytest.approx(expected)
 
 
 @given(passes())
 def test_vocab_frees_one_slot_for_every_token_that_can_move(lookups):
-    (free,) = perturbation_for("vocab", lookups).real()
+    (delta,) = perturbation_for("vocab", lookups).deltas({})
+    free = delta.free
     tokens = {int(t) for lookup in lookups.values() for t in lookup.ids[lookup.real().squeeze(-1)].flatten()}
     assert int(free.sum()) == len(tokens)
 
 
 def test_vocab_follows_tokens_into_other_lookups_and_leaves_unknown_ones_alone():
-    seen = {0: Lookup(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
+    seen = {0: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
     perturbation = perturbation_for("vocab", seen)
-    perturbation.values = perturbation.collect(seen)
+    perturbation.set(collect(perturbation, seen))
     delta = perturbation.at(7, torch.tensor([[9, 2, 0, 4, 3]]))
     assert delta[..., 0].tolist() == [[0.0, 1.0, 0.0, 1.0, 0.0]]
-    later = {0: Lookup(torch.tensor([[9, 2]]), torch.full((1, 2, HIDDEN), 5.0))}
-    assert sorted(perturbation.collect(later)[0][:, 0].tolist()) == [0.0, 5.0]
+    later = {0: lookup_of(torch.tensor([[9, 2]]), torch.full((1, 2, HIDDEN), 5.0))}
+    assert sorted(collect(perturbation, later)[0][:, 0].tolist()) == [0.0, 5.0]
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 @given(lookups=passes())
 def test_a_position_keeps_its_own_gradient_unless_it_is_padding(granularity, lookups):
     perturbation = perturbation_for(granularity, lookups)
-    perturbation.values = perturbation.collect(lookups)
+    perturbation.set(collect(perturbation, lookups))
     for index, lookup in lookups.items():
         delta = perturbation.at(index, lookup.ids)
         for place in positions(lookup.ids):
@@ -95,18 +116,19 @@ def test_a_position_keeps_its_own_gradient_unless_it_is_padding(granularity, loo
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_positions_share_a_norm_by_example_or_not_at_all(granularity):
-    lookups = {0: Lookup(torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 4, HIDDEN))}
+    lookups = {0: lookup_of(torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 4, HIDDEN))}
     perturbation = perturbation_for(granularity, lookups)
-    shared = [d % 4 for d in perturbation.dims(perturbation.values[0])]
+    (delta,) = perturbation.deltas({})
+    shared = [d % 4 for d in delta.dims]
     assert shared == ([1, 2, 3] if granularity == "sequence" else [3])
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_positions_stay_still_where_no_gradient_came_and_keep_their_shape(granularity):
-    lookups = {1: Lookup(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
+    lookups = {1: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
     perturbation = perturbation_for(granularity, lookups)
     assert perturbation.at(0, torch.tensor([[4, 2]])) is None
-    assert perturbation.collect({})[0].eq(0).all()
+    assert collect(perturbation, {})[0].eq(0).all()
     with pytest.raises(RuntimeError, match=r"same shape, but got \(1, 3\) where the first pass had \(1, 2\).*vocab"):
         perturbation.at(1, torch.tensor([[4, 2, 1]]))
 
@@ -114,7 +136,7 @@ def test_positions_stay_still_where_no_gradient_came_and_keep_their_shape(granul
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_positions_refuse_more_lookups_than_the_first_pass_had(granularity):
     ids = torch.tensor([[4, 2]])
-    perturbation = perturbation_for(granularity, {0: Lookup(ids, torch.ones(1, 2, HIDDEN))}, total=2)
+    perturbation = perturbation_for(granularity, {0: lookup_of(ids, torch.ones(1, 2, HIDDEN))}, total=2)
     assert perturbation.at(1, ids) is None
     with pytest.raises(RuntimeError, match=r"look up as often as the first pass, 2 times.*vocab"):
         perturbation.at(2, ids)
@@ -123,19 +145,20 @@ def test_positions_refuse_more_lookups_than_the_first_pass_had(granularity):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_half_precision_gradients_are_summed_in_single(granularity, dtype):
-    lookups = {0: Lookup(torch.tensor([[1, 1]]), torch.ones(1, 2, HIDDEN, dtype=dtype))}
+    lookups = {0: lookup_of(torch.tensor([[1, 1]]), torch.ones(1, 2, HIDDEN, dtype=dtype))}
     perturbation = perturbation_for(granularity, lookups)
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert perturbation.values[0].dtype == perturbation.collect(lookups)[0].dtype == expected
+    (delta,) = perturbation.deltas({0: [lookups[0]]})
+    assert delta.value.dtype == delta.grad.dtype == expected
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_ids_need_not_be_contiguous(granularity):
     ids = torch.tensor([[1, 2, 3], [3, 2, 0]]).t()
-    lookups = {0: Lookup(ids, torch.randn(3, 2, HIDDEN), padding_idx=0, scale_grad_by_freq=granularity == "vocab")}
+    lookups = {0: lookup_of(ids, torch.randn(3, 2, HIDDEN), padding_idx=0, scale_grad_by_freq=granularity == "vocab")}
     perturbation = perturbation_for(granularity, lookups)
-    perturbation.values = perturbation.collect(lookups)
+    perturbation.set(collect(perturbation, lookups))
     rows = by_token(lookups)
     if granularity == "vocab":
         torch.testing.assert_close(perturbation.at(0, ids)[1, 1].double(), rows[2].double())

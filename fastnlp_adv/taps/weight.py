@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .tap import Tap
+from .base import Delta, Tap
 
 __all__ = ["WeightTap"]
 
@@ -27,18 +29,25 @@ class WeightTap(Tap):
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._grad: Tensor | None = None
+        self._keep_leaves = False
         self._backward = -1  # the backward pass that it came from
 
     def _install(self) -> list[RemovableHandle]:
-        return [self.param.register_hook(self._receive)] if self.param.requires_grad else []
+        return [self.param.register_hook(self._on_gradient)] if self.param.requires_grad else []
 
     @property
-    def received(self) -> bool:
-        """Whether the last pass brought a gradient."""
+    def leaves(self) -> list[Tensor]:
+        return [self.param] if self._keep_leaves and self.param.requires_grad else []
+
+    def receive(self, grads: Sequence[Tensor | None]) -> None:
+        """Do nothing: the hook on the parameter has the gradient already."""
+
+    @property
+    def reached(self) -> bool:
         return self._grad is not None
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
-        self.leaves = [self.param] if keep_leaves and self.param.requires_grad else []
+        self._keep_leaves = keep_leaves
         self._grad = None
 
     def reset(self) -> None:
@@ -49,27 +58,25 @@ class WeightTap(Tap):
         self._value = self._backup = None
         self.begin_pass(keep_leaves=False)
 
-    def values(self) -> list[tuple[Tensor, tuple[int, ...]]]:
-        value = torch.zeros_like(self.param) if self._value is None else self._value
-        return [(value, tuple(range(value.dim())))]
-
-    def free(self) -> list[Tensor | None]:
-        return [None]
-
-    def gradients(self) -> list[Tensor]:
-        if self._grad is None:
+    def deltas(self) -> list[Delta]:
+        if self._grad is None and not self.seen:
             raise RuntimeError(
                 f"Expected a backward pass through parameter `{self.name}` before the attack, but got no gradient. "
                 "Call `loss.backward()` first, on a loss that depends on it, or name another with `emb_name`."
             )
-        return [self._grad]
+        if self._grad is None and self._value is None:
+            return []
+        value = torch.zeros_like(self.param) if self._value is None else self._value
+        grad = torch.zeros_like(value) if self._grad is None else self._grad
+        return [Delta(value, grad, tuple(range(grad.dim())))]
 
-    def perturb(self, values: list[Tensor]) -> None:
-        self.move(values[0])
-        self._value = values[0]
+    def perturb(self, values: Sequence[Tensor]) -> None:
+        for value in values:
+            self.move(value)
+            self._value = value
 
     def move(self, by: Tensor) -> None:
-        """Perturb by this value without keeping it, which saves its memory in a method that climbs once."""
+        """Perturb by this value without keeping it, which saves its memory in a method of one ascent step."""
         if self._backup is None:
             self._backup = self.param.detach().clone()
         with torch.no_grad():
@@ -77,11 +84,12 @@ class WeightTap(Tap):
         torch.clear_autocast_cache()
         self.begin_pass(keep_leaves=False)
 
-    def _receive(self, grad: Tensor) -> None:
+    def _on_gradient(self, grad: Tensor) -> None:
+        self.seen = True
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()
         earlier = self._grad if backward == self._backward else None
         if earlier is not None:
             self._grad = earlier + grad
         else:  # what goes on to `.grad` may be added to there; what an inner pass computes goes nowhere else
-            self._grad = grad if self.leaves else grad.clone()
+            self._grad = grad if self._keep_leaves else grad.clone()

@@ -7,7 +7,7 @@ import torch
 from references import bert
 from torch import nn
 
-from fastnlp_adv.embedding import find_embeddings, scale_of
+from fastnlp_adv.taps.find import find_embeddings, scale_of
 
 
 class Model(nn.Module):

@@ -1,0 +1,18 @@
+"""The arguments of methods and callbacks: each written once, with its type, default, check and description."""
+
+from .checks import Check, at_most, check_arguments, check_choice, check_count, check_flag, check_number, check_positive
+from .declare import Arguments, argument, arguments
+
+__all__ = [
+    "Arguments",
+    "Check",
+    "argument",
+    "arguments",
+    "at_most",
+    "check_arguments",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_number",
+    "check_positive",
+]

@@ -1,0 +1,161 @@
+"""Arguments that several methods have, and that mean the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Optional, Union
+
+from .checks import check_choice, check_inner_autocast, check_name
+from .declare import argument
+
+__all__ = [
+    "Divergence",
+    "DropoutMask",
+    "Mask",
+    "Norm",
+    "Reduction",
+    "adv_weight",
+    "check_inner_passes",
+    "divergence",
+    "dropout_mask",
+    "emb_name",
+    "granularity",
+    "inner_autocast",
+    "mask",
+    "norm",
+    "reduction",
+    "replace",
+]
+
+DropoutMask = Literal["new", "same"]
+Norm = Literal["l2", "linf"]
+Reduction = Literal["batchmean", "sum", "mean"]
+#: also a function of two predictions
+Divergence = Union[Literal["categorical", "bernoulli", "mse"], Callable]
+#: also a batch key or a function of batch and outputs
+Mask = Optional[Union[str, Callable]]
+
+
+def emb_name(more: str = "") -> Any:
+    """
+    Declare ``emb_name: Optional[str]``.
+
+    :param more: what the method has to say besides.
+    """
+    described = (
+        "part of a parameter's name, a glob, or ``None`` for the input embedding; see "
+        ":func:`~fastnlp_adv.taps.find_embeddings`"
+    )
+    return argument(None, described + more, check_name)
+
+
+def granularity() -> Any:
+    """Declare ``granularity: Granularity``."""
+    return argument(
+        "vocab",
+        '``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
+        'weights); ``"sequence"``, one per position, normalized over each example (the first dimension of the ids); '
+        '``"token"``, one per position, normalized by itself',
+    )
+
+
+def norm(default: str = "l2") -> Any:
+    """
+    Declare ``norm: Norm``.
+
+    :param default: its default.
+    """
+    described = '``"l2"``, for steps along :math:`g/\\lVert g\\rVert_2`, or ``"linf"``, along :math:`\\mathrm{sign}(g)`'
+    return argument(default, described)
+
+
+def adv_weight() -> Any:
+    """Declare ``adv_weight: float``."""
+    return argument(1.0, "the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself")
+
+
+def replace(more: str = "") -> Any:
+    """
+    Declare ``replace: bool``.
+
+    :param more: what the method has to say besides.
+    """
+    described = "train on the adversarial loss alone; the first pass then computes no parameter gradients"
+    return argument(False, described + more)
+
+
+def dropout_mask() -> Any:
+    """Declare ``dropout_mask: DropoutMask``."""
+    described = '``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one'
+    return argument("new", described)
+
+
+def inner_autocast() -> Any:
+    """Declare ``inner_autocast: Optional[torch.dtype]``."""
+    return argument(
+        None,
+        "``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
+        "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
+        "that the model or the Trainer (``fp16=True``) enters itself goes first",
+        check_inner_autocast,
+    )
+
+
+def check_inner_passes(inner_autocast: Any, there_are: bool) -> None:
+    """
+    Refuse a precision for passes that a step does not have.
+
+    :param inner_autocast: the argument.
+    :param there_are: whether a step has a pass that does not train.
+    :raises ValueError: if ``inner_autocast`` would do nothing.
+    """
+    if inner_autocast is not None and not there_are:
+        raise ValueError(
+            "Expected `inner_autocast` to be None where every pass of a step trains, but got "
+            f"{inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
+        )
+
+
+def divergence(more: str = "") -> Any:
+    """
+    Declare ``divergence: Divergence``.
+
+    :param more: what the method has to say besides.
+    """
+    described = (
+        '``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), ``"mse"`` '
+        "for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)"
+    )
+    return argument("categorical", described + more, _check_divergence)
+
+
+def reduction() -> Any:
+    """Declare ``reduction: Reduction``."""
+    return argument(
+        "batchmean",
+        '``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked positions; '
+        '``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included',
+    )
+
+
+def mask() -> Any:
+    """Declare ``mask: Mask``."""
+    return argument(
+        None,
+        "which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of one "
+        "copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
+        "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
+        "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
+        "labels inside needs a callable that shifts too",
+        _check_mask,
+    )
+
+
+def _check_mask(name: str, value: Any) -> None:
+    if not (value is None or isinstance(value, str) or callable(value)):
+        raise ValueError(f"Expected `{name}` to be None, the key of a batch field or a callable, but got {value!r}.")
+
+
+def _check_divergence(name: str, value: Any) -> None:
+    if not callable(value):
+        check_choice(name, value, ("categorical", "bernoulli", "mse"))

@@ -1,0 +1,23 @@
+"""Where a model is perturbed: which embeddings it has, the tap on their lookups, and the tap on other parameters."""
+
+from .base import Delta, Tap
+from .embedding import EmbeddingTap
+from .find import Embedding, Matches, find_embeddings, fits
+from .lookup import Lookup
+from .on_model import taps_on
+from .perturbation import Granularity
+from .weight import WeightTap
+
+__all__ = [
+    "Delta",
+    "Embedding",
+    "EmbeddingTap",
+    "Granularity",
+    "Lookup",
+    "Matches",
+    "Tap",
+    "WeightTap",
+    "find_embeddings",
+    "fits",
+    "taps_on",
+]

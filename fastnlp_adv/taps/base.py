@@ -1,0 +1,106 @@
+"""What attacks and regularizers need of a place where they read gradients and put perturbations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Delta", "Tap"]
+
+
+@dataclass
+class Delta:
+    """
+    A perturbation and the gradient that moves it: what one ascent step is made on.
+
+    :param value: the perturbation now.
+    :param grad: the gradient of the loss with respect to it, of the same shape.
+    :param dims: the dimensions that share one norm.
+    :param number: the number of the lookup in its forward; 0 where there is one perturbation for all lookups.
+    :param find_free: computes ``free``, which few methods need.
+    """
+
+    value: Tensor
+    grad: Tensor
+    dims: tuple[int, ...]
+    number: int = 0
+    find_free: Callable[[], Tensor] | None = None
+
+    @property
+    def free(self) -> Tensor | None:
+        """Which elements may move; padding may not. Broadcasts to ``value``; ``None`` for all."""
+        return None if self.find_free is None else self.find_free()
+
+
+class Tap(ABC):
+    """
+    A place that can be perturbed. Each pass is driven alike: ``begin_pass``, forward and backward, ``deltas``, an
+    ascent step on each, ``perturb``; ``reset`` takes the perturbation off. ``EmbeddingTap`` sits on the outputs of
+    lookups and writes nothing; ``WeightTap`` is for parameters that are not looked up.
+    """
+
+    name: str
+    #: whether a gradient has ever come here; a place that none ever comes to is probably the wrong one
+    seen = False
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the hooks are installed."""
+        return bool(self._handles)
+
+    def open(self) -> None:
+        """Install the hooks; does nothing when they are installed."""
+        if not self._handles:
+            self._handles = self._install()
+
+    def close(self) -> None:
+        """Take the perturbation and the hooks off."""
+        self.reset()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @abstractmethod
+    def _install(self) -> list[RemovableHandle]: ...
+
+    @property
+    @abstractmethod
+    def leaves(self) -> list[Tensor]:
+        """What a gradient-only pass differentiates with respect to."""
+
+    @abstractmethod
+    def receive(self, grads: Sequence[Tensor | None]) -> None:
+        """Take the gradients at ``leaves``; ``None`` where the loss does not depend on one."""
+
+    @property
+    @abstractmethod
+    def reached(self) -> bool:
+        """Whether the last pass brought a gradient."""
+
+    @abstractmethod
+    def begin_pass(self, *, keep_leaves: bool) -> None:
+        """Forget the gradients of the last pass; ``keep_leaves`` when this one ends in a gradient at the taps alone."""
+
+    @abstractmethod
+    def deltas(self) -> list[Delta]:
+        """
+        Return the perturbations with their gradients in the last pass; none where the batch did not come here, though
+        others did.
+
+        :raises RuntimeError: if no gradient has ever come here.
+        """
+
+    @abstractmethod
+    def perturb(self, values: Sequence[Tensor]) -> None:
+        """Perturb by these values, one for each of :meth:`deltas`, from here on."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Take the perturbation off and forget the pass."""

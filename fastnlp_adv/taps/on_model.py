@@ -1,0 +1,33 @@
+"""The taps on all that an ``emb_name`` stands for."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .base import Tap
+from .embedding import EmbeddingTap
+from .find import find_embeddings
+from .weight import WeightTap
+
+__all__ = ["taps_on"]
+
+
+def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Tap]:
+    """
+    Build taps on all that ``emb_name`` stands for.
+
+    :param model: the model.
+    :param emb_name: see :func:`~fastnlp_adv.taps.find_embeddings`.
+    :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
+    :return: taps on lookups and, with ``"vocab"``, on parameters that are not looked up.
+    :raises ValueError: if nothing matches, or another granularity is asked of such a parameter.
+    """
+    matches = find_embeddings(model, emb_name)
+    if matches.weights and granularity != "vocab":
+        raise ValueError(
+            f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
+            f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose an `emb_name` that matches embeddings only, "
+            "or 'vocab' where the method has this argument."
+        )
+    taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
+    return taps + [WeightTap(name, param) for name, param in matches.weights.items()]
