@@ -1,0 +1,351 @@
+"""
+One example, one perturbation: every attack with every regularizer, against loops on embedded inputs.
+
+In the reference the perturbation is one tensor per example, added to the embedded input of whatever forward comes. The
+model drops by masks that depend on the number of the forward alone, so that its forwards differ as under dropout and
+can be repeated.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from references import assert_same, gradients
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import ATTA, FGM, FGSM, PGD, R3F, SMART, TAVAT, VAT, FreeLB, GradientPenalty, RDrop
+
+VOCAB, HIDDEN, LENGTH = 12, 4, 5
+G = torch.Generator().manual_seed(3)
+IDS = torch.randint(1, VOCAB, (3, LENGTH), generator=G)
+IDS[0, 3:] = IDS[1, 4:] = 0
+LABELS = torch.tensor([0, 2, 1])
+REAL = (IDS != 0).unsqueeze(-1)
+SEED = 7
+
+
+class Model(nn.Module):
+    """Words, one layer and a head; what is dropped depends on the number of the forward."""
+
+    def __init__(self, drop=0.3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0)
+        self.layer = nn.Linear(HIDDEN, HIDDEN)
+        self.head = nn.Linear(HIDDEN, 3)
+        self.double()
+        self.drop, self.calls = drop, 0
+
+    def forward(self, ids):
+        return self.after(self.words(ids))
+
+    def after(self, embedded):
+        self.calls += 1
+        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= self.drop
+        return self.head(torch.tanh(self.layer(embedded)).mean(1) * kept)
+
+
+def batch():
+    return {"ids": IDS, "labels": LABELS}
+
+
+# Ours.
+
+
+def step_of(model):
+    def step(fields):
+        pred = model(fields["ids"])
+        return {"loss": cross_entropy(pred, fields["labels"]), "pred": pred}
+
+    return step
+
+
+def seeded(method):
+    method.stream.generator = torch.Generator().manual_seed(SEED)
+    return method
+
+
+REGULARIZERS = {
+    "none": None,
+    "R3F": lambda m: seeded(R3F(m, epsilon=0.3)),
+    "VAT": lambda m: seeded(VAT(m, epsilon=0.7, xi=0.1)),
+    "SMART": lambda m: seeded(SMART(m, epsilon=0.2, alpha=0.3, noise=0.1, bregman_weight=0.5)),
+    "penalty": lambda m: GradientPenalty(m, weight=0.3),
+}
+MODES = [None, "concat", "two_pass"]
+ATTACKS = {
+    **{f"FGM-{g}": lambda m, g=g: FGM(m, 0.8, granularity=g) for g in ("vocab", "sequence", "token")},
+    "FGM-replace": lambda m: FGM(m, 0.8, granularity="sequence", replace=True),
+    **{f"FGSM-{g}": lambda m, g=g: FGSM(m, 0.1, granularity=g) for g in ("vocab", "sequence")},
+    **{f"PGD-{g}": lambda m, g=g: PGD(m, 0.6, 0.4, 2, granularity=g) for g in ("vocab", "sequence", "token")},
+    "FreeLB": lambda m: seeded(FreeLB(m, epsilon=0.6, alpha=0.4, steps=3, init=0.5)),
+    "TAVAT": lambda m: seeded(TAVAT(m, epsilon=0.9, alpha=0.4, steps=2, init=0.5)),
+    "ATTA": lambda m: ATTA(m, epsilon=0.6, alpha=0.5, storage_dtype=torch.float64),
+}
+
+
+def objective_of(model, regularizer, mode):
+    step = step_of(model)
+    objective = step if mode is None else partial(RDrop(1.5, mode=mode), step)
+    return objective if regularizer is None else lambda fields: regularizer(objective, fields, step)
+
+
+def ours(attack, regularizer, mode, steps=2):
+    model = Model()
+    regularizer = regularizer and regularizer(model)
+    attack = attack(model)
+    objective = objective_of(model, regularizer, mode)
+    for _ in range(steps):
+        more = {"indices": [5, 0, 2]} if isinstance(attack, ATTA) else {}
+        attack.step(lambda: objective(batch())["loss"], **more)
+    return model
+
+
+# The definition.
+
+
+def kl(p, q):
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    return (p.exp() * (p - q)).sum() / len(p)
+
+
+def both(p, q):
+    return kl(p, q) + kl(q, p)
+
+
+def unit(x, dims):
+    size = x.pow(2).sum(dims, keepdim=True).sqrt()
+    return torch.where(size > 0, x / size, 0.0)
+
+
+class Reference:
+    """The objective, as a function of the embedded input."""
+
+    def __init__(self, model, regularizer, mode):
+        self.model, self.regularizer, self.mode = model, regularizer, mode
+        self.noise = torch.Generator().manual_seed(SEED)
+        self.average = copy.deepcopy(model.state_dict())
+
+    def clean(self, e):
+        if self.mode is None:
+            pred = self.model.after(e)
+            return cross_entropy(pred, LABELS), pred
+        if self.mode == "concat":
+            first, second = self.model.after(torch.cat([e, e])).chunk(2)
+        else:
+            first, second = self.model.after(e), self.model.after(e)
+        loss = (cross_entropy(first, LABELS) + cross_entropy(second, LABELS)) / 2
+        return loss + 1.5 * both(first, second) / 2, first
+
+    def __call__(self, e):
+        return getattr(self, self.regularizer)(e)
+
+    def none(self, e):
+        return self.clean(e)[0]
+
+    def R3F(self, e):  # noqa: N802
+        loss, pred = self.clean(e)
+        return loss + both(pred, self.model.after(e + 0.3 * self.normal()))
+
+    def VAT(self, e):  # noqa: N802
+        loss, pred = self.clean(e)
+        d = 0.1 * unit(self.normal(), (1, 2))
+        d = d.requires_grad_()
+        (g,) = torch.autograd.grad(kl(pred.detach(), self.model.after(e.detach() + d)), d)
+        return loss + kl(pred.detach(), self.model.after(e + 0.7 * unit(g * REAL, (1, 2))))
+
+    def SMART(self, e):  # noqa: N802
+        with torch.no_grad():
+            mean = Model()
+            mean.load_state_dict(self.average)
+            self.model.calls, mean.calls = self.model.calls + 1, self.model.calls
+            # what an attack adds stays, the words are those of the average
+            old = mean.after(mean.words(IDS) + (e - self.model.words(IDS)))
+        loss, pred = self.clean(e)
+        d = (0.1 * self.normal()).requires_grad_()
+        (g,) = torch.autograd.grad(both(pred.detach(), self.model.after(e.detach() + d)), d)
+        g = g * REAL
+        peak = g.abs().amax((1, 2), keepdim=True)  # 0 for an example of which everything was dropped
+        d = (d.detach() + 0.3 * torch.where(peak > 0, g / peak, 0.0)).clamp(-0.2, 0.2)
+        return loss + both(pred, self.model.after(e + d)) + 0.5 * both(pred, old)
+
+    def penalty(self, e):
+        e = e + torch.zeros_like(e).requires_grad_()
+        loss, _ = self.clean(e)
+        (g,) = torch.autograd.grad(loss, e, create_graph=True)
+        return loss + 0.3 * len(e) / 2 * (g * REAL).pow(2).sum()
+
+    def normal(self):
+        return torch.empty(*IDS.shape, HIDDEN).double().normal_(generator=self.noise) * REAL
+
+
+class Attacked:
+    """The attacks: each with one tensor for the perturbation of all examples."""
+
+    def __init__(self, name, model, objective):
+        self.name, _, self.granularity = name.partition("-")
+        self.model, self.objective = model, objective
+        self.noise = torch.Generator().manual_seed(SEED)
+        self.stored = torch.zeros(*IDS.shape, HIDDEN).double()
+        self.table = TAVAT(Model(), init=0.5).tables["words.weight"].clone()  # how it starts is tested elsewhere
+
+    def train(self, d, weight=1.0):
+        """Add to the parameters' gradients at ``d``, and return that of the perturbation."""
+        d = d.detach().requires_grad_()
+        (weight * self.objective(self.model.words(IDS) + d)).backward()
+        return d.grad / weight
+
+    def inner(self, d):
+        d = d.detach().requires_grad_()
+        (g,) = torch.autograd.grad(self.objective(self.model.words(IDS) + d), d)
+        return g
+
+    def direction(self, g):
+        g = g * REAL
+        if self.granularity == "vocab":
+            rows = torch.zeros(VOCAB, HIDDEN).double().index_add_(0, IDS.flatten(), g.flatten(0, 1))
+            return (rows.sign() if self.name == "FGSM" else rows / rows.norm())[IDS]
+        if self.name == "FGSM":
+            return g.sign()
+        return unit(g, (2,) if self.granularity == "token" else (1, 2))
+
+    def project(self, d, radius):
+        if self.granularity == "vocab":
+            rows = torch.zeros(VOCAB, HIDDEN).double().index_copy_(0, IDS.flatten(), d.flatten(0, 1))
+            return d * min(1.0, radius / rows.norm())
+        size = d.pow(2).sum((2,) if self.granularity == "token" else (1, 2), keepdim=True).sqrt()
+        return d * (radius / size.clamp(min=radius))
+
+    def step(self):
+        getattr(self, self.name)()
+
+    def FGM(self):  # noqa: N802
+        zero = torch.zeros(*IDS.shape, HIDDEN).double()
+        g = self.inner(zero) if self.granularity == "replace" else self.train(zero)
+        self.train(0.8 * self.direction(g))
+
+    def FGSM(self):  # noqa: N802
+        g = self.train(torch.zeros(*IDS.shape, HIDDEN).double())
+        self.train(0.1 * self.direction(g))
+
+    def PGD(self):  # noqa: N802
+        d = torch.zeros(*IDS.shape, HIDDEN).double()
+        g = self.train(d)
+        for left in (True, False):
+            d = self.project(d + 0.4 * self.direction(g), 0.6)
+            if left:
+                g = self.inner(d)
+        self.train(d)
+
+    def start(self):
+        noise = torch.empty(*IDS.shape, HIDDEN).double().uniform_(-1, 1, generator=self.noise) * REAL
+        return noise * 0.5 / (REAL.sum((1, 2), keepdim=True) * HIDDEN).sqrt()
+
+    def FreeLB(self):  # noqa: N802
+        d = self.start()
+        for left in (2, 1, 0):
+            g = self.train(d, 1 / 3) * REAL
+            if left:
+                d = d + 0.4 * unit(g, (1, 2))
+                d = d * (0.6 / d.pow(2).sum((1, 2), keepdim=True).sqrt().clamp(min=0.6))
+
+    def TAVAT(self):  # noqa: N802
+        instance = self.start()
+        token = self.table[IDS].double() * REAL
+        token = token / token.norm()
+        g = self.train(instance + token, 1 / 2) * REAL
+        instance = instance + 0.4 * unit(g, (1, 2))
+        token = token + 0.4 * unit(g, (2,))
+        sizes = token.norm(dim=2, keepdim=True)
+        token = token * sizes / sizes.amax((1, 2), keepdim=True)
+        size = (instance + token).pow(2).sum((1, 2), keepdim=True).sqrt()
+        shrink = 0.9 / size.clamp(min=0.9)
+        instance, token = instance * shrink, token * shrink
+        self.train(instance + token, 1 / 2)
+        for v in IDS.unique().tolist():
+            if v:
+                self.table[v] = token[IDS == v].mean(0).float()
+
+    def ATTA(self):  # noqa: N802
+        g = self.train(self.stored) * REAL
+        d = self.stored + 0.5 * unit(g, (1, 2))
+        self.stored = d * (0.6 / d.pow(2).sum((1, 2), keepdim=True).sqrt().clamp(min=0.6))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_gradients_are_those_of_one_perturbation_per_example(attack, regularizer, mode):
+    reference = Model()
+    theirs = Attacked(attack, reference, Reference(reference, regularizer, mode))
+    for _ in range(2):
+        theirs.step()
+    model = ours(ATTACKS[attack], REGULARIZERS[regularizer], mode)
+    assert model.calls == reference.calls
+    assert_same(gradients(model), gradients(reference), rtol=1e-6)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_without_noise_of_its_own_r3f_adds_exactly_nothing(attack):
+    model = Model(drop=0.0)
+    r3f, found = R3F(model, epsilon=0), []
+
+    def closure():
+        found.append(r3f(step_of(model), batch()))
+        return found[-1]["loss"]
+
+    attacked = ATTACKS[attack](model)
+    for _ in range(2):
+        attacked.step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+    assert len(found) > 1
+    assert all(each["r3f"] == 0 for each in found)
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_without_dropout_rdrop_adds_nothing(attack, mode):
+    model = Model(drop=0.0)
+    rdrop, found = RDrop(mode=mode), []
+
+    def closure():
+        found.append(rdrop(step_of(model), batch()))
+        return found[-1]["loss"]
+
+    attacked = ATTACKS[attack](model)
+    for _ in range(2):
+        attacked.step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+    assert max(float(each["kl"]) for each in found) < 1e-15
+    moved = {round(each["loss"].item(), 6) for each in found}
+    assert len(moved) > 1  # the attack did move it
+
+
+def test_the_gradient_penalty_under_rdrop_is_the_same_in_both_modes():
+    found = []
+    for mode in ("concat", "two_pass"):
+        model = Model(drop=0.0)
+        penalty = GradientPenalty(model)
+        found.append(penalty(partial(RDrop(mode=mode), step_of(model)), batch())["gradient_penalty"])
+    alone = GradientPenalty(Model(drop=0.0))
+    found.append(alone(step_of(alone.model), batch())["gradient_penalty"])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_bregmans_average_sees_the_perturbation():
+    """With a momentum of 1 and at the first step the average is the model itself: the term is 0 under any attack."""
+    for attack, mode in itertools.product(ATTACKS, MODES):
+        model = Model(drop=0.0)
+        smart = SMART(model, bregman_weight=1.0, bregman_beta=1.0)
+        objective, found = objective_of(model, None, mode), []
+
+        def closure(smart=smart, objective=objective, found=found, model=model):
+            found.append(smart(objective, batch(), step_of(model)))
+            return found[-1]["loss"]
+
+        ATTACKS[attack](model).step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+        assert all(float(each["bregman"]) < 1e-15 for each in found), (attack, mode)
