@@ -40,9 +40,13 @@ class Method(Arguments):
         self.taps = taps
         self.stream = Noise()
         self.replay = Replay(model, dropout_mask)
-        #: how often there was nothing to attack, as far as the host knows
         self.unreached = 0
         self.open()
+
+    @property
+    def skipped(self) -> Tensor | int:
+        """How often there was nothing to perturb, since the batch did not come to a tap."""
+        return self.unreached
 
     @property
     def is_open(self) -> bool:

@@ -224,13 +224,17 @@ def _with_positions(x: Tensor) -> Tensor:
 
 
 def _first_token(real: Tensor) -> Tensor:
-    """Where the sequences begin, after padding on the left; of shape ``(..., 1, 1)``."""
+    """Return where the sequences begin, after padding on the left; of shape ``(..., 1, 1)``."""
+    if not real.numel():
+        return real.new_zeros((*real.shape[:-2], 1, 1), dtype=torch.long)
     return real.int().argmax(-2, keepdim=True)
 
 
 def _shift(x: Tensor, by: Tensor) -> Tensor:
     """``x`` with what is at position ``p + by`` at ``p``, and 0 where nothing is."""
     positions = x.shape[-2]
+    if not x.numel():
+        return x
     source = torch.arange(positions, device=x.device).unsqueeze(-1) + by
     taken = x.gather(-2, source.clamp(0, positions - 1).expand_as(x))
     return torch.where((source >= 0) & (source < positions), taken, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -87,13 +87,16 @@ class _Run:
         self.state = trainer.state.setdefault("adv", {})
 
     def under_all(self, regularizers: list[Regularizer], attack: Attack | None) -> None:
-        if regularizers:
-            with regularizers[0].running():
-                self.under_all(regularizers[1:], attack)
-        elif attack is None:
-            self.train(self.forward(self.batch), Pass(last=True))
-        else:
-            self.under(attack)
+        with ExitStack() as running:
+            for regularizer in regularizers:
+                running.enter_context(regularizer.running())
+            if attack is None:
+                self.train(self.forward(self.batch), Pass(last=True))
+            else:
+                self.under(attack)
+        methods = [*regularizers, *([] if attack is None else [attack])]
+        if any(method.taps for method in methods):
+            self.state["skipped"] = sum(method.skipped for method in methods)
 
     def under(self, attack: Attack) -> None:
         with attack.running() as passes:
@@ -144,7 +147,6 @@ class _Run:
             unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
             self.state["grad_norm"] = attack.grad_norm * unit
             self.state["perturbation_norm"] = attack.perturbation_norm
-        self.state["skipped"] = attack.skipped
 
 
 def install(trainer: Any) -> BatchStep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,9 +47,7 @@ class EmbeddingTap(Tap):
         self.reset()
 
     def _install(self) -> list[RemovableHandle]:
-        hook: Callable = _Hook(self)
-        if "torch._dynamo" in sys.modules:  # a compiled model breaks its graph here, for what changes from pass to pass
-            hook = torch.compiler.disable(hook)
+        hook = (_uncompiled_hook() if "torch._dynamo" in sys.modules else _Hook)(self)
         return [m.register_forward_hook(hook, with_kwargs=True) for m in self._embedding.modules]
 
     def reset(self) -> None:
@@ -217,7 +216,13 @@ class _Hook:
         return self._tap.on_lookup(module, args[0] if args else next(iter(kwargs.values())), output)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return type(self), ()
+        return _Hook, ()
+
+
+@functools.lru_cache(maxsize=None)
+def _uncompiled_hook() -> type[_Hook]:
+    """Return a hook at which a compiled model breaks its graph, for what changes from pass to pass."""
+    return type("_UncompiledHook", (_Hook,), {"__call__": torch.compiler.disable(_Hook.__call__)})
 
 
 def _is_bare(output: Tensor) -> bool:
