@@ -48,6 +48,18 @@ class Method(Arguments):
         """How often there was nothing to perturb, since the batch did not come to a tap."""
         return self.unreached
 
+    def describe(self) -> str:
+        """
+        Say, in one line, what is perturbed and by how much.
+
+        :return: the line; empty for a method that perturbs nothing.
+        """
+        if not self.taps:
+            return ""
+        shown = [tap.describe() for tap in self.taps[:3]]
+        more = f" and {len(self.taps) - 3} more" if len(self.taps) > 3 else ""
+        return f"{type(self).__name__} perturbs {', '.join(shown)}{more}"
+
     @property
     def is_open(self) -> bool:
         """Whether the hooks are on the model."""

@@ -269,7 +269,7 @@ class Attacked:
         self.train(instance + token, 1 / 2)
         for v in IDS.unique().tolist():
             if v:
-                self.table[v] = token[IDS == v].mean(0).float()
+                self.table[v] = token[v == IDS].mean(0).float()
 
     def ATTA(self):  # noqa: N802
         g = self.train(self.stored) * REAL

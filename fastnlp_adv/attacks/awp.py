@@ -106,6 +106,9 @@ class AWP(AWPArguments, Attack):
         self._move()
         yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
+    def describe(self) -> str:
+        return f"{super().describe()}: gamma {self.gamma:g}, of each parameter's norm"
+
     def check_reached(self) -> bool:
         if any(tap.reached for tap in self.taps):
             return True

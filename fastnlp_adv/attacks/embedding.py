@@ -25,6 +25,7 @@ class EmbeddingAttack(Attack):
     """
 
     # What a method has no argument for. Without annotations, which would make arguments of them.
+    epsilon = cast(Any, 0.0)
     emb_name = cast(Any, None)
     granularity = cast(Any, "sequence")
     norm = cast(Any, "l2")
@@ -34,6 +35,16 @@ class EmbeddingAttack(Attack):
         super().__post_init__()
         taps = taps_on(self.model, self.emb_name, self.granularity)
         self.set_up(self.model, taps, self.dropout_mask)
+
+    def describe(self) -> str:
+        shared = {"vocab": "shared by the micro-batch", "sequence": "per example", "token": "per token"}
+        size = f"epsilon {self.epsilon:g}"
+        if self.norm == "linf":
+            return f"{super().describe()}: {size} in each coordinate"
+        rows = [tap.row_length() for tap in self.embedding_taps]
+        known = len(rows) == len(self.taps) == 1 and rows[0] > 0
+        in_rows = f" = {self.epsilon / rows[0]:.2g} rows" if known else ""
+        return f"{super().describe()}: {size}{in_rows}, {shared[self.granularity]}"
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
         """

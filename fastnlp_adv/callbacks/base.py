@@ -151,6 +151,9 @@ class MethodCallback(Callback, Arguments):
         if remembered:
             self.method_.load_state_dict(remembered)
         self._resumed = self._kept = None
+        line = self.method_.describe()
+        if line and trainer.driver.global_rank == 0:
+            logger.info(line)
         if _is_compiled(model):  # its graphs do not notice hooks that come later, so these stay for the whole training
             self.method_.open()
 

@@ -68,6 +68,10 @@ class Tap(ABC):
         self._handles = []
 
     @abstractmethod
+    def describe(self) -> str:
+        """Say what is perturbed: its name, its shape and, of an embedding, how long its rows are."""
+
+    @abstractmethod
     def _install(self) -> list[RemovableHandle]: ...
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import forwards
+from ..functional import group_norm
 from .base import Delta, Tap
 from .find import Embedding, scale_of
 from .lookup import Lookup, Record
@@ -45,6 +46,14 @@ class EmbeddingTap(Tap):
         self._per_position = granularity != "vocab"
         self._granularity = granularity
         self.reset()
+
+    def describe(self) -> str:
+        shape = " x ".join(map(str, self._embedding.weight.shape))
+        return f"`{self.name}` ({shape}, rows {self.row_length():.3g} long on average)"
+
+    def row_length(self) -> float:
+        """Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device."""
+        return group_norm(self._embedding.weight.detach(), dims=(1,)).mean().item()
 
     def _install(self) -> list[RemovableHandle]:
         hook = (_uncompiled_hook() if "torch._dynamo" in sys.modules else _Hook)(self)

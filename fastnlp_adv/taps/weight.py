@@ -32,6 +32,9 @@ class WeightTap(Tap):
         self._keep_leaves = False
         self._backward = -1  # the backward pass that it came from
 
+    def describe(self) -> str:
+        return f"`{self.name}` ({' x '.join(map(str, self.param.shape))})"
+
     def _install(self) -> list[RemovableHandle]:
         return [self.param.register_hook(self._on_gradient)] if self.param.requires_grad else []
 

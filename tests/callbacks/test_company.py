@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -164,7 +165,9 @@ def test_what_a_model_returns_under_our_names_is_its_own():
     assert seen[-1]["pred2"] == "mine" and seen[-1]["kl"].shape == seen[-1]["vat"].shape == (4, 3)
     state = trainer.state["adv"]
     assert {"kl", "vat"} <= state.keys() and "gradient_penalty" not in state
-    assert all(torch.as_tensor(value).shape == () and not getattr(value, "requires_grad", False) for value in state.values())
+    assert all(
+        torch.as_tensor(value).shape == () and not getattr(value, "requires_grad", False) for value in state.values()
+    )
     alone = train(ItsOwnNames(), [FGMCallback(log_every=1)], n_batches=6)
     assert "kl" not in alone.state["adv"]
 
@@ -471,7 +474,9 @@ def test_one_of_several_embeddings_may_be_left_out(callback):
         batch["input_ids"][:, 0] = 1 + i % 2
     both = dict(data[0])
     model = TwoEmbeddings()
-    trainer = build(model, [callback(emb_name="_embeddings")], train_dataloader=Batches([both]), n_epochs=1, n_batches=-1)
+    trainer = build(
+        model, [callback(emb_name="_embeddings")], train_dataloader=Batches([both]), n_epochs=1, n_batches=-1
+    )
     if callback is not VATCallback:  # which compares predictions, and needs a lookup of any
         with pytest.raises(RuntimeError, match="to look up embedding"):
             trainer.run()
@@ -567,3 +572,25 @@ def test_a_model_that_was_pickled_in_training_has_hooks_that_do_nothing():
     fgm.close()
     batch = collate(samples(4))
     assert torch.equal(model.train_step(**batch)["pred"], copied.train_step(**batch)["pred"])
+
+
+# It says what it does.
+
+
+def test_one_line_says_what_is_perturbed_and_by_how_much(capsys):
+    model = Classifier()
+    length = model.word_embeddings.weight.norm(dim=1).mean().item()
+    for callback, expected in {
+        FGMCallback(
+            0.5
+        ): f"(50 x 8, rows {length:.3g} long on average): epsilon 0.5 = {0.5 / length:.2g} rows, shared by",
+        PGDCallback(granularity="sequence"): "= 0.37 rows, per example",
+        FGMCallback(norm="linf"): "long on average): epsilon 1 in each coordinate",
+        FGMCallback(emb_name="head"): "FGM perturbs `head.weight` (3 x 8), `head.bias` (3): epsilon 1, shared by",
+        VATCallback(): "VAT perturbs `word_embeddings.weight` (50 x 8, rows",
+    }.items():
+        capsys.readouterr()
+        build(model, [callback], n_batches=6).run()
+        said = capsys.readouterr().out
+        said = " ".join(re.sub(r"logger.py:\d+", "", line).strip() for line in said.splitlines())  # rich wraps it
+        assert said.count(" perturbs ") == 1 and expected in said, said
