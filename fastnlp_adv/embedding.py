@@ -7,11 +7,17 @@ The weight is never written: what is perturbed is the output of the lookup. For 
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 __all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
+
+#: the words of a name, which dots, underscores, digits and capitals separate
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+#: a word that says that a table is of positions
+_POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
 
 
 @dataclass
@@ -56,7 +62,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
         for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
         else the only :class:`torch.nn.Embedding`, else the one with the most rows that is not
-        named after positions.
+        named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or ``pe`` in its name).
     :return: the embeddings, and the matched parameters that are not looked up.
     :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
 
@@ -119,24 +125,33 @@ def fits(name: str, emb_name: str) -> bool:
 
 
 def _input_embedding(model: nn.Module) -> Tensor:
+    own = {id(param) for param in model.parameters()}
     for module in model.modules():
-        ask = getattr(module, "get_input_embeddings", None)
-        if callable(ask):
-            try:
-                found = _lookup_modules(ask())
-            except (AttributeError, NotImplementedError):  # a base class that only declares the method
-                continue
-            if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
-                return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
+        found = [each for each in _lookup_modules(_told_by(module)) if id(each.weight) in own]
+        if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
+            return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
     embeddings = _lookup_modules(model)
     if not embeddings:
         raise ValueError(
             f"Expected the model to have an nn.Embedding, but got {type(model).__name__} without one. "
             f"Give `emb_name`, part of the name of the parameter to perturb; the model has {_candidates(model)}."
         )
-    positions = {id(param) for name, param in model.named_parameters() if any(p in name for p in ("pos", "wpe"))}
+    positions = {id(param) for name, param in model.named_parameters() if _is_of_positions(name)}
     words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
     return max(words, key=lambda embedding: embedding.num_embeddings).weight
+
+
+def _told_by(module: nn.Module) -> nn.Module:
+    """What a model of transformers names as its input embedding; an empty module where there is no such answer."""
+    try:
+        told = module.get_input_embeddings()  # type: ignore[operator]
+    except Exception:  # a base class may only declare the method, and one of the user's own may be about anything
+        told = None
+    return told if isinstance(told, nn.Module) else nn.Module()
+
+
+def _is_of_positions(name: str) -> bool:
+    return any(_POSITIONS.fullmatch(word) for word in _WORD.findall(name))
 
 
 def _checked(embedding: Embedding) -> Embedding:
