@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -27,12 +27,13 @@ class Embedding:
 
     :param name: the weight's name in the model.
     :param weight: the weight, of shape ``(rows, features)``.
-    :param modules: what looks it up; several when it is shared, as in encoder-decoder models.
+    :param modules: what looks it up; several when it is shared, as in encoder-decoder models. Each is an
+        :class:`torch.nn.Embedding`, or PEFT's layer that takes its place (see :func:`lookup_of`).
     """
 
     name: str
     weight: nn.Parameter
-    modules: list[nn.Embedding]
+    modules: list[nn.Module]
 
     def describe(self) -> str:
         return f"`{self.name}` ({' x '.join(str(n) for n in self.weight.shape)})"
@@ -83,9 +84,12 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     for name, param in matched.items():
         modules = [module for module in _lookup_modules(model) if module.weight is param]
         if modules and all(_looks_up(module) for module in modules):
-            matches.embeddings.append(_checked(Embedding(name, param, modules)))
+            matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
         elif param.requires_grad:
             matches.weights[name] = param
+    # Rows that PEFT trains are looked up with the rest of their table, and so are perturbed already.
+    rows = {id(p) for e in matches.embeddings for m in e.modules if _has_own_rows(m) for p in m.parameters()}
+    matches.weights = {name: param for name, param in matches.weights.items() if id(param) not in rows}
     if not matches.names():
         raise ValueError(
             "Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got "
@@ -103,6 +107,29 @@ def scale_of(module: nn.Module) -> Tensor | float:
     :return: a number, or a tensor of one.
     """
     return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
+
+
+def lookup_of(module: nn.Module) -> nn.Embedding:
+    """
+    The embedding that a module looks up: itself, or the one whose place PEFT's layer for ``trainable_token_indices``
+    takes. That layer looks up a copy of the table with the trained rows in it, scaled as the embedding would, and
+    does not call the embedding.
+
+    :param module: what looks up.
+    :return: the embedding.
+    """
+    return module.base_layer if _has_own_rows(module) else module  # type: ignore[return-value]
+
+
+def _has_own_rows(module: nn.Module) -> bool:
+    covers = type(module).__name__ == "TrainableTokensLayer"
+    return covers and isinstance(getattr(module, "base_layer", None), nn.Embedding)
+
+
+def _asked(model: nn.Module, embeddings: list[nn.Embedding]) -> list[nn.Module]:
+    """What a forward pass calls for these embeddings."""
+    covers = [m for m in model.modules() if _has_own_rows(m) and any(lookup_of(m) is e for e in embeddings)]
+    return [e for e in embeddings if not any(lookup_of(m) is e for m in covers)] + covers
 
 
 def _looks_up(module: nn.Module) -> bool:
@@ -155,7 +182,7 @@ def _is_of_positions(name: str) -> bool:
 
 
 def _checked(embedding: Embedding) -> Embedding:
-    for module in embedding.modules:
+    for module in map(lookup_of, embedding.modules):
         if getattr(module, "max_norm", None) is not None:
             raise ValueError(
                 f"Expected embedding {embedding.describe()} to have no `max_norm`, but got {module.max_norm}, which "

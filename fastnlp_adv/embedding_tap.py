@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .embedding import Embedding, scale_of
+from .embedding import Embedding, lookup_of, scale_of
 from .perturbation import Lookup, Perturbation, perturbation_for
 from .tap import Tap
 from .visits import Forward, Visit
@@ -113,9 +113,10 @@ class EmbeddingTap(Tap):
             "`torch.compiler.reset()` if the model was compiled and run before the attack was built."
         )
 
-    def _on_lookup(self, module: nn.Embedding, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def _on_lookup(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not any(module is own for own in self._embedding.modules):  # a copy of the model took the hook along
             return output
+        module = lookup_of(module)
         ids = args[0] if args else next(iter(kwargs.values()))
         scale = scale_of(module)
         if not torch.is_grad_enabled():
