@@ -106,7 +106,16 @@ class RDrop(Regularizer):
 
     def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         doubled, rows = double_batch(batch)
-        outputs = read_outputs(forward(doubled))
+        try:
+            returned = forward(doubled)
+        except RuntimeError as error:
+            if "enforce_sorted" not in str(error):
+                raise
+            raise RuntimeError(
+                "Expected the model to take the doubled batch, but got an error since its examples are no longer sorted "
+                "by length. Use mode='two_pass', or call `pack_padded_sequence` with `enforce_sorted=False`."
+            ) from error
+        outputs = read_outputs(returned)
         pred = outputs["pred"]
         if pred.shape[:1] != (2 * rows,):
             raise ValueError(
