@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["double_batch", "first_half"]
+__all__ = ["double_batch", "fields_of", "first_half"]
 
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
 
@@ -92,7 +92,7 @@ def first_half(value: Any, rows: int) -> Any:
 
 def _count_rows(batch: Any) -> tuple[str, int]:
     """A field, and its number of rows, which most tensors have; those in lists vote where there are no others."""
-    fields = list(_fields(batch, "batch"))
+    fields = list(fields_of(batch))
     arrays = [field for field in fields if _is_array(field[1])]
     voters = [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
     if not voters:
@@ -101,13 +101,20 @@ def _count_rows(batch: Any) -> tuple[str, int]:
     return next(path for path, field in voters if len(field) == rows), rows
 
 
-def _fields(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def fields_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
+    """
+    The fields of a batch, with what leads to them.
+
+    :param value: the batch.
+    :param path: what it is called.
+    :return: paths and fields.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _fields(item, f"{path}[{key!r}]")
+            yield from fields_of(item, f"{path}[{key!r}]")
     elif _is_sequence(value) and _holds_fields(value, path):
         for i, item in enumerate(value):
-            yield from _fields(item, f"{path}[{i}]")
+            yield from fields_of(item, f"{path}[{i}]")
     elif _is_array(value) or _is_sequence(value):
         yield path, value
 

@@ -11,6 +11,7 @@ from ..divergences import divergence
 from .base import Forward, Regularizer
 from .batch import double_batch, first_half
 from .mask import find_mask
+from .misuse import warn_of_misuse, warn_of_misuse_of_concat
 from .outputs import read_outputs
 
 __all__ = ["RDrop"]
@@ -32,7 +33,8 @@ class RDrop(Regularizer):
         ``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`).
     :param mode: ``"concat"``, one forward of the batch doubled along its first dimension. The loss must be a mean over
         the examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive
-        losses (which mix examples), and for batches or predictions that are not laid out by example.
+        losses (which mix examples), and for batches or predictions that are not laid out by example. The first batch
+        is looked at for a few of these, and for a softmax in the place of logits; they are warned of.
     :param mask: which positions count: the key of a batch field, or a callable that takes the batch and the outputs of
         its first half; either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, predictions of
         three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, ``targets``,
@@ -72,6 +74,8 @@ class RDrop(Regularizer):
         self.divergence = divergence
         self.mode = mode
         self.mask = mask
+        #: whether the first batch, in which some misuse shows, is over
+        self.has_looked = False
 
     @property
     def forwards(self) -> int:
@@ -91,6 +95,9 @@ class RDrop(Regularizer):
         """
         run = self._concat if self.mode == "concat" else self._two_pass
         outputs, pred2 = run(objective, batch)
+        if not self.has_looked:  # reads the device, so the first batch alone
+            warn_of_misuse(outputs["pred"], self.divergence)
+        self.has_looked = True
         kl = divergence(
             outputs["pred"],
             pred2,
@@ -112,7 +119,7 @@ class RDrop(Regularizer):
             if "enforce_sorted" not in str(error):
                 raise
             raise RuntimeError(
-                "Expected the model to take the doubled batch, but got an error since its examples are no longer sorted "
+                "Expected the model to take the doubled batch, but got an error, since examples are no longer sorted "
                 "by length. Use mode='two_pass', or call `pack_padded_sequence` with `enforce_sorted=False`."
             ) from error
         outputs = read_outputs(returned)
@@ -122,4 +129,6 @@ class RDrop(Regularizer):
                 f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
                 f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
             )
+        if not self.has_looked:
+            warn_of_misuse_of_concat(outputs["loss"], pred, doubled, rows)
         return first_half(outputs, rows), pred[rows:]

@@ -352,11 +352,19 @@ def test_half_precision_predictions(mode):
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
-def test_never_waits_for_the_device(mode):
-    net = Net().to("meta")  # without values: whatever asks for one raises
-    batch = {"x": torch.zeros(3, 2, 5, device="meta"), "labels": torch.zeros(3, 2, dtype=torch.long, device="meta")}
-    found = RDrop(mode=mode)(lambda b: {"loss": net(b["x"]).mean(), "pred": net(b["x"])}, batch)
+def test_never_waits_for_the_device_after_its_first_batch(mode):
+    net, rdrop = Net(), RDrop(mode=mode)
+    batch = {"x": torch.zeros(3, 2, 5), "labels": torch.zeros(3, 2, dtype=torch.long)}
+
+    def step(b):
+        return {"loss": net(b["x"]).mean(), "pred": net(b["x"])}
+
+    rdrop(step, batch)
+    net.to("meta")  # without values: whatever asks for one raises
+    found = rdrop(step, {name: value.to("meta") for name, value in batch.items()})
     assert found["loss"].shape == ()
+    with pytest.raises(RuntimeError, match="meta"):
+        float(found["loss"])
 
 
 @pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForTokenClassification])
