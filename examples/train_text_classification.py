@@ -4,6 +4,7 @@ Fine-tune a pretrained encoder on labelled texts, plainly or with a method of fa
     python train_text_classification.py --method fgm
     python train_text_classification.py --method fgm+rdrop --dataset my_reviews.csv
     python train_text_classification.py --method rdrop --dataset glue/sst2 --model bert-base-uncased
+    torchrun --nproc_per_node 2 train_text_classification.py --method fgm
 
 A method is one entry of `methods`: copy this folder, change what you like, add yours.
 """
@@ -26,6 +27,7 @@ from fastNLP import (
     prepare_torch_dataloader,
 )
 from fastNLP.io import DataBundle
+from launch import finish, is_first, place
 from models import load_model
 from torch import nn
 
@@ -51,15 +53,17 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, input_ids, attention_mask, labels=None):
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-
     def train_step(self, input_ids, attention_mask, labels):
-        outputs = self(input_ids, attention_mask, labels)
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
         return {"loss": outputs.loss, "pred": outputs.logits}
 
     def evaluate_step(self, input_ids, attention_mask, labels):
-        return {"pred": self(input_ids, attention_mask).logits.argmax(dim=-1), "target": labels}
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        return {"pred": outputs.logits.argmax(dim=-1), "target": labels}
+
+    def forward(self, input_ids, attention_mask, labels):  # what fastNLP calls of a DistributedDataParallel
+        step = self.train_step if self.training else self.evaluate_step
+        return step(input_ids, attention_mask, labels)
 
 
 def tokenize(data: Data, tokenizer, max_length: int) -> DataBundle:
@@ -87,10 +91,10 @@ def build(
     batches = BucketedBatchSampler(train, length="input_ids", batch_size=args.batch_size, seed=args.seed)
     by_length = SortedSampler(test, length="input_ids")
     options.setdefault("progress_bar", progress_bar())
+    options.setdefault("device", args.device)
     return Trainer(
         model=model,
         driver="torch",
-        device=args.device,
         n_epochs=args.epochs,
         optimizers=torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True),
         train_dataloader=prepare_torch_dataloader(train, batch_sampler=batches),
@@ -109,10 +113,13 @@ def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser,
         torch.manual_seed(args.seed)
         backbone, tokenizer = load_model(args.model, data.num_labels)
         bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
-        trainer = build(TextClassifier(backbone), bundle, [*callbacks, timer], args, **options)
+        model, where = place(TextClassifier(backbone), args.device)
+        trainer = build(model, bundle, [*callbacks, timer], args, **where, **options)
     trainer.run(catch_KeyboardInterrupt=False)  # Ctrl-C stops the program, not only the training
     accuracy = trainer.evaluator.run()["acc#accuracy"]
     result = report.Result(method, accuracy, timer.median, len(timer.seconds), len(data.test))
+    if not is_first():
+        return result
     backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # so that `--model` can name the folder
     report.save(result, vars(args), folder)
@@ -126,10 +133,12 @@ def main(argv: list[str] | None = None) -> report.Result:
     args = parser.parse_args(argv)
     with one_line_errors(parser):
         data = load_data(args.dataset, args.train_size)
-    print(f"{args.method}: {args.model} on {len(data.train)} texts of {data.source}")
+    say = print if is_first() else lambda _: None
+    say(f"{args.method}: {args.model} on {len(data.train)} texts of {data.source}")
     folder = args.output_dir / args.method
     result = run(args.method, data, args, folder, parser)
-    print(f"accuracy {result.accuracy:.4f}, {result.step_seconds:.3f} seconds a step; saved in {folder}")
+    say(f"accuracy {result.accuracy:.4f}, {result.step_seconds:.3f} seconds a step; saved in {folder}")
+    finish()
     return result
 
 

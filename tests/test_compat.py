@@ -180,7 +180,7 @@ def resume_weights():
         trainer = make_trainer(loader(), seed=1)
         trainer.load_checkpoint(checkpoint, resume_training=False)
         saved = torch.load(Path(checkpoint, "fastnlp_model.pkl.tar"))
-        torch.testing.assert_close(dict(trainer.model.state_dict()), saved, rtol=0, atol=0)
+        torch.testing.assert_close(dict(trainer.driver.unwrap_model().state_dict()), saved, rtol=0, atol=0)
         trainer.run(resume_from=checkpoint, resume_training=False)
     assert trainer.global_forward_batches == 2 * 3
 

@@ -1,7 +1,9 @@
 """Doubling a batch, and halving the outputs again.
 
 A batch holds *fields*, by name or by position. A field has one row for each example: a tensor or an array along its
-first dimension, a list (raw text) along its length.
+first dimension, a list (raw text) along its length. Tensors in a list, a tuple or a namedtuple are fields each, as
+torch's ``default_collate`` makes of tuples. What a sequence holds must not depend on lengths, which agree by chance in
+some batch.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["double_batch", "first_half"]
+__all__ = ["double_batch", "fields_of", "first_half"]
 
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
 
@@ -26,8 +29,8 @@ def double_batch(batch: Any) -> tuple[Any, int]:
     The batch followed by itself, ``[x; x]`` along the rows of every field.
 
     :param batch: a dict, a tuple or list of fields, one tensor, or a list of raw examples. Tensors, arrays and lists
-        are doubled, dicts and sequences of fields followed inwards; ``None``, strings, numbers and tensors of no
-        dimensions stay.
+        are doubled, dicts, sequences of tensors and namedtuples followed inwards; ``None``, strings, numbers and
+        tensors of no dimensions stay.
     :return: the doubled batch, of the same type, and the number of rows before doubling.
     :raises ValueError: if a field has another number of rows than the rest, or is of an unknown type; it is named.
 
@@ -46,15 +49,15 @@ def double_batch(batch: Any) -> tuple[Any, int]:
             return _with_items(value, {key: double(item, f"{path}[{key!r}]") for key, item in value.items()})
         if _is_array(value) and value.shape[0] == rows:
             return torch.cat([value, value]) if isinstance(value, Tensor) else np.concatenate([value, value])
-        if isinstance(value, (list, tuple)):
-            holds = "fields" if path == "batch" and _holds_data(value) else _what_it_holds(value, rows)
-            if holds == "fields":
+        if _is_sequence(value):
+            if _holds_fields(value, path):
                 return _like(value, [double(item, f"{path}[{i}]") for i, item in enumerate(value)])
-            if holds == "rows":
+            if len(value) == rows:
                 return value * 2
+        hint = " A list of tensors is taken for fields." if _is_in_list(path) else ""
         raise ValueError(
             f"Expected every field of the batch to have one entry for each example, but got {_describe(value)} for "
-            f"`{path}`, where `{reference}` has {rows} rows: mode='concat' cannot double it. {_WAY_OUT}"
+            f"`{path}`, where `{reference}` has {rows} rows: mode='concat' cannot double it.{hint} {_WAY_OUT}"
         )
 
     return double(batch, "batch"), rows
@@ -79,53 +82,66 @@ def first_half(value: Any, rows: int) -> Any:
         return {key: first_half(item, rows) for key, item in value.items()}
     if _is_array(value) and value.shape[0] == 2 * rows:
         return value[:rows]
-    if isinstance(value, (list, tuple)):
-        holds = _what_it_holds(value, 2 * rows)
-        if holds == "fields":
+    if _is_sequence(value) and len(value) > 0:
+        if all(_has_rows(item, 2 * rows) for item in value):
             return _like(value, [first_half(item, rows) for item in value])
-        if holds == "rows":
+        if len(value) == 2 * rows and not _is_named(value):
             return value[:rows]
     return value
 
 
 def _count_rows(batch: Any) -> tuple[str, int]:
-    """A field, and its number of rows, which most tensors have; lists do not vote, for they may hold fields as well."""
-    fields = list(_fields(batch, "batch"))
-    voters = [field for field in fields if _is_array(field[1])] or fields
+    """A field, and its number of rows, which most tensors have; those in lists vote where there are no others."""
+    fields = list(fields_of(batch))
+    arrays = [field for field in fields if _is_array(field[1])]
+    voters = [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
     if not voters:
         raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {_WAY_OUT}")
     rows = Counter(len(field) for _, field in voters).most_common(1)[0][0]
     return next(path for path, field in voters if len(field) == rows), rows
 
 
-def _fields(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def fields_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
+    """
+    The fields of a batch, with what leads to them.
+
+    :param value: the batch.
+    :param path: what it is called.
+    :return: paths and fields.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _fields(item, f"{path}[{key!r}]")
-    elif path == "batch" and isinstance(value, (list, tuple)) and _holds_data(value):
+            yield from fields_of(item, f"{path}[{key!r}]")
+    elif _is_sequence(value) and _holds_fields(value, path):
         for i, item in enumerate(value):
-            yield from _fields(item, f"{path}[{i}]")
-    elif _is_array(value) or isinstance(value, (list, tuple)):
+            yield from fields_of(item, f"{path}[{i}]")
+    elif _is_array(value) or _is_sequence(value):
         yield path, value
 
 
-def _what_it_holds(sequence: list | tuple, rows: int) -> str:
-    """``"rows"``, ``"fields"`` that each have all the rows, or ``""`` where that cannot be told."""
-    are_rows = len(sequence) == rows and not _is_named(sequence)
-    are_fields = len(sequence) > 0 and all(_has_rows(item, rows) for item in sequence)
-    if are_rows and are_fields and any(map(_is_array, sequence)):
-        return ""
-    return "rows" if are_rows else "fields" if are_fields else ""
+def _is_in_list(path: str) -> bool:
+    return path[-2].isdigit() and path.count("[") > 1
+
+
+def _holds_fields(sequence: list | tuple, path: str) -> bool:
+    """Whether a sequence holds fields, and not an entry for each example."""
+    whole_batch = path == "batch" and any(isinstance(item, (Mapping, list, tuple)) for item in sequence)
+    return whole_batch or _is_named(sequence) or _has_arrays(sequence)
+
+
+def _has_arrays(sequence: list | tuple) -> bool:
+    return any(_has_arrays(i) if _is_sequence(i) else _is_array(i) for i in sequence)
 
 
 def _has_rows(value: Any, rows: int) -> bool:
-    if isinstance(value, (list, tuple)):
-        return _what_it_holds(value, rows) != ""
+    """Whether something that a model returned is a tensor of so many rows, or holds such tensors alone."""
+    if _is_sequence(value):
+        return len(value) > 0 and all(_has_rows(item, rows) for item in value)
     return _is_array(value) and value.shape[0] == rows
 
 
-def _holds_data(sequence: list | tuple) -> bool:
-    return any(isinstance(item, (Tensor, np.ndarray, Mapping, list, tuple)) for item in sequence)
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence)  # a namedtuple of its own meaning
 
 
 def _is_array(value: Any) -> bool:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..arguments.shared import Mask
 
-__all__ = ["find_mask"]
+__all__ = ["IGNORED", "LABELS", "find_mask"]
 
 #: where token labels are looked for, and the label that cross entropy ignores
-_LABELS = ("labels", "label", "targets", "target")
-_IGNORED = -100
+LABELS = ("labels", "label", "targets", "target")
+IGNORED = -100
 
 
 def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
@@ -41,10 +41,10 @@ def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
 def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
     if pred.ndim < 3:
         return None
-    for name in _LABELS:
+    for name in LABELS:
         labels = _field(batch, name)
         if isinstance(labels, Tensor) and labels.shape == pred.shape[:-1] and not labels.is_floating_point():
-            return labels != _IGNORED
+            return labels != IGNORED
     return None
 
 

@@ -12,6 +12,7 @@ from ..arguments.shared import Divergence, Mask, Reduction, divergence, mask, re
 from .base import Forward, Regularizer, add_term
 from .batch import double_batch, first_half
 from .mask import find_mask
+from .misuse import warn_of_misuse, warn_of_misuse_of_concat
 from .outputs import read_outputs
 
 __all__ = ["RDrop", "RDropArguments"]
@@ -70,6 +71,8 @@ class RDrop(RDropArguments, Regularizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.set_up(None, [])
+        #: whether the first batch, in which some misuse shows, is over
+        self.has_looked = False
 
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         """
@@ -86,6 +89,9 @@ class RDrop(RDropArguments, Regularizer):
         """
         run = self._concat if self.mode == "concat" else self._two_pass
         outputs, pred2 = run(objective, batch)
+        if not self.has_looked:  # reads the device, so the first batch alone
+            warn_of_misuse(outputs["pred"], self.divergence)
+        self.has_looked = True
         kl = divergences.divergence(
             outputs["pred"],
             pred2,
@@ -101,11 +107,22 @@ class RDrop(RDropArguments, Regularizer):
 
     def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         doubled, rows = double_batch(batch)
-        outputs = read_outputs(forwards.run(forward, doubled, copies=2, rows=rows, bare=True))
+        try:
+            returned = forwards.run(forward, doubled, copies=2, rows=rows, bare=True)
+        except RuntimeError as error:
+            if "enforce_sorted" not in str(error):
+                raise
+            raise RuntimeError(
+                "Expected the model to take the doubled batch, but got an error, since examples are no longer sorted "
+                "by length. Use mode='two_pass', or call `pack_padded_sequence` with `enforce_sorted=False`."
+            ) from error
+        outputs = read_outputs(returned)
         pred = outputs["pred"]
         if pred.shape[:1] != (2 * rows,):
             raise ValueError(
                 f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
                 f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
             )
+        if not self.has_looked:
+            warn_of_misuse_of_concat(outputs["loss"], pred, doubled, rows)
         return first_half(outputs, rows), pred[rows:]

@@ -65,7 +65,7 @@ class RDropMixin:
 
     #: whether the class has a ``train_step`` only because the mixin made one
     _rdrop_from_forward = False
-    #: whether the model's dropout has been looked for, which happens in the first step
+    #: whether the model's dropout and misuse of R-Drop have been looked for, which happens in the first step
     _rdrop_checked = False
     #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
     _rdrop_current: tuple[RDrop | None, ...] = ()
@@ -122,10 +122,12 @@ class RDropMixin:
     def _rdrop(self) -> RDrop | None:
         if self._rdrop_current:
             return self._rdrop_current[0]
+        regularizer = RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
+        regularizer.has_looked = self._rdrop_checked
         if not self._rdrop_checked:
             warn_without_dropout(self)  # type: ignore[arg-type]
             self._rdrop_checked = True
-        return RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
+        return regularizer
 
 
 def _is_bare() -> bool:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import forwards
 from ..functional import group_norm
 from .base import Delta, Tap
-from .find import Embedding, scale_of
+from .find import Embedding, lookup_of, scale_of
 from .lookup import Lookup, Record
 from .perturbation import Perturbation, perturbation_for
 
@@ -135,7 +135,7 @@ class EmbeddingTap(Tap):
                 "built."
             )
 
-    def on_lookup(self, module: nn.Embedding, ids: Tensor, output: Tensor) -> Tensor:
+    def on_lookup(self, module: nn.Module, ids: Tensor, output: Tensor) -> Tensor:
         """
         Watch a lookup and perturb it.
 
@@ -146,6 +146,7 @@ class EmbeddingTap(Tap):
         """
         if not any(module is own for own in self._embedding.modules):  # a copy of the model took the hook along
             return output
+        module = lookup_of(module)
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         lookup = self._made_before(ids) if again else self._count(module, ids)
         delta = self._delta(lookup, ids, output)
@@ -219,7 +220,7 @@ class _Hook:
     def __init__(self, tap: EmbeddingTap | None = None):
         self._tap = tap
 
-    def __call__(self, module: nn.Embedding, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self._tap is None:
             return output
         return self._tap.on_lookup(module, args[0] if args else next(iter(kwargs.values())), output)

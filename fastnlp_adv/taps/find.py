@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "scale_of"]
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of"]
+
+#: the words of a name, which dots, underscores, digits and capitals separate
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+#: a word that says that a table is of positions
+_POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
 
 
 @dataclass
@@ -17,12 +23,13 @@ class Embedding:
 
     :param name: the weight's name in the model.
     :param weight: the weight, of shape ``(rows, features)``.
-    :param modules: what looks it up; several when it is shared, as in encoder-decoder models.
+    :param modules: what looks it up; several when it is shared, as in encoder-decoder models. Each is an
+        :class:`torch.nn.Embedding`, or PEFT's layer that takes its place (see :func:`lookup_of`).
     """
 
     name: str
     weight: nn.Parameter
-    modules: list[nn.Embedding]
+    modules: list[nn.Module]
 
     def describe(self) -> str:
         return f"`{self.name}` ({' x '.join(str(n) for n in self.weight.shape)})"
@@ -52,7 +59,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
         for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
         else the only :class:`torch.nn.Embedding`, else the one with the most rows that is not
-        named after positions.
+        named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or ``pe`` in its name).
     :return: the embeddings, and the matched parameters that are not looked up.
     :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
 
@@ -73,9 +80,12 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     for name, param in matched.items():
         modules = [module for module in _lookup_modules(model) if module.weight is param]
         if modules and all(_looks_up(module) for module in modules):
-            matches.embeddings.append(_checked(Embedding(name, param, modules)))
+            matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
         elif param.requires_grad:
             matches.weights[name] = param
+    # Rows that PEFT trains are looked up with the rest of their table, and so are perturbed already.
+    rows = {id(p) for e in matches.embeddings for m in e.modules if _has_own_rows(m) for p in m.parameters()}
+    matches.weights = {name: param for name, param in matches.weights.items() if id(param) not in rows}
     if not matches.names():
         raise ValueError(
             "Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got "
@@ -93,6 +103,29 @@ def scale_of(module: nn.Module) -> Tensor | float:
     :return: a number, or a tensor of one.
     """
     return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
+
+
+def lookup_of(module: nn.Module) -> nn.Embedding:
+    """
+    The embedding that a module looks up: itself, or the one whose place PEFT's layer for ``trainable_token_indices``
+    takes. That layer looks up a copy of the table with the trained rows in it, scaled as the embedding would, and
+    does not call the embedding.
+
+    :param module: what looks up.
+    :return: the embedding.
+    """
+    return module.base_layer if _has_own_rows(module) else module  # type: ignore[return-value]
+
+
+def _has_own_rows(module: nn.Module) -> bool:
+    covers = type(module).__name__ == "TrainableTokensLayer"
+    return covers and isinstance(getattr(module, "base_layer", None), nn.Embedding)
+
+
+def _asked(model: nn.Module, embeddings: list[nn.Embedding]) -> list[nn.Module]:
+    """What a forward pass calls for these embeddings."""
+    covers = [m for m in model.modules() if _has_own_rows(m) and any(lookup_of(m) is e for e in embeddings)]
+    return [e for e in embeddings if not any(lookup_of(m) is e for m in covers)] + covers
 
 
 def _looks_up(module: nn.Module) -> bool:
@@ -115,28 +148,37 @@ def fits(name: str, emb_name: str) -> bool:
 
 
 def _input_embedding(model: nn.Module) -> Tensor:
+    own = {id(param) for param in model.parameters()}
     for module in model.modules():
-        ask = getattr(module, "get_input_embeddings", None)
-        if callable(ask):
-            try:
-                found = _lookup_modules(ask())
-            except (AttributeError, NotImplementedError):  # a base class that only declares the method
-                continue
-            if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
-                return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
+        found = [each for each in _lookup_modules(_told_by(module)) if id(each.weight) in own]
+        if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
+            return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
     embeddings = _lookup_modules(model)
     if not embeddings:
         raise ValueError(
             f"Expected the model to have an nn.Embedding, but got {type(model).__name__} without one. "
             f"Give `emb_name`, part of the name of the parameter to perturb; the model has {_candidates(model)}."
         )
-    positions = {id(param) for name, param in model.named_parameters() if any(p in name for p in ("pos", "wpe"))}
+    positions = {id(param) for name, param in model.named_parameters() if _is_of_positions(name)}
     words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
     return max(words, key=lambda embedding: embedding.num_embeddings).weight
 
 
+def _told_by(module: nn.Module) -> nn.Module:
+    """What a model of transformers names as its input embedding; an empty module where there is no such answer."""
+    try:
+        told = module.get_input_embeddings()  # type: ignore[operator]
+    except Exception:  # a base class may only declare the method, and one of the user's own may be about anything
+        told = None
+    return told if isinstance(told, nn.Module) else nn.Module()
+
+
+def _is_of_positions(name: str) -> bool:
+    return any(_POSITIONS.fullmatch(word) for word in _WORD.findall(name))
+
+
 def _checked(embedding: Embedding) -> Embedding:
-    for module in embedding.modules:
+    for module in map(lookup_of, embedding.modules):
         if getattr(module, "max_norm", None) is not None:
             raise ValueError(
                 f"Expected embedding {embedding.describe()} to have no `max_norm`, but got {module.max_norm}, which "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import peft
 import pytest
 import torch
@@ -204,3 +206,86 @@ def test_an_embedding_of_which_peft_trains_a_copy():
     named = FGM(model, emb_name="word_embeddings.original_module")
     with pytest.raises(RuntimeError, match="name the embedding that is looked up with `emb_name`"):
         named.step(lambda: classify(model))
+
+
+TOKENS = [1, 2, *IDS[0, :3].tolist()]
+
+
+def with_trainable_tokens(**config):
+    """Of these tokens PEFT trains copies of the rows, which it looks up in the place of the table's."""
+    config.setdefault("trainable_token_indices", {"word_embeddings": sorted(set(TOKENS))})
+    model = lora({"target_modules": ["query"], **config})
+    for name, param in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            param.data.normal_()
+    return model
+
+
+def with_plain_table(model):
+    """The same function of the ids, with one table that holds the trained rows."""
+    model = copy.deepcopy(model)
+    wrapper = model.get_input_embeddings()
+    table = torch.nn.Embedding.from_pretrained(wrapper.weight.detach().clone(), freeze=False, padding_idx=0)
+    model.base_model.model.bert.embeddings.word_embeddings = table
+    return model
+
+
+@ATTACKS
+def test_rows_that_peft_trains_are_attacked_with_the_rest(build, reference):
+    model = with_trainable_tokens()
+    plain = with_plain_table(model)
+    torch.testing.assert_close(classify(model), classify(plain))
+    before = snapshot(model)
+    attack = build(model)
+    found = step(attack, model, classify)
+    attack.close()
+    assert_untouched(model, before)
+    (table,) = [n for n, _ in plain.named_parameters() if "word_embeddings" in n]
+    expected = on_weights(plain, classify, [table], **reference)
+    (delta,) = [n for n in found if "trainable_tokens_delta" in n]
+    rows = expected.pop(table)[sorted(set(TOKENS))]
+    assert rows.norm() > 1e-3
+    assert_same({name: found[name] for name in [delta, *expected]}, {delta: rows, **expected})
+    model.zero_grad()
+    classify(model).backward()
+    assert differ(found, gradients(model)) > 1e-3
+
+
+def test_a_name_that_fits_table_and_trained_rows_perturbs_once():
+    model = with_trainable_tokens()
+    named, alone = FGM(model, 0.7, emb_name="word_embeddings"), FGM(model, 0.7, emb_name="tokens_delta")
+    assert ["base_layer" in tap.name for tap in named.taps] == [True]
+    assert ["tokens_delta" in tap.name for tap in alone.taps] == [True]
+    named.close()
+    alone.close()
+    with FGM(model, 0.7) as fgm:
+        expected = step(fgm, model, classify)
+    with FGM(model, 0.7, emb_name="word_embeddings") as fgm:
+        assert_same(step(fgm, model, classify), expected)
+
+
+def test_per_token_perturbations_of_rows_that_peft_trains():
+    model = with_trainable_tokens()
+    plain = with_plain_table(model)
+    found = step(FGM(model, 0.7, granularity="token"), model, classify)
+    (delta,) = [n for n in found if "trainable_tokens_delta" in n]
+    expected = step(FGM(plain, 0.7, granularity="token"), plain, classify)
+    (table,) = [n for n in expected if "word_embeddings" in n]
+    rows = expected.pop(table)[sorted(set(TOKENS))]
+    assert_same({name: found[name] for name in [delta, *expected]}, {delta: rows, **expected})
+
+
+def test_a_scaled_table_of_which_peft_trains_rows():
+    torch.manual_seed(0)
+    size = {"vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "scale_embedding": True}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    quiet = {"dropout": 0.0, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    bart = transformers.BartModel(transformers.BartConfig(**size, **heads, **quiet)).double()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=sorted(set(TOKENS)))
+    model = peft.get_peft_model(copy.deepcopy(bart), config).double()
+    found = step(FGM(model, 0.7), model, describe)
+    plain = copy.deepcopy(bart)
+    expected = step(FGM(plain, 0.7), plain, describe)
+    deltas = [found[n] for n in found if "trainable_tokens_delta" in n]
+    assert len(deltas) == 1
+    torch.testing.assert_close(deltas[0], expected["shared.weight"][sorted(set(TOKENS))], rtol=1e-9, atol=1e-12)

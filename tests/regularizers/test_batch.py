@@ -111,16 +111,58 @@ def test_a_list_of_raw_examples():
     assert double_batch(["a", "b", "c"]) == (["a", "b", "c", "a", "b", "c"], 3)
 
 
-def test_a_list_of_fields_inside_a_dict_is_told_from_a_list_of_rows():
-    # What default_collate makes of a field of two numbers: two tensors with all the rows.
-    spans = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])]
-    ragged = [torch.zeros(1), torch.zeros(2), torch.zeros(5)]
-    doubled, rows = double_batch({"spans": spans, "x": torch.zeros(3, 2)})
-    assert [s.tolist() for s in doubled["spans"]] == [[1, 2, 3, 1, 2, 3], [4, 5, 6, 4, 5, 6]]
-    assert rows == 3
-    doubled, rows = double_batch({"ragged": ragged, "x": torch.zeros(3, 2)})
-    assert [len(r) for r in doubled["ragged"]] == [1, 2, 5, 1, 2, 5]
-    assert rows == 3
+SIZES = pytest.mark.parametrize("rows", range(1, 6))
+
+
+@SIZES
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", [list, tuple, lambda items: Pair(items[0], items[-1])], ids=["list", "tuple", "named"])
+def test_a_sequence_of_tensors_holds_fields_for_every_batch_size(rows, count, kind):
+    """As default_collate makes of a field of several numbers: tensors with all the rows."""
+    spans = kind([torch.arange(rows) + 10 * i for i in range(count)])
+    for batch in ({"spans": spans, "x": torch.zeros(rows, 2)}, {"spans": spans}, {"x": {"spans": [spans, None]}}):
+        doubled, counted = double_batch(batch)
+        found = doubled["spans"] if "spans" in doubled else doubled["x"]["spans"][0]
+        assert counted == rows
+        assert type(found) is type(spans)
+        assert [s.tolist() for s in found] == [s.tolist() * 2 for s in spans]
+
+
+@SIZES
+@pytest.mark.parametrize("count", [2, 3])
+def test_outputs_of_several_tensors_are_halved_for_every_batch_size(rows, count):
+    layers = tuple(torch.arange(2 * rows) + 10 * i for i in range(count))
+    assert [layer.tolist() for layer in first_half(layers, rows)] == [layer[:rows].tolist() for layer in layers]
+
+
+@SIZES
+def test_tensors_that_are_rows_are_refused_for_every_batch_size(rows):
+    ragged = [torch.zeros(length) for length in (2, 7, 3, 1, 6)[:rows]]
+    message = refusal({"ragged": ragged, "x": torch.zeros(rows, 2)})
+    assert "`batch['ragged'][" in message
+    assert "A list of tensors is taken for fields" in message
+
+
+@SIZES
+@pytest.mark.parametrize(
+    "entry",
+    [
+        lambda i: "a" * i,
+        lambda i: [1] * i,
+        lambda i: [1, 2],
+        lambda i: (1, 2, 3),
+        lambda i: {"boxes": torch.ones(i)},
+        torch.tensor,
+    ],
+    ids=["texts", "ragged lists", "pairs", "triples", "dicts", "numbers"],
+)
+def test_other_lists_have_an_entry_for_each_example_for_every_batch_size(rows, entry):
+    entries = [entry(i) for i in range(rows)]
+    doubled, counted = double_batch({"entries": entries, "x": torch.zeros(rows, 2)})
+    assert counted == rows
+    assert [id(e) for e in doubled["entries"]] == [id(e) for e in entries * 2]
+    assert [id(e) for e in first_half(entries * 2, rows)] == [id(e) for e in entries]
+    assert "`batch['entries']`" in refusal({"entries": [*entries, entry(rows)], "x": torch.zeros(rows, 2)})
 
 
 def test_raw_sentences_are_rows_whatever_their_length():
@@ -153,12 +195,6 @@ def test_a_field_of_an_unknown_type_is_named():
     assert "got PackedSequence of length 4 for `batch['packed']`" in refusal({"x": torch.zeros(4), "packed": packed})
 
 
-def test_tensors_that_may_be_rows_or_fields_are_refused():
-    assert "got list of length 2 for `batch['spans']`" in refusal(
-        {"x": torch.zeros(2), "spans": [torch.zeros(2), torch.zeros(2)]}
-    )
-
-
 @pytest.mark.parametrize("batch", [{}, {"scale": 1.0}, None, 3, object(), "text"])
 def test_a_batch_without_fields_is_refused(batch):
     assert refusal(batch).startswith("Expected the batch to hold tensors or lists")
@@ -186,6 +222,7 @@ def test_outputs_are_halved_where_it_is_clear():
     assert (half["name"], half["count"]) == ("abcdef", 6)
 
 
-def test_outputs_that_may_be_rows_or_fields_stay():
-    layers = (torch.zeros(2, 3), torch.zeros(2, 3))  # two layers, or one example twice
-    assert first_half(layers, rows=1) is layers
+def test_outputs_of_tensors_of_other_lengths():
+    ragged = [torch.zeros(length) for length in (1, 2, 1, 2)]
+    assert first_half(ragged, rows=2) == ragged[:2]
+    assert first_half(ragged, rows=3) is ragged

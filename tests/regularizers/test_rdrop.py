@@ -352,11 +352,19 @@ def test_half_precision_predictions(mode):
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
-def test_never_waits_for_the_device(mode):
-    net = Net().to("meta")  # without values: whatever asks for one raises
-    batch = {"x": torch.zeros(3, 2, 5, device="meta"), "labels": torch.zeros(3, 2, dtype=torch.long, device="meta")}
-    found = RDrop(mode=mode)(lambda b: {"loss": net(b["x"]).mean(), "pred": net(b["x"])}, batch)
+def test_never_waits_for_the_device_after_its_first_batch(mode):
+    net, rdrop = Net(), RDrop(mode=mode)
+    batch = {"x": torch.zeros(3, 2, 5), "labels": torch.zeros(3, 2, dtype=torch.long)}
+
+    def step(b):
+        return {"loss": net(b["x"]).mean(), "pred": net(b["x"])}
+
+    rdrop(step, batch)
+    net.to("meta")  # without values: whatever asks for one raises
+    found = rdrop(step, {name: value.to("meta") for name, value in batch.items()})
     assert found["loss"].shape == ()
+    with pytest.raises(RuntimeError, match="meta"):
+        float(found["loss"])
 
 
 @pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForTokenClassification])
@@ -518,3 +526,33 @@ def test_without_dropout_there_is_a_warning(recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match="no dropout above 0 in Linear: .* divergence is 0"):
         warn_without_dropout(nn.Linear(2, 2))
+
+
+class Packing(nn.Module):
+    """Its batches come sorted by length, as `pack_padded_sequence` asks for."""
+
+    def __init__(self, enforce_sorted=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.enforce_sorted = enforce_sorted
+        self.rnn, self.drop, self.head = nn.GRU(5, 8, batch_first=True), nn.Dropout(0.5), nn.Linear(8, CLASSES)
+
+    def forward(self, batch):
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.drop(batch["x"]), batch["lengths"], batch_first=True, enforce_sorted=self.enforce_sorted
+        )
+        pred = self.head(self.rnn(packed)[1][0])
+        return {"loss": F.cross_entropy(pred, batch["labels"]), "pred": pred}
+
+
+def test_sorted_lengths_that_doubling_breaks_name_two_pass():
+    batch = {"x": torch.randn(4, 6, 5), "lengths": torch.tensor([6, 4, 4, 2]), "labels": torch.tensor([0, 1, 2, 3])}
+    with pytest.raises(RuntimeError, match=r"sorted by length.*mode='two_pass'.*enforce_sorted=False") as caught:
+        RDrop()(Packing(), batch)
+    assert "enforce_sorted" in str(caught.value.__cause__)
+    assert RDrop(mode="two_pass")(Packing(), batch)["kl"] > 0
+    assert RDrop()(Packing(enforce_sorted=False), batch)["kl"] > 0
+    wrong = {**batch, "lengths": torch.tensor([7, 4, 4, 2])}  # another error of the same function is its own
+    with pytest.raises(RuntimeError) as other:
+        RDrop()(Packing(enforce_sorted=False), wrong)
+    assert other.value.__cause__ is None and "two_pass" not in str(other.value)

@@ -181,7 +181,51 @@ def test_a_pretrained_embedding():
     assert names(model) == ["word.weight"]
 
 
-def test_a_table_of_positions_is_not_taken_for_the_words():
-    model = nn.ModuleDict({"pos_embed": nn.Embedding(64, 4), "words": nn.Embedding(20, 4)})
-    assert find_embeddings(model).names() == ["words.weight"]
-    assert find_embeddings(nn.ModuleDict({"pos_embed": nn.Embedding(64, 4)})).names() == ["pos_embed.weight"]
+@pytest.mark.parametrize(
+    "name",
+    ["pos_embed", "position_embeddings", "embed_positions", "wpe", "pe", "posEmb", "PositionalEncoding", "pos_emb2"],
+)
+def test_a_table_of_positions_is_not_taken_for_the_words(name):
+    model = nn.ModuleDict({name: nn.Embedding(64, 4), "words": nn.Embedding(20, 4)})
+    assert names(model) == ["words.weight"]
+    assert names(Model(**{name: Model(table=nn.Embedding(64, 4)), "words": nn.Embedding(20, 4)})) == ["words.weight"]
+    assert names(nn.ModuleDict({name: nn.Embedding(64, 4)})) == [f"{name}.weight"]
+
+
+@pytest.mark.parametrize("name", ["post_embedding", "composition", "exposure", "deposits", "postcode", "pets"])
+def test_a_name_that_merely_contains_pos_is_no_position(name):
+    model = nn.ModuleDict({"user_embedding": nn.Embedding(10, 4), name: nn.Embedding(30_000, 4)})
+    assert names(model) == [f"{name}.weight"]
+
+
+class Asked(Model):
+    """Has a method of the user's own under the name that transformers use."""
+
+    def get_input_embeddings(self, ids):
+        return self.words(ids)
+
+
+class Looks(Model):
+    def get_input_embeddings(self, ids=None):
+        return self.words(ids)
+
+
+class Returns(Model):
+    def get_input_embeddings(self):
+        return self.words.weight
+
+
+class Breaks(Model):
+    def get_input_embeddings(self):
+        return self.words(torch.tensor([99]))
+
+
+class Made(Model):
+    def get_input_embeddings(self):
+        return nn.Embedding(9, 2)
+
+
+@pytest.mark.parametrize("kind", [Asked, Looks, Returns, Breaks, Made])
+def test_a_method_of_ones_own_called_get_input_embeddings_is_passed_over(kind):
+    assert names(kind(tags=nn.Embedding(3, 2), words=nn.Embedding(9, 2))) == ["words.weight"]
+    assert names(kind(words=nn.Embedding(200, 2), back_bone=Backbone())) == ["back_bone.tokens.weight"]

@@ -1,0 +1,44 @@
+"""
+Where a Trainer runs: in one process, or in each of those that torchrun starts.
+"""
+
+import os
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def is_first() -> bool:
+    """
+    :return: whether this process is the one that prints and writes files.
+    """
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def place(model: nn.Module, device: str) -> tuple[nn.Module, dict[str, Any]]:
+    """
+    On GPUs fastNLP makes the process group and wraps the model itself. On CPUs that is left to its user, and fastNLP
+    calls the model's ``forward`` in training and in evaluation.
+
+    :param model: the model.
+    :param device: the device, as typed.
+    :return: the model to train, and the arguments of the Trainer that say where.
+    """
+    if not dist.is_torchelastic_launched():
+        return model, {"device": device}
+    if device.startswith("cuda"):
+        return model, {"device": None}
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return DistributedDataParallel(model), {"device": None, "data_device": device, "use_dist_sampler": True}
+
+
+def finish() -> None:
+    """
+    Leave the process group, where there is one. An interpreter that ends with it alive may abort.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

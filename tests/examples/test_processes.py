@@ -1,0 +1,33 @@
+"""An example in several real processes."""
+
+import json
+
+import pytest
+import torch
+import train_text_classification as script
+from data import load_data
+from safetensors.torch import load_file
+from test_ddp import torchrun
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def accuracy(folder, data):
+    """Of what was saved, text by text."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = [model.eval()(**tokenizer(text, return_tensors="pt")).logits for text in data.test["text"]]
+    return sum(int(row.argmax()) == label for row, label in zip(logits, data.test["label"], strict=True)) / len(logits)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["none", "fgm+rdrop"])
+def test_trains_in_two_processes_under_torchrun(method, reviews, bert, tmp_path):
+    words = f"--method {method} --dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 4"
+    done = torchrun(script.__file__, 2, *words.split(), "--batch-size", 4, "--lr", 0.01, timeout=100)
+    assert done.returncode == 0, done.stderr[-4000:]
+    metrics = json.loads((tmp_path / method / "metrics.json").read_text())
+    assert done.stdout.count(f"accuracy {metrics['accuracy']:.4f}, ") == done.stdout.count(f"{method}: ") == 1
+    assert (metrics["steps"], metrics["test_size"]) == (16, 8)  # 32 texts for two, in batches of 4, 4 epochs
+    assert metrics["accuracy"] == accuracy(tmp_path / method, load_data(str(reviews), None))
+    trained, before = load_file(tmp_path / method / "model.safetensors"), load_file(bert / "model.safetensors")
+    assert any(not torch.equal(trained[name], before[name]) for name in before)

@@ -1,0 +1,210 @@
+"""What R-Drop warns of in its first batch, and what it must not take for that."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import Classifier, train
+from torch import nn
+
+from fastnlp_adv import RDropCallback
+from fastnlp_adv.regularizers import RDrop, RDropMixin
+
+ROWS = pytest.mark.parametrize("rows", [2, 3, 5, 8])
+
+
+def said(step, batch, times=1, **settings):
+    """The warnings of so many steps of one R-Drop."""
+    rdrop = RDrop(**settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            rdrop(step, batch)
+    return [str(w.message) for w in caught]
+
+
+class Encoders(nn.Module):
+    """A dual encoder: each query's positive is the document of its row, and all others of the batch are negatives."""
+
+    def __init__(self, temperature=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.temperature = temperature
+        self.queries, self.documents = (nn.Sequential(nn.Linear(7, 8), nn.Dropout(0.1)) for _ in range(2))
+
+    def forward(self, batch):
+        similar = self.queries(batch["query"]) @ self.documents(batch["document"]).T
+        target = torch.arange(len(similar))
+        loss = (F.cross_entropy(similar, target) + F.cross_entropy(similar.T, target)) / 2
+        return {"loss": loss, "pred": similar}
+
+
+def pairs(rows, **more):
+    torch.manual_seed(1)
+    return {"query": torch.randn(rows, 7), "document": torch.randn(rows, 7), **more}
+
+
+@ROWS
+@pytest.mark.parametrize("model", ["both ways", "one way", "other loss", "labels given"])
+def test_contrastive_losses_are_told_of_two_pass_once(rows, model):
+    encoders, batch = Encoders(), pairs(rows)
+    if model == "labels given":
+        if rows < 4:
+            pytest.skip("labels 0, 1, 2 may well be classes")
+        batch["labels"] = torch.arange(rows)
+
+    def step(batch):
+        outputs = encoders(batch)
+        own = torch.arange(len(outputs["pred"]))
+        if model == "one way":
+            outputs["loss"] = F.cross_entropy(outputs["pred"], own)
+        elif model == "other loss":
+            outputs["loss"] = F.cross_entropy(outputs["pred"] / 0.05, own, label_smoothing=0.1)
+        elif model == "labels given":
+            outputs["loss"] = F.cross_entropy(outputs["pred"] / 0.05, batch["labels"])
+        return outputs
+
+    (message,) = said(step, batch, times=3)
+    assert "mode='two_pass'" in message and "negative" in message
+    assert said(step, batch, mode="two_pass") == []
+
+
+def classify(net):
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred, batch["labels"]), "pred": pred}
+
+    return step
+
+
+def classes(rows, count, seed=0, scale=1.0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, count))
+    with torch.no_grad():
+        net[-1].weight *= scale
+        net[-1].bias *= scale
+    return net, {"x": torch.randn(rows, 5), "labels": torch.randint(count, (rows,))}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("scale", [1.0, 0.0], ids=["", "head of zeros"])
+def test_as_many_classes_as_rows_are_no_contrast(rows, scale):
+    for seed in range(20):
+        net, batch = classes(rows, 2 * rows, seed, scale)
+        assert said(classify(net), batch) == []
+
+
+def test_labels_of_another_name_are_labels_and_first_classes_too():
+    net, batch = classes(3, 6)
+    step = classify(net)
+    batch["gold"] = batch.pop("labels")
+    assert said(lambda b: step({"x": b["x"], "labels": b["gold"]}), batch) == []
+    assert said(classify(net), {**batch, "labels": torch.arange(3)}) == []
+    several = {"x": batch["x"], "gold": torch.rand(3, 6).round()}
+
+    def multi(batch):
+        pred = net(batch["x"])
+        return {"loss": F.binary_cross_entropy_with_logits(pred, batch["gold"]), "pred": pred}
+
+    assert said(multi, several, divergence="bernoulli") == []
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_probabilities_in_the_place_of_logits_are_told_once(mode, dtype):
+    net, batch = classes(6, 4)
+    net, batch["x"] = net.to(dtype), batch["x"].to(dtype)
+
+    def step(batch, give=lambda pred: pred.softmax(-1)):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred, batch["labels"]), "pred": give(pred)}
+
+    (message,) = said(step, batch, times=3, mode=mode)
+    assert "logits" in message and "softmax" in message
+    for right in (lambda pred: pred, lambda pred: pred.log_softmax(-1), lambda pred: pred.softmax(-1) * 2):
+        assert said(lambda b, right=right: step(b, right), batch, mode=mode) == []
+    assert said(step, batch, mode=mode, divergence="mse") == []
+
+
+def tokens(net, reduction):
+    def step(batch):
+        pred = net(batch["x"])
+        return {"loss": F.cross_entropy(pred.mT, batch["labels"], reduction=reduction), "pred": pred}
+
+    return step
+
+
+def test_a_summed_loss_is_told_under_concat_once():
+    net, batch = classes(6, 4)
+    del batch["labels"]
+    labels = {
+        "categorical": torch.randint(4, (6,)),
+        "bernoulli": torch.rand(6, 4).round(),
+        "mse": torch.randn(6, 4),
+    }
+    losses = {
+        "categorical": F.cross_entropy,
+        "bernoulli": F.binary_cross_entropy_with_logits,
+        "mse": F.mse_loss,
+    }
+    for kind, loss in losses.items():
+        for name in ("labels", "label", "targets", "target"):
+
+            def step(batch, reduction="sum", loss=loss, name=name):
+                pred = net(batch["x"])
+                return {"loss": loss(pred, batch[name], reduction=reduction), "pred": pred}
+
+            given = {**batch, name: labels[kind]}
+            (message,) = said(step, given, times=3, divergence=kind)
+            assert "mean over the examples" in message and "mode='two_pass'" in message
+            assert said(step, given, divergence=kind, mode="two_pass") == []
+            assert said(lambda b, step=step: step(b, "mean"), given, divergence=kind) == []
+    torch.manual_seed(0)
+    words = {"x": torch.randn(3, 7, 5), "labels": torch.randint(4, (3, 7))}
+    words["labels"][:, 5:] = -100
+    assert len(said(tokens(net, "sum"), words)) == 1
+    assert said(tokens(net, "mean"), words) == []
+
+
+def test_one_example_whose_sum_is_its_mean_is_not_taken_for_a_sum():
+    net, batch = classes(1, 4)
+    batch["labels"] = torch.tensor([-100])
+    assert said(lambda b: {"loss": net(b["x"]).sum() * 0, "pred": net(b["x"])}, batch) == []
+
+
+class Softmaxed(Classifier):
+    def train_step(self, input_ids, labels):
+        outputs = super().train_step(input_ids, labels)
+        return {**outputs, "pred": outputs["pred"].softmax(-1)}
+
+
+class Mixed(RDropMixin, Softmaxed):
+    rdrop_mode = "concat"
+
+
+@pytest.mark.parametrize("model, callbacks", [(Softmaxed, [RDropCallback()]), (Mixed, []), (Mixed, [RDropCallback()])])
+def test_a_training_says_it_once_and_trains(model, callbacks):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model(), callbacks)
+    assert sum("softmax" in str(w.message) for w in caught) == 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(Classifier(), [RDropCallback()])
+    assert not [w for w in caught if "R-Drop" in str(w.message)]
+
+
+def test_later_batches_read_nothing(monkeypatch):
+    net, batch = classes(4, 8)
+    rdrop, reads = RDrop(), []
+    rdrop(classify(net), batch)
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: reads.append(1) or True)
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: reads.append(1) or 1.0)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(1) or 1.0)
+    rdrop(classify(net), batch)
+    assert not reads
+    RDrop()(classify(net), batch)
+    assert reads
