@@ -41,6 +41,11 @@ class ATTACallback(AttackCallback, ATTAArguments):
         super().on_after_trainer_initialized(trainer, driver)
         if not callable(getattr(trainer.dataloader, "get_batch_indices", None)):
             raise ValueError(_no_indices(trainer))
+        if trainer.overfit_batches:
+            raise ValueError(
+                "Expected a Trainer without `overfit_batches`, whose batches come without the indices of their examples, "
+                f"but got {trainer.overfit_batches}. Give the dataloader a small data set instead."
+            )
 
     def on_train_begin(self, trainer: Any) -> None:
         super().on_train_begin(trainer)

@@ -363,6 +363,11 @@ def test_one_callback_in_two_running_trainers_is_refused_and_the_outer_one_goes_
     assert torch.equal(weights(ours), weights(theirs))
 
 
+def test_atta_refuses_overfit_batches_which_come_without_indices():
+    with pytest.raises(ValueError, match=r"without `overfit_batches`.*but got 2. Give the dataloader"):
+        build(Classifier(), [ATTACallback()], overfit_batches=2)
+
+
 # 12. and 13. Batches without tokens, and batches that go elsewhere.
 
 
