@@ -10,7 +10,7 @@ from fastNLP import Callback
 from torch import nn
 
 from benchmarks import textbook
-from fastnlp_adv.registry import METHODS, Cost
+from benchmarks.methods import METHODS, Cost
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ PLAIN = Variant("plain", "plain", Cost(1, 1, 0))
 
 
 def ours(method: str, name: str | None = None, family: str | None = None, **arguments: Any) -> Variant:
-    """A method of the registry, as a callback."""
+    """A method as a callback."""
     row = METHODS[method]
     name = name or method
     return Variant(name, family or name, row.cost(**arguments), lambda: [row.callback(**arguments)])
@@ -100,7 +100,7 @@ def attacks() -> list[Variant]:
 
 
 def every_method() -> list[Variant]:
-    """The whole registry, with the default arguments."""
+    """All methods, with their default arguments."""
     return [PLAIN, *(rdrop(loop=False)[0] if name == "RDrop" else ours(name) for name in METHODS)]
 
 

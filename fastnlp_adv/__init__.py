@@ -1,7 +1,7 @@
 """Adversarial training and R-Drop for fastNLP: a callback in ``Trainer(callbacks=[...])``, or a mixin in a model."""
 
 from . import compat
-from .attacks import ATTA, AWP, FGM, FGSM, PGD, TAVAT, FreeLB
+from .attacks import ATTA, AWP, FGM, FGSM, PGD, TAVAT, FreeLB, NEFTune
 from .callbacks import (
     ATTACallback,
     AWPCallback,
@@ -10,6 +10,7 @@ from .callbacks import (
     FreeLBCallback,
     GradientPenaltyCallback,
     LogCallback,
+    NEFTuneCallback,
     PGDCallback,
     R3FCallback,
     RDropCallback,
@@ -43,6 +44,8 @@ __all__ = [
     "GradientPenaltyCallback",
     "HotFlip",
     "LogCallback",
+    "NEFTune",
+    "NEFTuneCallback",
     "PGDCallback",
     "R3FCallback",
     "RDrop",

@@ -102,7 +102,8 @@ def reduce(values: Tensor, reduction: str = "batchmean", mask: Tensor | None = N
         >>> reduce(values, "batchmean"), reduce(values, "mean", torch.tensor([True, False]))
         (tensor(5.), tensor(1.5000))
     """
-    check_choice("reduction", reduction, REDUCTIONS)
+    if reduction not in REDUCTIONS:
+        check_choice("reduction", reduction, REDUCTIONS)
     if mask is None:
         count = {"batchmean": values.shape[0], "sum": 1, "mean": values.numel()}[reduction]
         return values.sum() / max(count, 1)
@@ -155,7 +156,8 @@ def divergence(
         keep = _spread(mask, p, whole=kind != "categorical" or p.ndim == 1)
         p, q = torch.where(keep, p, 0), torch.where(keep, q, 0)
     if not callable(kind):
-        check_choice("kind", kind, DIVERGENCES)
+        if kind not in DIVERGENCES:
+            check_choice("kind", kind, DIVERGENCES)
         elementwise = {"categorical": categorical, "bernoulli": bernoulli, "mse": mse}[kind]
         return reduce(elementwise(p, q, symmetric=symmetric), reduction, mask)
     values = kind(p, q)

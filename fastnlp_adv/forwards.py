@@ -9,14 +9,13 @@ regularizers need not know each other.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["Forward", "announced", "current", "run"]
+__all__ = ["Forward", "announced", "run", "running"]
 
 
 class Forward:
@@ -36,29 +35,17 @@ class Forward:
         self.last = last
         #: whether gradients were on when it began; what it looks up without them, then, is not trained
         self.trains = torch.is_grad_enabled()
-        self._lookups: Counter = Counter()
-
-    def number(self, tap: object) -> int:
-        """
-        Count a lookup.
-
-        :param tap: who counts; the lookups of each embedding are counted by themselves.
-        :return: its number in this forward, from 0.
-        """
-        self._lookups[id(tap)] += 1
-        return self._lookups[id(tap)] - 1
+        #: how many lookups each tap has counted, by the tap's id
+        self.lookups: dict[int, int] = {}
 
 
-_current: Forward | None = None
+class _Running:
+    """The innermost announced forward; ``None`` where nobody announced any, as in a plain training loop."""
+
+    forward: Forward | None = None
 
 
-def current() -> Forward | None:
-    """
-    Return the forward that is running.
-
-    :return: the innermost announced one; ``None`` where nobody announced any, as in a plain training loop.
-    """
-    return _current
+running = _Running()
 
 
 @contextmanager
@@ -74,20 +61,19 @@ def announced(*, copies: int = 1, rows: int | None = None, bare: bool = False, l
     Example::
 
         >>> with announced(copies=2, rows=4):
-        ...     current().copies
+        ...     running.forward.copies
         2
-        >>> current() is None
+        >>> running.forward is None
         True
     """
-    global _current
-    outer = _current
+    outer = running.forward
     if outer is not None:
         bare, last = bare or outer.bare, last and outer.last
-    _current = Forward(copies, rows, bare, last)
+    running.forward = Forward(copies, rows, bare, last)
     try:
         yield
     finally:
-        _current = outer
+        running.forward = outer
 
 
 def run(step: Callable[[Any], Any], batch: Any, **announcement: Any) -> Any:

@@ -30,7 +30,7 @@ def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
         >>> group_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), dims=(1,)).flatten()
         tensor([5., 2.])
     """
-    x = _at_least_single(x)
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if not x.numel():  # a batch without examples, or one whose texts are all empty; amax has no value there
         return x.new_zeros([1 if d - x.dim() in dims or d in dims else n for d, n in enumerate(x.shape)])
     if norm == "linf":
@@ -57,7 +57,11 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
                 [ 0.,  0.]])
     """
     peak = group_norm(grad, dims=dims, norm="linf")
-    direction = grad.sign() * peak.isfinite() if norm == "linf" else _unit(grad / peak, dims)
+    if norm == "linf":
+        direction = grad.sign() * peak.isfinite()
+    else:  # the largest element is made 1 first: the squares of small gradients would vanish
+        direction = grad / peak
+        direction = direction / group_norm(direction, dims=dims)
     return direction.nan_to_num(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
 
 
@@ -139,12 +143,3 @@ def random_in_ball(
     direction = steepest_direction(x, dims=dims)
     radius = torch.empty_like(group_norm(x, dims=dims)).uniform_(0, epsilon, generator=generator)
     return (direction * radius).to(like.dtype)
-
-
-def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Length 1, for groups whose largest element is 1: the squares of small gradients would vanish."""
-    return x / group_norm(x, dims=dims)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -24,6 +24,8 @@ class Method(Arguments):
     assigned at any time and hold from the next step on, but for those in ``fixed``.
     """
 
+    #: the address of the paper
+    paper: ClassVar[str]
     #: the arguments from which hooks and memory are made: a method with others has to be built anew
     fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "granularity", "dropout_mask"})
 
@@ -41,6 +43,8 @@ class Method(Arguments):
         self.stream = Noise()
         self.replay = Replay(model, dropout_mask)
         self.unreached = 0
+        #: whether the hooks are on the model
+        self.is_open = False
         self.open()
 
     @property
@@ -61,11 +65,6 @@ class Method(Arguments):
         return f"{type(self).__name__} perturbs {', '.join(shown)}{more}"
 
     @property
-    def is_open(self) -> bool:
-        """Whether the hooks are on the model."""
-        return any(tap.is_open for tap in self.taps)
-
-    @property
     def embedding_taps(self) -> list[EmbeddingTap]:
         """The taps on lookups: all of them where perturbations are of positions, which refuse other parameters."""
         return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]
@@ -74,11 +73,13 @@ class Method(Arguments):
         """Put the hooks on the model; the constructor does it."""
         for tap in self.taps:
             tap.open()
+        vars(self)["is_open"] = True  # no argument, so without the check of one in each step
 
     def close(self) -> None:
         """Take perturbation and hooks off the model. They can be put on again."""
         for tap in self.taps:
             tap.close()
+        vars(self)["is_open"] = False
 
     def __enter__(self: _Self) -> _Self:
         self.open()
@@ -91,12 +92,15 @@ class Method(Arguments):
     def running(self) -> Iterator[Any]:
         """Enclose the passes of one step; whatever happens in between, the model is left as it was."""
         was_open = self.is_open
-        self.open()
         try:
+            if not was_open:
+                self.open()
             yield
         finally:
-            for tap in self.taps:
-                tap.reset() if was_open else tap.close()
+            if not was_open:
+                self.close()
+            for tap in self.taps if was_open else ():
+                tap.reset()
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
@@ -125,8 +129,9 @@ class Method(Arguments):
         :return: False where it did not, but others have: some batches of a multi-task training go elsewhere.
         :raises RuntimeError: if no pass has ever come to one of the taps.
         """
-        if any(tap.reached for tap in self.taps):
-            return True
+        for tap in self.taps:
+            if tap.reached:
+                return True
         for tap in self.taps:
             tap.deltas()  # says why there is nothing, where nothing ever was
         return False

@@ -72,7 +72,7 @@ class Replay:
     """
 
     def __init__(self, model: nn.Module | None, dropout_mask: str):
-        self._same = dropout_mask == "same"
+        self.same = dropout_mask == "same"
         parameters = () if model is None else model.parameters()
         self._devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
 
@@ -82,9 +82,9 @@ class Replay:
         states: list[Tensor] = []
 
         def begin_pass() -> None:
-            if self._same and not states:
+            if self.same and not states:
                 states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)])
-            elif self._same:
+            elif self.same:
                 torch.set_rng_state(states[0])
                 for state, device in zip(states[1:], self._devices, strict=True):
                     torch.cuda.set_rng_state(state, device)

@@ -1,6 +1,6 @@
-"""Every callback of the package, from the registry, and a model that counts its passes and fails when told to.
+"""Every callback of the package, and a model that counts its passes and fails when told to.
 
-The suites over all callbacks read these rows: a new method is covered by its row in the registry. What is below adds
+The suites over all callbacks read these rows: a new method is found by its callback. What is below adds
 other arguments than the defaults.
 """
 
@@ -13,14 +13,14 @@ import pytest
 import torch
 from support import Classifier
 
+from benchmarks.methods import METHODS, Cost
 from fastnlp_adv.callbacks import MethodCallback
-from fastnlp_adv.registry import METHODS, Cost
 
 
 @dataclass(frozen=True)
 class Row:
     """
-    :param method: the name of a method in the registry.
+    :param method: the name of a method.
     :param arguments: those of its callback that are not at their defaults.
     """
 

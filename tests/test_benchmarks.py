@@ -11,11 +11,11 @@ import torch
 from benchmarks import memory, overhead, precision, reading, record, statistic, textbook, variants
 from benchmarks.__main__ import main
 from benchmarks.measuring import run
+from benchmarks.methods import METHODS
 from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
 from benchmarks.targets import CHECKS, targets
 from benchmarks.timing import Stepper, measure, steppers
-from fastnlp_adv.registry import METHODS
 
 TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every", "precision")
 FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders
@@ -92,7 +92,7 @@ def test_variants_take_turns_until_the_time_is_over():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_limit_is_that_of_the_registry(name):
+def test_the_limit_follows_from_the_passes(name):
     forwards, backwards, inner = METHODS[name].cost()
     (variant,) = [v for v in variants.every_method() if [type(c) for c in v.callbacks()] == [METHODS[name].callback]]
     doubled = 2 if name == "RDrop" else 1  # one pass, of twice the batch

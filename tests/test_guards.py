@@ -1,7 +1,7 @@
 """
 What a step of every method costs: operations on the vocabulary, copies, backward nodes, bytes. Counted, not timed.
 
-Each is held against plain passes written by hand, as many as the registry says that the method has.
+Each is held against plain passes written by hand, as many as the method says that it has.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_copies_are_few_and_small(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_backward_passes_are_those_of_the_registry(name):
+def test_backward_passes_are_those_that_the_method_says(name):
     """An inner pass computes the gradient of no weight, and accumulates none."""
     row, found, layers = ROWS[name], recorded(name), 2
     assert found.count("addmm") == layers * row.cost.forwards

@@ -18,7 +18,7 @@ from fastNLP import TorchDataLoader
 from support import build, collate
 from torch import nn
 
-from fastnlp_adv.registry import METHODS
+from benchmarks.methods import METHODS
 
 SEEDS = (0, 1, 2)
 TRAIN, HELD_OUT, LENGTH, EPOCHS = 1500, 480, 24, 6

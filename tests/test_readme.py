@@ -10,7 +10,7 @@ import support
 import texts
 import torch
 
-from fastnlp_adv.registry import METHODS
+from benchmarks.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]

@@ -1,11 +1,12 @@
 """The arguments of methods and callbacks: each written once, with its type, default, check and description."""
 
 from .checks import Check, at_most, check_arguments, check_choice, check_count, check_flag, check_number, check_positive
-from .declare import Arguments, argument, arguments
+from .declare import Arguments, Cost, argument, arguments
 
 __all__ = [
     "Arguments",
     "Check",
+    "Cost",
     "argument",
     "arguments",
     "at_most",

@@ -22,13 +22,13 @@ import dataclasses
 import functools
 import inspect
 import textwrap
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from typing_extensions import dataclass_transform
 
 from .checks import Check, check_choice, check_count, check_flag, check_number
 
-__all__ = ["Arguments", "argument", "arguments"]
+__all__ = ["Arguments", "Cost", "argument", "arguments"]
 
 _T = TypeVar("_T", bound=type)
 
@@ -43,6 +43,20 @@ def argument(default: Any, description: str, check: Check | None = None) -> Any:
     :return: the default, for a type checker.
     """
     return dataclasses.field(default=default, metadata={"description": description, "check": check})
+
+
+class Cost(NamedTuple):
+    """
+    What a step runs, where plain training runs ``Cost(1, 1, 0)``.
+
+    :param forwards: forward passes.
+    :param backwards: of these, how many a backward pass goes through to the parameters.
+    :param inner: backward passes that end at the embeddings, at about half the price.
+    """
+
+    forwards: int
+    backwards: int
+    inner: int
 
 
 class Arguments:
@@ -121,7 +135,7 @@ def arguments(cls: _T) -> _T:
     return made
 
 
-def _check_of(cls: type, field: dataclasses.Field) -> Check:
+def _check_of(cls: type, field: dataclasses.Field[Any]) -> Check:
     """Return the check of an argument: its own, or else the one that its type stands for; None where that allows it."""
     owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {}))
     hint = get_type_hints(owner)[field.name]
@@ -161,7 +175,7 @@ def _limit_positions(cls: Any) -> None:
     cls.__init__ = __init__
 
 
-def _described(doc: str, fields: list[dataclasses.Field]) -> str:
+def _described(doc: str, fields: list[dataclasses.Field[Any]]) -> str:
     (line,) = [each for each in doc.splitlines() if each.strip() == ":arguments:"]
     indent = line[: len(line) - len(line.lstrip())]
     entries = [

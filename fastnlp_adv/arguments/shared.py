@@ -31,9 +31,9 @@ DropoutMask = Literal["new", "same"]
 Norm = Literal["l2", "linf"]
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
-Divergence = Union[Literal["categorical", "bernoulli", "mse"], Callable]
+Divergence = Union[Literal["categorical", "bernoulli", "mse"], Callable[..., Any]]
 #: also a batch key or a function of batch and outputs
-Mask = Optional[Union[str, Callable]]
+Mask = Optional[Union[str, Callable[..., Any]]]
 
 
 def emb_name(more: str = "") -> Any:

@@ -7,7 +7,8 @@ from .embedding import EmbeddingAttack
 from .fgm import FGM
 from .fgsm import FGSM
 from .freelb import FreeLB
+from .neftune import NEFTune
 from .pgd import PGD
 from .tavat import TAVAT
 
-__all__ = ["ATTA", "AWP", "FGM", "FGSM", "PGD", "TAVAT", "Attack", "EmbeddingAttack", "FreeLB", "Pass"]
+__all__ = ["ATTA", "AWP", "FGM", "FGSM", "PGD", "TAVAT", "Attack", "EmbeddingAttack", "FreeLB", "NEFTune", "Pass"]

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import emb_name
 from ..functional import ascend, project
 from ..taps import Lookup, find_embeddings
@@ -45,6 +45,11 @@ class ATTAArguments(Arguments):
         _check_dtype,
     )
     emb_name: Optional[str] = emb_name(". Embeddings only")
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(1, 1, 0)
 
 
 @arguments
@@ -89,6 +94,8 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         0.1
         >>> atta.close()
     """
+
+    paper = "https://arxiv.org/abs/1912.11969"
 
     fixed = EmbeddingAttack.fixed | {"storage_dtype"}
 

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import (
     DropoutMask,
     adv_weight,
@@ -58,6 +58,11 @@ class AWPArguments(Arguments):
     def check_together(self) -> None:
         check_inner_passes(self.inner_autocast, there_are=self.replace)
 
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2, 2 - self.replace, int(self.replace))
+
 
 @arguments
 class AWP(AWPArguments, Attack):
@@ -93,6 +98,8 @@ class AWP(AWPArguments, Attack):
         True
         >>> awp.close()
     """
+
+    paper = "https://arxiv.org/abs/2004.05884"
 
     fixed = Attack.fixed | {"params"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,10 +36,6 @@ class Pass:
     last: bool = False
     only_reduces: bool = False
 
-    def weigh(self, loss: Tensor) -> Tensor:
-        """Return the loss times its factor."""
-        return loss if self.weight == 1 else loss * self.weight
-
 
 @arguments
 class Attack(ModelMethod, ABC):
@@ -54,14 +50,23 @@ class Attack(ModelMethod, ABC):
 
     def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
         super().set_up(model, taps, dropout_mask)
-        self.grad_norm: Tensor | None = None
-        self.perturbation_norm: Tensor | None = None
-        self._without_direction: Tensor | None = None
+        #: the norms of the last ascent step, and how many had no direction, once there was one
+        self.norms: dict[str, Tensor] = {}
 
     @property
     def skipped(self) -> Tensor | int:
         """How often a gradient was zero or not finite, or did not come, so that nothing was perturbed."""
-        return self.unreached if self._without_direction is None else self._without_direction + self.unreached
+        return self.norms["skipped"] + self.unreached if "skipped" in self.norms else self.unreached
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of the gradients in the last ascent step; ``None`` before the first."""
+        return self.norms.get("grad")
+
+    @property
+    def perturbation_norm(self) -> Tensor | None:
+        """The norm of the perturbations after the last ascent step; ``None`` before the first."""
+        return self.norms.get("perturbation")
 
     @abstractmethod
     def passes(self) -> Iterator[Pass]:
@@ -74,15 +79,10 @@ class Attack(ModelMethod, ABC):
             yield passes
 
     @contextmanager
-    def precision(self, each: Pass) -> Iterator[None]:
-        """
-        Enclose the forward of a pass: in ``inner_autocast``, if there is one and nothing trains.
-
-        :param each: the pass.
-        """
+    def precision(self) -> Iterator[None]:
+        """Enclose the forward of a pass that does not train: in ``inner_autocast``, if there is one."""
         with ExitStack() as stack:
-            if not each.trains:
-                self._autocast(stack, enabled=True)
+            self._autocast(stack, enabled=True)
             yield
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
@@ -99,11 +99,13 @@ class Attack(ModelMethod, ABC):
 
     def _begun(self) -> Iterator[Pass]:
         trained = 0.0
-        with closing(self.passes()) as passes, self.replay.step() as begin_pass:  # type: ignore[type-var]
+        replay = self.replay.step() if self.replay.same else nullcontext()
+        with closing(self.passes()) as passes, replay as begin_pass:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)
-                begin_pass()
+                if begin_pass is not None:
+                    begin_pass()
                 yield each
                 trained += each.weight * each.trains
                 if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
@@ -124,10 +126,10 @@ class Attack(ModelMethod, ABC):
             for each in passes:
                 if each.only_reduces:
                     break
-                with self.precision(each):
+                with nullcontext() if each.trains else self.precision():
                     loss = closure()
                 if each.trains:
-                    each.weigh(loss).backward()
+                    (loss if each.weight == 1 else loss * each.weight).backward()
                     first = loss.detach() if first is None else first
                 else:
                     self.differentiate(loss)
@@ -141,20 +143,27 @@ class Attack(ModelMethod, ABC):
         :param moved: for each tap its perturbations, with the gradients that led to them; none where the batch did not
             come to the tap.
         """
-        deltas = [delta for each in moved for delta in each]
-        if deltas:
-            self.grad_norm = _total_norm([delta.grad for delta in deltas])
-            self.perturbation_norm = _total_norm([delta.value for delta in deltas])
+        grads, values = [], []
+        without: Tensor | int = 0
         for each in moved:
-            grads = [delta.grad for delta in each if delta.grad.numel()]
-            if not grads:
+            peaks = []
+            for delta in each:
+                wide = torch.promote_types(delta.grad.dtype, torch.float32)
+                grads.append(torch.linalg.vector_norm(delta.grad, dtype=wide))
+                values.append(torch.linalg.vector_norm(delta.value, dtype=wide))
+                if delta.grad.numel():
+                    peaks.append(delta.grad.abs().amax())
+            if peaks:
+                peak = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax()
+                without = without + (~(peak.isfinite() & (peak > 0))).long()
+            else:
                 self.unreached += 1
-                continue
-            peak = torch.stack([grad.abs().amax() for grad in grads]).amax()
-            skipped = (~(peak.isfinite() & (peak > 0))).long()
-            self._without_direction = skipped if self._without_direction is None else self._without_direction + skipped
+        if grads:
+            self.norms["grad"] = _total(grads)
+            self.norms["perturbation"] = _total(values)
+        if isinstance(without, Tensor):
+            self.norms["skipped"] = without + self.norms["skipped"] if "skipped" in self.norms else without
 
 
-def _total_norm(tensors: list[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+def _total(norms: list[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

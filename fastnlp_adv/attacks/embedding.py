@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import arguments
 from ..functional import ascend, project, random_in_ball
 from ..taps import Tap, fits, taps_on
-from .base import Attack, Pass
+from .base import Attack
 
 __all__ = ["EmbeddingAttack"]
 
@@ -56,12 +56,13 @@ class EmbeddingAttack(Attack):
         """
         moved = []
         for tap in self.taps if taps is None else taps:
-            deltas = tap.deltas()
+            deltas, values = tap.deltas(), []
             for delta in deltas:
                 delta.value = ascend(delta.value, delta.grad, step, dims=delta.dims, norm=self.norm)
                 if radius is not None:
                     delta.value = project(delta.value, radius, dims=delta.dims, norm=self.norm)
-            tap.perturb([delta.value for delta in deltas])
+                values.append(delta.value)
+            tap.perturb(values)
             moved.append(deltas)
         self.record(moved)
 
@@ -98,7 +99,7 @@ class EmbeddingAttack(Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        with self.precision(Pass(trains=False)):
+        with self.precision():
             loss = closure()
         self.differentiate(loss)
 
@@ -111,7 +112,7 @@ class EmbeddingAttack(Attack):
         for tap in self._chosen(emb_name):
             tap.reset()
 
-    def _until_restored(self, perturb: Callable[[], None]) -> AbstractContextManager:
+    def _until_restored(self, perturb: Callable[[], None]) -> AbstractContextManager[Any]:
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()

@@ -73,7 +73,7 @@ class ExampleStore:
         values = values.to(self.dtype).to("cpu")  # in this order, so that less travels; all examples at once
         used = (values != 0).any(-1).flatten(1, -2).any(1) if values.dim() > 3 else (values != 0).any(-1)
         lengths = (
-            torch.cat([used.new_zeros((len(used), 1)), used], 1).mul(torch.arange(used.shape[1] + 1)).amax(1).tolist()
+            torch.cat([used.new_zeros((len(used), 1)), used], 1).mul(torch.arange(used.shape[1] + 1)).amax(1).numpy()
         )
         # clones, since a view would keep the values of the whole batch alive
         return {key: v[..., :n, :].clone() for key, v, n in zip(keys, values, lengths, strict=True)}

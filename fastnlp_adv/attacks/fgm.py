@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments, check_number
+from ..arguments import Arguments, Cost, argument, arguments, check_number
 from ..arguments.shared import (
     DropoutMask,
     Norm,
@@ -49,6 +49,11 @@ class FGMArguments(Arguments):
     def check_together(self) -> None:
         check_inner_passes(self.inner_autocast, there_are=self.replace)
 
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2, 2 - self.replace, int(self.replace))
+
 
 @arguments
 class FGM(FGMArguments, EmbeddingAttack):
@@ -82,6 +87,8 @@ class FGM(FGMArguments, EmbeddingAttack):
         >>> fgm.close()
     """
 
+    paper = "https://arxiv.org/abs/1605.07725"
+
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
         self.ascend(self.epsilon)
@@ -89,7 +96,7 @@ class FGM(FGMArguments, EmbeddingAttack):
 
     def attack(
         self, epsilon: float | None = None, emb_name: str | None = None, *, closure: Callable[[], Tensor] | None = None
-    ) -> AbstractContextManager:
+    ) -> AbstractContextManager[Any]:
         """
         Perturb the embeddings until :meth:`restore`, or until the end of the ``with`` block.
 

@@ -45,3 +45,5 @@ class FGSM(FGSMArguments, FGM):
         >>> loss = fgsm.step(lambda: nn.functional.cross_entropy(model(torch.tensor([[1, 2, 3]])), torch.tensor([0])))
         >>> fgsm.close()
     """
+
+    paper = "https://arxiv.org/abs/1412.6572"

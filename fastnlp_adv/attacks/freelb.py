@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import DropoutMask, dropout_mask, emb_name
 from ..random_state import Noise
 from ..taps import Lookup
@@ -36,6 +36,11 @@ class FreeLBArguments(Arguments):
     init: float = argument(0.05, "the size of the noise, in the same units")
     emb_name: Optional[str] = emb_name(". Embeddings only")
     dropout_mask: DropoutMask = dropout_mask()
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(self.steps, self.steps, 0)
 
 
 @arguments
@@ -73,6 +78,8 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
         True
         >>> freelb.close()
     """
+
+    paper = "https://arxiv.org/abs/1909.11764"
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments, check_number
+from ..arguments import Arguments, Cost, argument, arguments, check_number
 from ..arguments.shared import (
     DropoutMask,
     Norm,
@@ -61,6 +61,12 @@ class PGDArguments(Arguments):
     def check_together(self) -> None:
         check_inner_passes(self.inner_autocast, there_are=self.steps != 1 or self.random_init or self.replace)
 
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        inner = self.steps - 1 + self.random_init
+        return Cost(2 + inner, 2 - self.replace, inner + self.replace)
+
 
 @arguments
 class PGD(PGDArguments, EmbeddingAttack):
@@ -98,6 +104,8 @@ class PGD(PGDArguments, EmbeddingAttack):
         >>> pgd.close()
     """
 
+    paper = "https://arxiv.org/abs/1706.06083"
+
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
         if self.random_init:
@@ -114,7 +122,7 @@ class PGD(PGDArguments, EmbeddingAttack):
         """The length of an ascent step: ``alpha``, or what stands for ``None``."""
         return 1.5 * self.epsilon / self.steps if self.alpha is None else self.alpha
 
-    def attack(self, closure: Callable[[], Tensor]) -> AbstractContextManager:
+    def attack(self, closure: Callable[[], Tensor]) -> AbstractContextManager[Any]:
         """
         Run the inner steps, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The
         clean backward pass comes before it (not with ``replace``).

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import DropoutMask, dropout_mask, emb_name
 from ..functional import ascend, group_norm, steepest_direction
 from ..taps import Delta, Lookup, find_embeddings
@@ -49,6 +49,11 @@ class TAVATArguments(Arguments):
     init: float = argument(0.2, "the size of the noise, in the same units")
     emb_name: Optional[str] = emb_name(". Embeddings only")
     dropout_mask: DropoutMask = dropout_mask()
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(self.steps, self.steps, 0)
 
 
 @arguments
@@ -95,6 +100,8 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         tensor([1, 2, 3])
         >>> tavat.close()
     """
+
+    paper = "https://arxiv.org/abs/2004.14543"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from .fgsm import FGSMCallback
 from .freelb import FreeLBCallback
 from .gradient_penalty import GradientPenaltyCallback
 from .log_callback import LogCallback
+from .neftune import NEFTuneCallback
 from .pgd import PGDCallback
 from .r3f import R3FCallback
 from .rdrop import RDropCallback
@@ -26,6 +27,7 @@ __all__ = [
     "GradientPenaltyCallback",
     "LogCallback",
     "MethodCallback",
+    "NEFTuneCallback",
     "PGDCallback",
     "R3FCallback",
     "RDropCallback",

@@ -43,8 +43,8 @@ class ATTACallback(AttackCallback, ATTAArguments):
             raise ValueError(_no_indices(trainer))
         if trainer.overfit_batches:
             raise ValueError(
-                "Expected a Trainer without `overfit_batches`, whose batches come without the indices of their examples, "
-                f"but got {trainer.overfit_batches}. Give the dataloader a small data set instead."
+                "Expected a Trainer without `overfit_batches`, whose batches come without the indices of their "
+                f"examples, but got {trainer.overfit_batches}. Give the dataloader a small data set instead."
             )
 
     def on_train_begin(self, trainer: Any) -> None:

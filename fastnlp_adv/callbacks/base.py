@@ -49,14 +49,14 @@ class MethodCallback(Callback, Arguments):
     # Without annotations, which would make arguments of them.
     method_ = cast("Method | None", None)
     #: what the method remembered at the end of a run, and of which Trainer; what a checkpoint holds comes before it
-    _kept = cast("tuple[weakref.ref, dict[str, Any]] | None", None)
+    _kept = cast("tuple[weakref.ref[Any], dict[str, Any]] | None", None)
     _resumed = cast("dict[str, Any] | None", None)
-    _running = cast("weakref.ref | None", None)
+    _running = cast("weakref.ref[Any] | None", None)
 
     def __post_init__(self) -> None:
         Callback.__init__(self)
         Arguments.__post_init__(self)
-        self._assigned: dict[str, None] = {}
+        self.assigned: dict[str, None] = {}
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         check_trainer(trainer, driver, self)
@@ -97,13 +97,14 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self._first_step(trainer)
+        start = self.start if self.start >= 1 or self.start == 0 else self._first_step(trainer)
+        start = int(-(-start // 1))
         return step >= start and (step - start) % self.every == 0
 
     def refresh(self) -> None:
         """Hand arguments that were assigned since the last batch on to the method."""
-        names = [name for name in self._assigned if name in self.method_class.names()]
-        self._assigned = {}
+        names = [name for name in self.assigned if name in self.method_class.names()]
+        self.assigned = {}
         if self.method_ is None or not names:
             return
         if self.method_.fixed.isdisjoint(names):
@@ -114,7 +115,7 @@ class MethodCallback(Callback, Arguments):
             self.method_.load_state_dict(old.state_dict())
 
     def changed(self, name: str) -> None:
-        self._assigned[name] = None
+        self.assigned[name] = None
 
     def build(self, model: nn.Module) -> Method:
         """
@@ -146,7 +147,7 @@ class MethodCallback(Callback, Arguments):
         """
         model = trainer.driver.unwrap_model()
         self.method_ = self.build(model)
-        self._assigned = {}
+        self.assigned = {}
         remembered = self._resumed or self._kept_of(trainer)
         if remembered:
             self.method_.load_state_dict(remembered)

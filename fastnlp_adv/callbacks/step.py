@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import forwards
 from ..attacks import Attack, Pass
 from ..method import Method
-from ..regularizers import RDrop, Regularizer
-from ..regularizers.terms import noting
+from ..regularizers import RDrop, RDropMixin, Regularizer
+from ..regularizers.base import noting
 
 __all__ = ["BatchStep", "Participant", "install", "uninstall"]
 
@@ -23,12 +23,14 @@ class Participant(Protocol):
     """A callback, as the step sees it."""
 
     method_: Method | None
+    #: the arguments that were assigned since the last batch
+    assigned: dict[str, None]
 
     def due(self, trainer: Any) -> bool:
         """Whether its method acts on this batch."""
 
     def refresh(self) -> None:
-        """Hand arguments that were assigned since the last batch on to the method."""
+        """Hand assigned arguments on to the method."""
 
 
 class BatchStep:
@@ -38,24 +40,41 @@ class BatchStep:
     :param original: the function to put back when the last callback leaves.
     """
 
-    def __init__(self, original: Callable):
+    def __init__(self, original: Callable[..., Any]):
         self.original = original
         self.callbacks: list[Participant] = []
+        #: whether the model runs R-Drop by itself, so that there are terms without a regularizer
+        self.has_terms = False
 
     def add(self, callback: Participant) -> None:
         if callback not in self.callbacks:
             self.callbacks.append(callback)
 
     def __call__(self, trainer: Any, batch: Any) -> None:
+        attack: Attack | None = None
+        regularizers: list[Regularizer] = []
+        bare = False  # a model with R-Drop of its own runs as RDropCallback says, also where that is "not now"
         for callback in self.callbacks:
-            callback.refresh()
-        methods = [callback.method_ for callback in self.callbacks]
-        due = [callback.method_ for callback in self.callbacks if callback.due(trainer)]
-        regularizers = [method for method in due if isinstance(method, Regularizer)]
-        # a model with R-Drop of its own is run as RDropCallback says, also where that is "not now"
-        bare = any(isinstance(method, RDrop) and method not in due for method in methods)
-        run = _Run(trainer, _objective(trainer, regularizers, bare), batch)
-        run.under_all(regularizers, next((method for method in due if isinstance(method, Attack)), None))
+            if callback.assigned:
+                callback.refresh()
+            due = callback.due(trainer)
+            if isinstance(callback.method_, Attack):
+                attack = callback.method_ if due else attack
+            elif isinstance(callback.method_, Regularizer) and due:
+                regularizers.append(callback.method_)
+            bare = bare or (isinstance(callback.method_, RDrop) and not due)
+        objective = trainer.train_step if not regularizers and not bare else _objective(trainer, regularizers, bare)
+        run = _Run(trainer, objective, batch, has_terms=self.has_terms or bool(regularizers))
+        with ExitStack() as running:
+            for regularizer in regularizers:
+                running.enter_context(regularizer.running())
+            if attack is None:
+                run.train(run.forward(batch), Pass(last=True))
+            else:
+                run.under(attack)
+        skipped = sum(method.unreached for method in regularizers) + (0 if attack is None else attack.skipped)
+        if attack is not None or skipped:
+            run.state["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()
 
@@ -65,7 +84,7 @@ def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Cal
     no_sync = trainer.driver.get_model_no_sync_context()
 
     def train_step(batch: Any) -> Any:
-        forward = forwards.current()
+        forward = forwards.running.forward
         with nullcontext() if forward is None or forward.last else no_sync():
             return trainer.train_step(batch)
 
@@ -78,75 +97,58 @@ def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Cal
 class _Run:
     """One batch on its way through the passes."""
 
-    def __init__(self, trainer: Any, objective: Callable[[Any], Any], batch: Any):
+    def __init__(self, trainer: Any, objective: Callable[[Any], Any], batch: Any, *, has_terms: bool):
         self.trainer = trainer
         self.objective = objective
         self.batch = batch
+        self.terms_are_due = has_terms
         self.hooks_are_due = True
-        self.noted = False
         self.state = trainer.state.setdefault("adv", {})
 
-    def under_all(self, regularizers: list[Regularizer], attack: Attack | None) -> None:
-        with ExitStack() as running:
-            for regularizer in regularizers:
-                running.enter_context(regularizer.running())
-            if attack is None:
-                self.train(self.forward(self.batch), Pass(last=True))
-            else:
-                self.under(attack)
-        methods = [*regularizers, *([] if attack is None else [attack])]
-        if any(method.taps for method in methods):
-            self.state["skipped"] = sum(method.skipped for method in methods)
-
     def under(self, attack: Attack) -> None:
+        driver = self.trainer.driver
         with attack.running() as passes:
             for each in passes:
-                if each.only_reduces and not self.trainer.driver.is_distributed():
+                if each.only_reduces and not driver.is_distributed():
                     break
-                with nullcontext() if each.last else self.trainer.driver.get_model_no_sync_context()():
+                with nullcontext() if each.last else driver.get_model_no_sync_context()():
                     batch = copy.copy(self.batch) if isinstance(self.batch, Mapping) else self.batch
-                    with attack.precision(each):
+                    with nullcontext() if each.trains else attack.precision():
                         outputs = self.forward(batch)
                     if each.trains:
                         self.train(outputs, each)
                     else:
-                        self.note(outputs, each)
-                        attack.differentiate(self.trainer.driver.grad_scaler.scale(self.loss(outputs)))
-        self.record(attack)
+                        attack.differentiate(driver.grad_scaler.scale(self.loss(outputs, each)))
+        if attack.norms:
+            # the tensor, since `get_scale()` would wait for the device
+            scale = getattr(driver.grad_scaler, "_scale", None)
+            unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
+            self.state["grad_norm"] = attack.norms["grad"] * unit
+            self.state["perturbation_norm"] = attack.norms["perturbation"]
 
     def forward(self, batch: Any) -> Any:
-        if self.noted:
+        if not self.terms_are_due:
             return self.objective(batch)
         with noting() as terms:  # of the first pass, which most often is the clean one
             outputs = self.objective(batch)
         self.state.update(terms)
-        self.noted = True
+        self.terms_are_due = False
         return outputs
-
-    def loss(self, outputs: Any) -> Tensor:
-        return self.trainer.extract_loss_from_outputs(outputs) / self.trainer.accumulation_steps
 
     def train(self, outputs: Any, each: Pass) -> None:
         """As ``trainer.backward``, but the hooks fire in the first pass of a batch only."""
         fire, self.hooks_are_due = self.hooks_are_due, False
         if fire:
             self.trainer.on_before_backward(outputs)
-        self.note(outputs, each)
-        self.trainer.driver.backward(each.weigh(self.loss(outputs)))
+        loss = self.loss(outputs, each)
+        self.trainer.driver.backward(loss if each.weight == 1 else loss * each.weight)
         if fire:
             self.trainer.on_after_backward()
 
-    def note(self, outputs: Any, each: Pass) -> None:
+    def loss(self, outputs: Any, each: Pass) -> Tensor:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
-
-    def record(self, attack: Attack) -> None:
-        if attack.grad_norm is not None:
-            # the tensor, since `get_scale()` would wait for the device
-            scale = getattr(self.trainer.driver.grad_scaler, "_scale", None)
-            unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
-            self.state["grad_norm"] = attack.grad_norm * unit
-            self.state["perturbation_norm"] = attack.perturbation_norm
+        return loss / self.trainer.accumulation_steps
 
 
 def install(trainer: Any) -> BatchStep:
@@ -159,6 +161,8 @@ def install(trainer: Any) -> BatchStep:
     loop = trainer.train_batch_loop
     if not isinstance(loop.batch_step_fn, BatchStep):
         loop.batch_step_fn = BatchStep(loop.batch_step_fn)
+        modules = trainer.driver.unwrap_model().modules()
+        loop.batch_step_fn.has_terms = any(isinstance(module, RDropMixin) for module in modules)
     return loop.batch_step_fn
 
 

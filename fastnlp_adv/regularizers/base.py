@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..arguments import arguments
 from ..method import Method, ModelMethod
-from .terms import note
 
-__all__ = ["EmbeddingRegularizer", "Forward", "Regularizer", "add_term"]
+__all__ = ["EmbeddingRegularizer", "Forward", "Regularizer", "add_term", "noting"]
 
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
 Forward = Callable[[Any], Any]
@@ -58,6 +58,33 @@ class EmbeddingRegularizer(Regularizer, ModelMethod):
     """
 
 
+# What is noted goes to whoever logs it. Only that is ours: a model may return something of its own under any name.
+_listeners: list[dict[str, Tensor]] = []
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, Tensor]]:
+    """
+    Collect what is noted.
+
+    :return: the terms by name, filled as they come.
+
+    Example::
+
+        >>> import torch
+        >>> with noting() as terms:
+        ...     outputs = add_term({"loss": torch.tensor(1.0)}, "kl", 2.0, torch.tensor(0.5))
+        >>> outputs["loss"], terms
+        (tensor(2.), {'kl': tensor(0.5000)})
+    """
+    terms: dict[str, Tensor] = {}
+    _listeners.append(terms)
+    try:
+        yield terms
+    finally:
+        _listeners.pop()
+
+
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
     """
     Add a term to the loss of some outputs.
@@ -69,6 +96,8 @@ def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) ->
     :param term: a tensor of no dimensions.
     :return: a new dict.
     """
-    loss = outputs.get("loss")
+    loss, unweighted = outputs.get("loss"), term.detach()
     loss = weight * term if loss is None else loss + weight * term
-    return {name: note(name, term), **outputs, "loss": loss}
+    if _listeners:
+        _listeners[-1][name] = unweighted
+    return {name: unweighted, **outputs, "loss": loss}

@@ -123,13 +123,13 @@ def _is_in_list(path: str) -> bool:
     return path[-2].isdigit() and path.count("[") > 1
 
 
-def _holds_fields(sequence: list | tuple, path: str) -> bool:
+def _holds_fields(sequence: list[Any] | tuple[Any, ...], path: str) -> bool:
     """Whether a sequence holds fields, and not an entry for each example."""
     whole_batch = path == "batch" and any(isinstance(item, (Mapping, list, tuple)) for item in sequence)
     return whole_batch or _is_named(sequence) or _has_arrays(sequence)
 
 
-def _has_arrays(sequence: list | tuple) -> bool:
+def _has_arrays(sequence: list[Any] | tuple[Any, ...]) -> bool:
     return any(_has_arrays(i) if _is_sequence(i) else _is_array(i) for i in sequence)
 
 
@@ -153,15 +153,15 @@ def _stays(value: Any) -> bool:
     return scalar or value is None or isinstance(value, (str, bytes, numbers.Number, np.generic))
 
 
-def _like(sequence: list | tuple, items: list) -> Any:
+def _like(sequence: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
     return type(sequence)(*items) if _is_named(sequence) else type(sequence)(items)
 
 
-def _is_named(sequence: list | tuple) -> bool:
+def _is_named(sequence: list[Any] | tuple[Any, ...]) -> bool:
     return hasattr(sequence, "_fields")  # how namedtuples are known
 
 
-def _with_items(mapping: Mapping, items: dict) -> Any:
+def _with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     """A shallow copy, so that a ``defaultdict`` or a ``BatchEncoding`` stays one."""
     changed: Any = copy.copy(mapping)
     for key, item in items.items():

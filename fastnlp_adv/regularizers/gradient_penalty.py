@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import emb_name
 from ..taps import Delta, taps_on
 from .base import EmbeddingRegularizer, Forward, add_term
@@ -29,6 +29,11 @@ class GradientPenaltyArguments(Arguments):
 
     weight: float = argument(0.1, "the weight :math:`w` of the penalty")
     emb_name: Optional[str] = emb_name(". Embeddings only")
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(1, 1, 1)
 
 
 @arguments
@@ -72,6 +77,8 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
         True
         >>> penalty.close()
     """
+
+    paper = "https://arxiv.org/abs/1711.09404"
 
     name = "gradient_penalty"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batch import fields_of
-from .mask import IGNORED, LABELS
+from .outputs import IGNORED, LABELS
 
 __all__ = ["warn_of_misuse", "warn_of_misuse_of_concat"]
 

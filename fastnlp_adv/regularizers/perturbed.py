@@ -12,8 +12,7 @@ from .. import divergences, forwards
 from ..arguments import arguments
 from ..taps import Delta, Lookup, taps_on
 from .base import EmbeddingRegularizer, Forward, add_term
-from .mask import find_mask
-from .outputs import read_outputs
+from .outputs import find_mask, read_outputs
 
 __all__ = ["PerturbedRegularizer"]
 

@@ -7,7 +7,7 @@ from typing import Literal, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import (
     Divergence,
     DropoutMask,
@@ -47,6 +47,11 @@ class R3FArguments(Arguments):
     mask: Mask = mask()
     dropout_mask: DropoutMask = dropout_mask()
 
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2, 2, 0)
+
 
 @arguments
 class R3F(R3FArguments, PerturbedRegularizer):
@@ -83,6 +88,8 @@ class R3F(R3FArguments, PerturbedRegularizer):
         True
         >>> r3f.close()
     """
+
+    paper = "https://arxiv.org/abs/2008.03156"
 
     name = "r3f"
 

@@ -7,13 +7,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import divergences, forwards
-from ..arguments import Arguments, argument, arguments
+from ..arguments import Arguments, Cost, argument, arguments
 from ..arguments.shared import Divergence, Mask, Reduction, divergence, mask, reduction
 from .base import Forward, Regularizer, add_term
 from .batch import double_batch, first_half
-from .mask import find_mask
 from .misuse import warn_of_misuse, warn_of_misuse_of_concat
-from .outputs import read_outputs
+from .outputs import find_mask, read_outputs
 
 __all__ = ["RDrop", "RDropArguments"]
 
@@ -36,6 +35,11 @@ class RDropArguments(Arguments):
         "losses (which mix examples), and for batches or predictions that are not laid out by example",
     )
     mask: Mask = mask()
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(1, 1, 0) if self.mode == "concat" else Cost(2, 2, 0)
 
 
 @arguments
@@ -65,6 +69,8 @@ class RDrop(RDropArguments, Regularizer):
         (torch.Size([8, 3]), True)
     """
 
+    paper = "https://arxiv.org/abs/2106.14448"
+
     name = "kl"
     innermost = True
 
@@ -91,7 +97,7 @@ class RDrop(RDropArguments, Regularizer):
         outputs, pred2 = run(objective, batch)
         if not self.has_looked:  # reads the device, so the first batch alone
             warn_of_misuse(outputs["pred"], self.divergence)
-        self.has_looked = True
+            self.has_looked = True
         kl = divergences.divergence(
             outputs["pred"],
             pred2,

@@ -132,7 +132,7 @@ class RDropMixin:
 
 def _is_bare() -> bool:
     """Tell whether the caller has the say on R-Drop."""
-    forward = forwards.current()
+    forward = forwards.running.forward
     return forward is not None and forward.bare
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import forwards
-from ..arguments import Arguments, argument, arguments, at_most, check_positive
+from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive
 from ..arguments.shared import (
     Divergence,
     DropoutMask,
@@ -23,8 +23,7 @@ from ..arguments.shared import (
 from ..functional import group_norm, project
 from ..taps import Delta, Lookup
 from .base import Forward, add_term
-from .mask import find_mask
-from .outputs import read_outputs
+from .outputs import find_mask, read_outputs
 from .perturbed import PerturbedRegularizer
 
 __all__ = ["SMART", "SMARTArguments"]
@@ -62,6 +61,11 @@ class SMARTArguments(Arguments):
     reduction: Reduction = reduction()
     mask: Mask = mask()
     dropout_mask: DropoutMask = dropout_mask()
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2 + self.steps + (self.bregman_weight > 0), 2, self.steps)
 
 
 @arguments
@@ -108,6 +112,8 @@ class SMART(SMARTArguments, PerturbedRegularizer):
         True
         >>> smart.close()
     """
+
+    paper = "https://arxiv.org/abs/1911.03437"
 
     name = "smart"
 

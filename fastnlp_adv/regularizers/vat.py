@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, argument, arguments, check_positive
+from ..arguments import Arguments, Cost, argument, arguments, check_positive
 from ..arguments.shared import (
     Divergence,
     DropoutMask,
@@ -49,6 +49,11 @@ class VATArguments(Arguments):
     mask: Mask = mask()
     dropout_mask: DropoutMask = dropout_mask()
 
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2 + self.steps, 2, self.steps)
+
 
 @arguments
 class VAT(VATArguments, PerturbedRegularizer):
@@ -85,6 +90,8 @@ class VAT(VATArguments, PerturbedRegularizer):
         (True, True)
         >>> vat.close()
     """
+
+    paper = "https://arxiv.org/abs/1704.03976"
 
     name = "vat"
     needs_loss = False

@@ -120,7 +120,7 @@ class HotFlip(TextAttack):
             if span in positions and word not in search.changes and search.text[slice(*span)].isalpha()
         ]
 
-    def _gains(self, text: str, tokens: Tokens, places: list, weight: Tensor, rows: Tensor) -> Tensor:
+    def _gains(self, text: str, tokens: Tokens, places: list[Any], weight: Tensor, rows: Tensor) -> Tensor:
         """What each flip promises, of shape ``(places, words)``; minus infinity for what is no flip."""
         positions = [position for _, position in places]
         g = tokens.gradients[positions]

@@ -143,7 +143,7 @@ class TextAttack(Method, ABC):
             for change in changes
         ]
         told = self._ask([text for *_, text in asked], [search.label for search, *_ in asked])
-        tried: dict[int, list] = {}
+        tried: dict[int, list[Any]] = {}
         for (search, change, text), each in zip(asked, told, strict=True):
             tried.setdefault(id(search), []).append((change, text, *each))
         on = [s for s in searches if id(s) in tried and (s.consider(tried[id(s)]) or not self.gives_up)]

@@ -217,7 +217,7 @@ def _detached(value: Any) -> Any:
     return type(value)(map(_detached, value)) if type(value) in (list, tuple) else value
 
 
-def differentiable(model: nn.Module) -> AbstractContextManager:
+def differentiable(model: nn.Module) -> AbstractContextManager[Any]:
     """
     Where a model in eval mode can be differentiated: cuDNN has no backward pass for recurrent layers then, torch's own
     kernels have.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Delta", "Tap"]
 
@@ -39,40 +38,24 @@ class Delta:
 class Tap(ABC):
     """
     A place that can be perturbed. Each pass is driven alike: ``begin_pass``, forward and backward, ``deltas``, an
-    ascent step on each, ``perturb``; ``reset`` takes the perturbation off. ``EmbeddingTap`` sits on the outputs of
-    lookups and writes nothing; ``WeightTap`` is for parameters that are not looked up.
+    ascent step on each, ``perturb``; ``reset`` takes the perturbation off.
     """
 
     name: str
     #: whether a gradient has ever come here; a place that none ever comes to is probably the wrong one
     seen = False
 
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the hooks are installed."""
-        return bool(self._handles)
-
-    def open(self) -> None:
-        """Install the hooks; does nothing when they are installed."""
-        if not self._handles:
-            self._handles = self._install()
-
-    def close(self) -> None:
-        """Take the perturbation and the hooks off."""
-        self.reset()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
     @abstractmethod
     def describe(self) -> str:
         """Say what is perturbed: its name, its shape and, of an embedding, how long its rows are."""
 
     @abstractmethod
-    def _install(self) -> list[RemovableHandle]: ...
+    def open(self) -> None:
+        """Install the hooks; does nothing when they are installed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take the perturbation and the hooks off."""
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .. import forwards
+from ..forwards import running
 from ..functional import group_norm
 from .base import Delta, Tap
 from .find import Embedding, lookup_of, scale_of
@@ -40,11 +40,11 @@ class EmbeddingTap(Tap):
     mixes_passes = False
 
     def __init__(self, embedding: Embedding, granularity: str):
-        super().__init__()
         self.name = embedding.name
         self._embedding = embedding
-        self._per_position = granularity != "vocab"
         self._granularity = granularity
+        self._hooks = [_Hook(self, module) for module in embedding.modules]
+        self._handles: list[RemovableHandle] = []
         self.reset()
 
     def describe(self) -> str:
@@ -55,25 +55,38 @@ class EmbeddingTap(Tap):
         """Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device."""
         return group_norm(self._embedding.weight.detach(), dims=(1,)).mean().item()
 
-    def _install(self) -> list[RemovableHandle]:
-        hook = (_uncompiled_hook() if "torch._dynamo" in sys.modules else _Hook)(self)
-        return [m.register_forward_hook(hook, with_kwargs=True) for m in self._embedding.modules]
+    def open(self) -> None:
+        if self._handles:
+            return
+        if "torch._dynamo" in sys.modules and type(self._hooks[0]) is _Hook:
+            # a compiled model breaks its graph at the hook, for what changes from pass to pass
+            self._hooks = [hook.uncompiled() for hook in self._hooks]
+        for hook in self._hooks:
+            self._handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
+
+    def close(self) -> None:
+        self.reset()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def reset(self) -> None:
         self._perturbation: Perturbation | None = None
         self.start = None
-        self.begin_pass(keep_leaves=False)
-        self._begun = False
-        self._record = Record()
+        self._begin(Record(), begun=False)
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
+        self._begin(Record(from_start=True), keep_leaves=keep_leaves)
+
+    def _begin(self, record: Record, *, keep_leaves: bool = False, begun: bool = True) -> None:
         self._keep_leaves = keep_leaves
         self._leaves: list[tuple[Tensor, Lookup]] = []
         self._starts: dict[int, Tensor] = {}
-        self._watching = False  # whether this pass looked up with gradients on
-        self._begun = True  # whether somebody said so
-        self._record = Record(from_start=True)
-        self._last: Record | None = None  # the one that the last backward pass went through
+        self._begun = begun  # whether whoever drives the passes said so
+        #: whether this pass came to the embedding so far, with gradients on
+        self.looked_up = False
+        self._record = record
+        self._reached: Record | None = None  # the last one that a gradient came to, if it is another
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -83,28 +96,30 @@ class EmbeddingTap(Tap):
         for (_, lookup), grad in zip(self._leaves, grads):
             if grad is not None:
                 lookup.receive(grad)
-        if self._record.reached:
-            self._last, self.seen = self._record, True
-
-    @property
-    def looked_up(self) -> bool:
-        """Whether this pass came to the embedding so far, with gradients on."""
-        return self._watching
 
     @property
     def reached(self) -> bool:
-        return self._last is not None
+        return self._last() is not None
 
     @property
     def received(self) -> list[Lookup]:
         """The lookups that a gradient came to in the last pass."""
-        return [] if self._last is None else [each for lookups in self._last.received()[0].values() for each in lookups]
+        last = self._last()
+        return [] if last is None else last.received
+
+    def _last(self) -> Record | None:
+        last = self._record if self._record.received else self._reached
+        self.seen = self.seen or last is not None
+        return last
 
     def deltas(self) -> list[Delta]:
-        lookups, total = ({}, 0) if self._last is None else self._last.received()
-        if self._last is None and not (self._begun and self._perturbation is not None):
-            self._check_elsewhere()
-            return []
+        last = self._last()
+        if last is None:
+            if not self._begun or self._perturbation is None:
+                self._check_elsewhere()
+                return []
+            return self._perturbation.deltas({})
+        lookups, total = last.by_number()
         if self._perturbation is None:
             self._perturbation = perturbation_for(self._granularity, lookups, total, self._starts)
         return self._perturbation.deltas(lookups)
@@ -112,8 +127,7 @@ class EmbeddingTap(Tap):
     def perturb(self, values: Sequence[Tensor]) -> None:
         if self._perturbation is not None:
             self._perturbation.set(values)
-        self.begin_pass(keep_leaves=False)
-        self._begun = False
+        self._begin(Record(from_start=True), begun=False)
 
     def _check_elsewhere(self) -> None:
         """Refuse a pass without a gradient, unless it is one of a training in which some batches go elsewhere."""
@@ -121,7 +135,7 @@ class EmbeddingTap(Tap):
             raise RuntimeError(
                 f"Expected an open attack on embedding `{self.name}`, but it is closed. Call `open()` first."
             )
-        if (self._watching or self._perturbation is not None) and not (self.seen and self._begun):
+        if (self.looked_up or self._perturbation is not None) and not (self.seen and self._begun):
             raise RuntimeError(
                 f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got "
                 "none. Call `loss.backward()` first, on a loss that depends on the embedding."
@@ -135,54 +149,52 @@ class EmbeddingTap(Tap):
                 "built."
             )
 
-    def on_lookup(self, module: nn.Module, ids: Tensor, output: Tensor) -> Tensor:
+    def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
         """
         Watch a lookup and perturb it.
 
-        :param module: the module that was called.
-        :param ids: what it was called with.
+        :param table: the embedding that was asked.
+        :param ids: what it was asked for.
         :param output: what it returned.
+        :param scale: the factor by which it scales its rows.
         :return: what it is to return.
         """
-        if not any(module is own for own in self._embedding.modules):  # a copy of the model took the hook along
-            return output
-        module = lookup_of(module)
+        trains = torch.is_grad_enabled()
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
-        lookup = self._made_before(ids) if again else self._count(module, ids)
+        lookup = self._made_before(ids) if again else self._count(table, ids, trains)
+        copies = 1 if lookup is None else lookup.copies
         delta = self._delta(lookup, ids, output)
-        scale = scale_of(module)
-        if not torch.is_grad_enabled():
-            return _added(output, delta, scale, lookup)
-        self._watching = self._watching or not again
-        watched = output
-        if self._keep_leaves or not _is_bare(output):
-            watched = delta = (_zeros(output, lookup) if delta is None else delta).detach().requires_grad_()
-        if lookup is not None and not again:
-            self._record.add(lookup)
-            if self._keep_leaves:
-                self._leaves.append((watched, lookup))
+        # Without an operation only what the lookup itself gave can be watched: a backward pass to the weight comes to
+        # it, and no other. To what was made of it, also one that ends at the leaf of another tap.
+        if trains and (self._keep_leaves or type(output.grad_fn).__name__ != "EmbeddingBackward0"):
+            delta = torch.zeros_like(output[: len(output) // copies]) if delta is None else delta
+            delta = delta.detach().requires_grad_()
+        if trains and not again and lookup is not None:
+            self.looked_up = True
+            if self._keep_leaves and delta is not None:
+                self._leaves.append((delta, lookup))
             else:
-                watched.register_hook(lookup)
-        return _added(output, delta, scale, lookup)
+                (output if delta is None or not delta.requires_grad else delta).register_hook(lookup)
+        if delta is None:
+            return output
+        if isinstance(scale, Tensor) or scale != 1:  # whether a tensor is 1 the device would have to tell
+            delta = delta * scale
+        if lookup is None or copies == 1:
+            return output + delta
+        return (lookup.by_copy(output) + delta).flatten(0, 1)  # the copies share it, and their gradients add up
 
-    def _count(self, module: nn.Embedding, ids: Tensor) -> Lookup | None:
+    def _count(self, table: nn.Embedding, ids: Tensor, trains: bool) -> Lookup | None:
         """Return a lookup of this pass; ``None`` where, without gradients, nobody said what it belongs to."""
-        forward = forwards.current()
-        if forward is None and not torch.is_grad_enabled():
+        forward = running.forward
+        if forward is None and not trains:
             return None
-        if self._record.reached:  # gradients have come to it, so this is a new one
-            self._record = Record()
-        number = self._record.next_number(self, forward)
+        if self._record.received:  # gradients have come to it, so this is a new one
+            self._record, self._reached = Record(), self._record
         copies = 1
-        if self._per_position and forward is not None and forward.rows is not None and ids.dim():
+        if forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
-        lookup = Lookup(self._noted, self._record, number, module, ids, copies)
-        lookup.trained = torch.is_grad_enabled() or (forward is not None and not forward.trains)
-        return lookup
-
-    def _noted(self, lookup: Lookup) -> None:
-        lookup.record.note(lookup)
-        self._last, self.seen = lookup.record, True
+        trained = trains or (forward is not None and not forward.trains)
+        return self._record.add(self, forward, table, ids, copies=copies, trained=trained)
 
     def _made_before(self, ids: Tensor) -> Lookup | None:
         if self.mixes_passes:
@@ -190,7 +202,7 @@ class EmbeddingTap(Tap):
                 f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
                 "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
             )
-        if not self._per_position or (self._perturbation is None and self.start is None):
+        if self._granularity == "vocab" or (self._perturbation is None and self.start is None):
             return None
         same = self._record.of(ids)
         if len({lookup.number for lookup in same}) != 1:
@@ -202,56 +214,41 @@ class EmbeddingTap(Tap):
         return same[0]
 
     def _delta(self, lookup: Lookup | None, ids: Tensor, output: Tensor) -> Tensor | None:
-        delta = None
         if self._perturbation is not None:
-            number, ids = (None, ids) if lookup is None else (lookup.number, lookup.ids)
-            delta = self._perturbation.at(number, ids)
-        elif self.start is not None and lookup is not None and lookup.trained:
-            if lookup.number not in self._starts:
-                one = output if lookup.copies == 1 else lookup.by_copy(output)[0]
-                self._starts[lookup.number] = self.start(lookup, one.detach())
-            delta = self._starts[lookup.number]
-        return None if delta is None else delta.to(output.dtype)
+            at = self._perturbation.at
+            delta = at(None, ids) if lookup is None else at(lookup.number, lookup.ids)
+            return None if delta is None else delta.to(output.dtype)
+        if self.start is None or lookup is None or not lookup.trained:
+            return None
+        if lookup.number not in self._starts:
+            one = output if lookup.copies == 1 else lookup.by_copy(output)[0]
+            self._starts[lookup.number] = self.start(lookup, one.detach())
+        return self._starts[lookup.number].to(output.dtype)
 
 
 class _Hook:
     """The forward hook. A model that is pickled or copied with it gets one that does nothing: taps are not shared."""
 
-    def __init__(self, tap: EmbeddingTap | None = None):
+    def __init__(self, tap: EmbeddingTap | None = None, module: Any = None):
         self._tap = tap
+        self.module = module
+        self._table = None if module is None else lookup_of(module)
+        self._scales = self._table is not None and type(self._table).forward is not nn.Embedding.forward
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if self._tap is None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if module is not self.module or self._tap is None or self._table is None:
             return output
-        return self._tap.on_lookup(module, args[0] if args else next(iter(kwargs.values())), output)
+        ids = args[0] if args else next(iter(kwargs.values()))
+        return self._tap.on_lookup(self._table, ids, output, scale_of(self._table) if self._scales else 1.0)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
 
+    def uncompiled(self) -> _Hook:
+        """Return a hook at which a compiled model breaks its graph."""
+        return _uncompiled_hook()(self._tap, self.module)
+
 
 @functools.lru_cache(maxsize=None)
 def _uncompiled_hook() -> type[_Hook]:
-    """Return a hook at which a compiled model breaks its graph, for what changes from pass to pass."""
     return type("_UncompiledHook", (_Hook,), {"__call__": torch.compiler.disable(_Hook.__call__)})
-
-
-def _is_bare(output: Tensor) -> bool:
-    """
-    Whether a lookup can be watched without an operation. Only a backward pass to the weight comes to what the lookup
-    itself gave; to what was made of it, also one that ends at the leaf of another tap.
-    """
-    return type(output.grad_fn).__name__ == "EmbeddingBackward0"
-
-
-def _zeros(output: Tensor, lookup: Lookup | None) -> Tensor:
-    return torch.zeros_like(output if lookup is None or lookup.copies == 1 else output[: len(lookup.ids)])
-
-
-def _added(output: Tensor, delta: Tensor | None, scale: Tensor | float, lookup: Lookup | None) -> Tensor:
-    if delta is None:
-        return output
-    if isinstance(scale, Tensor) or scale != 1:  # whether a tensor is 1 the device would have to tell
-        delta = delta * scale
-    if len(delta) == len(output) or lookup is None:
-        return output + delta
-    return (lookup.by_copy(output) + delta).flatten(0, 1)  # the copies share it, and their gradients add up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from weakref import WeakSet
 
 import torch
@@ -18,47 +17,42 @@ class Lookup:
     One call of an embedding, and the hook that takes the gradient at its output. Until a gradient comes only the graph
     keeps it, so a forward that is dropped leaves nothing.
 
-    :param noted: called with the lookup when a gradient has come.
     :param record: the pass that it belongs to.
     :param number: which lookup of its forward it is; in another forward of the pass the same number is the same place.
-    :param module: the module that was called.
-    :param ids: what it was called with, of any shape.
+    :param table: the embedding.
+    :param ids: what it was asked for, of any shape.
     :param copies: how many copies of the batch ``ids`` holds.
+    :param trained: False for what a forward that trains looks up without gradients.
     """
 
     def __init__(
-        self,
-        noted: Callable[[Lookup], None],
-        record: Record,
-        number: int,
-        module: nn.Embedding,
-        ids: Tensor,
-        copies: int = 1,
+        self, record: Record, number: int, table: nn.Embedding, ids: Tensor, copies: int = 1, trained: bool = True
     ):
-        self._noted = noted
-        self.record = record
+        self._record = record
         self.number = number
         self.asked = ids
         #: those of one copy, of shape ``(examples, ...)``
         self.ids = ids if copies == 1 else ids[: len(ids) // copies]
         self.copies = copies
-        self.padding_idx: int | None = module.padding_idx
-        self.scale_grad_by_freq: bool = module.scale_grad_by_freq
-        #: False for what a forward that trains looks up without gradients
-        self.trained = True
+        self.trained = trained
+        self.padding_idx: int | None = table.padding_idx
+        self.scale_grad_by_freq: bool = table.scale_grad_by_freq
         #: of shape ``(*ids, features)``, the sum over the copies, with respect to the row before any scaling
         self.grad: Tensor | None = None
 
     def __call__(self, grad: Tensor) -> None:
-        """Take a gradient; a second backward pass through the same graph adds to the first."""
+        """Take a gradient in a backward pass."""
         self.receive(grad.detach())
 
     def receive(self, grad: Tensor) -> None:
-        """Take a gradient, with its graph if it has one."""
+        """Take a gradient; a second backward pass through the same graph adds to the first."""
         if self.copies > 1 and len(grad) != len(self.ids):
             grad = self.by_copy(grad).sum(0)
-        self.grad = grad if self.grad is None else self.grad + grad
-        self._noted(self)
+        if self.grad is None:
+            self.grad = grad
+            self._record.received.append(self)
+        else:
+            self.grad = self.grad + grad
 
     def by_copy(self, x: Tensor) -> Tensor:
         """Return a view of shape ``(copies, examples, ...)``."""
@@ -84,52 +78,42 @@ class Record:
         self._numbers: dict[tuple[bool, int], int] = {}
         self._unannounced = 0
         self._alive: WeakSet[Lookup] = WeakSet()
-        self._received: list[Lookup] = []
+        #: those that a gradient came to
+        self.received: list[Lookup] = []
 
-    def next_number(self, tap: object, forward: Forward | None) -> int:
+    def add(
+        self, tap: object, forward: Forward | None, table: nn.Embedding, ids: Tensor, *, copies: int, trained: bool
+    ) -> Lookup:
         """
-        Number the next lookup by the order in which the places of the pass first came.
-
-        :param tap: who counts.
-        :param forward: the announced forward that it is in. What no announced forward holds is counted by itself: it
-            need not belong to the examples of those that are.
+        Note a lookup. It is numbered by the order in which the places of the pass first came; what no announced forward
+        holds is counted by itself, since it need not belong to the examples of those that are.
         """
         if forward is None:
             place = (False, self._unannounced)
             self._unannounced += 1
         else:
-            place = (True, forward.number(tap))
-            if not self._numbers:
-                self._from_start = True
-        return self._numbers.setdefault(place, len(self._numbers))
-
-    def add(self, lookup: Lookup) -> None:
+            place = (True, forward.lookups.get(id(tap), 0))
+            forward.lookups[id(tap)] = place[1] + 1
+            self._from_start = self._from_start or not self._numbers
+        number = self._numbers.setdefault(place, len(self._numbers))
+        lookup = Lookup(self, number, table, ids, copies, trained)
         self._alive.add(lookup)
+        return lookup
 
-    def note(self, lookup: Lookup) -> None:
-        """Keep a lookup that a gradient came to."""
-        if lookup not in self._received:
-            self._received.append(lookup)
-
-    @property
-    def count(self) -> int:
-        """How many places have been looked up."""
-        return len(self._numbers)
-
-    @property
-    def reached(self) -> bool:
-        return bool(self._received)
-
-    def received(self) -> tuple[dict[int, list[Lookup]], int]:
+    def by_number(self) -> tuple[dict[int, list[Lookup]], int]:
         """
         Return the lookups that a gradient came to, by their number in a forward, and how many numbers there were. Where
         the beginning of the pass is not known, the first with a gradient is number 0.
         """
-        first = 0 if self._from_start else min((lookup.number for lookup in self._received), default=0)
-        found: dict[int, list[Lookup]] = {}
-        for lookup in sorted(self._received, key=lambda each: each.number):
-            found.setdefault(lookup.number - first, []).append(lookup)
-        return found, self.count - first
+        first = 0 if self._from_start else min(lookup.number for lookup in self.received)
+        found: dict[int, list[Lookup]] = {number: [] for number in range(len(self._numbers) - first)}
+        for lookup in self.received:
+            found[lookup.number - first].append(lookup)
+        total = len(found)
+        for number in range(total):
+            if not found[number]:
+                del found[number]
+        return found, total
 
     def of(self, ids: Tensor) -> list[Lookup]:
         """Return the lookups that a checkpoint, which runs its forward again, may be about to make again with ids."""

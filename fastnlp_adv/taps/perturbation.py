@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -56,9 +57,13 @@ class VocabPerturbation(Perturbation):
     """
 
     def __init__(self, lookups: dict[int, list[Lookup]]):
-        self._lookups = [lookup for each in lookups.values() for lookup in each]
-        self._keys = torch.cat([lookup.ids.flatten() for lookup in self._lookups]).sort().values
-        grad = _grad(self._lookups[0])
+        self._lookups: list[Lookup] = list(chain.from_iterable(lookups.values()))
+        ids = [self._lookups[0].ids.flatten()]
+        for lookup in self._lookups[1:]:
+            ids.append(lookup.ids.flatten())
+        self._keys = torch.cat(ids).sort().values
+        grad = self._lookups[0].grad
+        assert grad is not None
         dtype = torch.promote_types(grad.dtype, torch.float32)
         self._table = grad.new_zeros((self._keys.numel(), grad.shape[-1]), dtype=dtype)
 
@@ -69,23 +74,20 @@ class VocabPerturbation(Perturbation):
         return functional.embedding(slots, self._table) * known.unsqueeze(-1)
 
     def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
-        grad = self._collect([lookup for each in lookups.values() for lookup in each])
-        return [Delta(self._table, grad, (0, 1), find_free=self._free)]
-
-    def set(self, values: Sequence[Tensor]) -> None:
-        (self._table,) = values
-
-    def _collect(self, lookups: list[Lookup]) -> Tensor:
         size, features = self._table.shape
         total = self._table.new_zeros((size + 1, features))  # in the last row lands what does not count
-        for lookup in lookups:
+        for lookup in chain.from_iterable(lookups.values()):
             slots, known = self._slots(lookup.ids)
             slots = torch.where(lookup.real().squeeze(-1) & known, slots, size)
-            grad = _grad(lookup).to(total.dtype)
+            assert lookup.grad is not None
+            grad = lookup.grad.to(total.dtype)
             if lookup.scale_grad_by_freq:
                 grad = grad / _counts(lookup.ids).unsqueeze(-1)
             total.index_add_(0, slots.flatten(), grad.reshape(-1, features))
-        return total[:size]
+        return [Delta(self._table, total[:size], (0, 1), find_free=self._free)]
+
+    def set(self, values: Sequence[Tensor]) -> None:
+        (self._table,) = values
 
     def _free(self) -> Tensor:
         """Return which slots belong to a token that is no padding."""
@@ -120,7 +122,8 @@ class PositionPerturbation(Perturbation):
         starts = starts or {}
         self._values = {}
         for number, lookup in self._lookups.items():
-            grad = _grad(lookup)
+            grad = lookup.grad
+            assert grad is not None
             dtype = torch.promote_types(grad.dtype, torch.float32)
             start = starts.get(number)
             self._values[number] = torch.zeros_like(grad, dtype=dtype) if start is None else start.to(dtype)
@@ -158,7 +161,8 @@ class PositionPerturbation(Perturbation):
     def _collect(value: Tensor, lookups: list[Lookup]) -> Tensor:
         total = None
         for lookup in lookups:
-            grad = _grad(lookup)
+            grad = lookup.grad
+            assert grad is not None
             if grad.shape != value.shape:
                 raise RuntimeError(
                     "Expected all forwards of a pass to look up ids of the same shape, since they share an example's "
@@ -185,11 +189,6 @@ def perturbation_for(
     if granularity == "vocab":
         return VocabPerturbation(lookups)
     return PositionPerturbation(lookups, total, starts, per_token=granularity == "token")
-
-
-def _grad(lookup: Lookup) -> Tensor:
-    assert lookup.grad is not None
-    return lookup.grad
 
 
 def _counts(ids: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class WeightTap(Tap):
     """
 
     def __init__(self, name: str, param: nn.Parameter):
-        super().__init__()
         self.name = name
         self.param = param
+        self._handles: list[RemovableHandle] = []
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._grad: Tensor | None = None
@@ -35,8 +35,15 @@ class WeightTap(Tap):
     def describe(self) -> str:
         return f"`{self.name}` ({' x '.join(map(str, self.param.shape))})"
 
-    def _install(self) -> list[RemovableHandle]:
-        return [self.param.register_hook(self._on_gradient)] if self.param.requires_grad else []
+    def open(self) -> None:
+        if not self._handles and self.param.requires_grad:
+            self._handles = [self.param.register_hook(self._on_gradient)]
+
+    def close(self) -> None:
+        self.reset()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @property
     def leaves(self) -> list[Tensor]:

@@ -19,6 +19,7 @@ from study_page import accuracies, differences, markdown
 from study_train import METHODS, callbacks_of
 from torch import nn
 
+from benchmarks.methods import METHODS as REGISTRY
 from fastnlp_adv import (
     FGMCallback,
     GradientPenaltyCallback,
@@ -27,7 +28,6 @@ from fastnlp_adv import (
     robust_accuracy,
     robust_evaluate,
 )
-from fastnlp_adv.registry import METHODS as REGISTRY
 
 FALLING = {  # the more an attack may do, the less is left
     "attacked": ("attacked_0.5", "attacked_2"),
