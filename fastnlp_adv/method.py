@@ -93,8 +93,7 @@ class Method(Arguments):
         """Enclose the passes of one step; whatever happens in between, the model is left as it was."""
         was_open = self.is_open
         try:
-            if not was_open:
-                self.open()
+            self.open()  # also what was frozen when it was opened
             yield
         finally:
             if not was_open:

@@ -122,10 +122,6 @@ def last_loss(attack, model, batch, indices):
     return losses[-1].item()
 
 
-def test_every_method_has_an_objective():
-    assert SETTINGS.keys() == METHODS.keys()
-
-
 def accuracy(model, rows):
     model.eval()
     batch = collate(rows)

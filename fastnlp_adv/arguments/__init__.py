@@ -1,5 +1,6 @@
 """The arguments of methods and callbacks: each written once, with its type, default, check and description."""
 
+from . import shared
 from .checks import Check, at_most, check_arguments, check_choice, check_count, check_flag, check_number, check_positive
 from .declare import Arguments, Cost, argument, arguments
 
@@ -16,4 +17,5 @@ __all__ = [
     "check_flag",
     "check_number",
     "check_positive",
+    "shared",
 ]

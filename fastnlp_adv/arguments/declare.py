@@ -130,7 +130,11 @@ def arguments(cls: _T) -> _T:
     fields = [field for field in dataclasses.fields(made) if "description" in field.metadata]
     made._checks = {field.name: _check_of(made, field) for field in fields}
     _limit_positions(made)
-    if made.__doc__ and ":arguments:" in made.__doc__:
+    if not vars(cls).get("__doc__") or made.__doc__.startswith(
+        f"{cls.__name__}("
+    ):  # which a dataclass makes of nothing
+        made.__doc__ = f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
+    if ":arguments:" in made.__doc__:
         made.__doc__ = _described(made.__doc__, fields)
     return made
 

@@ -10,8 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import emb_name
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..functional import ascend, project
 from ..taps import Lookup, find_embeddings
 from .base import Pass
@@ -30,12 +29,6 @@ def _check_dtype(name: str, value: Any) -> None:
 
 @arguments
 class ATTAArguments(Arguments):
-    """
-    The arguments of ATTA.
-
-    :arguments:
-    """
-
     epsilon: float = argument(0.1, "the norm that a perturbation may reach, in the units of the embedding")
     alpha: float = argument(0.05, "the length of an ascent step, in the same units")
     storage_dtype: torch.dtype = argument(
@@ -44,7 +37,7 @@ class ATTAArguments(Arguments):
         "``float64``",
         _check_dtype,
     )
-    emb_name: Optional[str] = emb_name(". Embeddings only")
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
 
     @property
     def cost(self) -> Cost:

@@ -8,15 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import (
-    DropoutMask,
-    adv_weight,
-    check_inner_passes,
-    dropout_mask,
-    inner_autocast,
-    replace,
-)
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..functional import group_norm, steepest_direction
 from ..taps import WeightTap, fits
 from .base import Attack, Pass
@@ -31,12 +23,6 @@ def _check_params(name: str, value: Any) -> None:
 
 @arguments
 class AWPArguments(Arguments):
-    """
-    The arguments of AWP.
-
-    :arguments:
-    """
-
     gamma: float = argument(
         0.001,
         "the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep model "
@@ -50,13 +36,13 @@ class AWPArguments(Arguments):
         "stays where it is, until it is unfrozen",
         _check_params,
     )
-    replace: bool = replace(", but for those of the matched weights, and leaves those in ``.grad`` alone")
-    adv_weight: float = adv_weight()
-    dropout_mask: DropoutMask = dropout_mask()
-    inner_autocast: Optional[torch.dtype] = inner_autocast()
+    replace: bool = shared.replace(", but for those of the matched weights, and leaves those in ``.grad`` alone")
+    adv_weight: float = shared.adv_weight()
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
 
     def check_together(self) -> None:
-        check_inner_passes(self.inner_autocast, there_are=self.replace)
+        shared.check_inner_passes(self.inner_autocast, there_are=self.replace)
 
     @property
     def cost(self) -> Cost:

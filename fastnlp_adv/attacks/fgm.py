@@ -9,19 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_number
-from ..arguments.shared import (
-    DropoutMask,
-    Norm,
-    adv_weight,
-    check_inner_passes,
-    dropout_mask,
-    emb_name,
-    granularity,
-    inner_autocast,
-    norm,
-    replace,
-)
+from ..arguments import Arguments, Cost, argument, arguments, check_number, shared
 from ..taps import Granularity
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -31,23 +19,17 @@ __all__ = ["FGM", "FGMArguments"]
 
 @arguments
 class FGMArguments(Arguments):
-    """
-    The arguments of FGM.
-
-    :arguments:
-    """
-
     epsilon: float = argument(1.0, "the norm of the perturbation, in the units of the embedding")
-    emb_name: Optional[str] = emb_name()
-    granularity: Granularity = granularity()
-    norm: Norm = norm()
-    adv_weight: float = adv_weight()
-    replace: bool = replace(", so a step costs 5/3 plain ones instead of 2")
-    dropout_mask: DropoutMask = dropout_mask()
-    inner_autocast: Optional[torch.dtype] = inner_autocast()
+    emb_name: Optional[str] = shared.emb_name()
+    granularity: Granularity = shared.granularity()
+    norm: shared.Norm = shared.norm()
+    adv_weight: float = shared.adv_weight()
+    replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
 
     def check_together(self) -> None:
-        check_inner_passes(self.inner_autocast, there_are=self.replace)
+        shared.check_inner_passes(self.inner_autocast, there_are=self.replace)
 
     @property
     def cost(self) -> Cost:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..arguments import argument, arguments
-from ..arguments.shared import Norm, norm
+from ..arguments import argument, arguments, shared
 from .fgm import FGM, FGMArguments
 
 __all__ = ["FGSM", "FGSMArguments"]
@@ -11,14 +10,8 @@ __all__ = ["FGSM", "FGSMArguments"]
 
 @arguments
 class FGSMArguments(FGMArguments):
-    """
-    The arguments of FGSM: those of FGM, with other defaults.
-
-    :arguments:
-    """
-
     epsilon: float = argument(0.003, "how far each coordinate moves, in the units of the embedding")
-    norm: Norm = norm("linf")
+    norm: shared.Norm = shared.norm("linf")
 
 
 @arguments

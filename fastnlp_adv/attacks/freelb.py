@@ -8,8 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import DropoutMask, dropout_mask, emb_name
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..random_state import Noise
 from ..taps import Lookup
 from .base import Pass
@@ -20,12 +19,6 @@ __all__ = ["FreeLB", "FreeLBArguments", "noise_on_tokens"]
 
 @arguments
 class FreeLBArguments(Arguments):
-    """
-    The arguments of FreeLB.
-
-    :arguments:
-    """
-
     epsilon: float = argument(
         0.0,
         "the radius of the ball around the clean input, in the units of the embedding; 0 for no projection. It bounds "
@@ -34,8 +27,8 @@ class FreeLBArguments(Arguments):
     alpha: float = argument(0.1, "the length of an ascent step, in the same units")
     steps: int = argument(3, "the number :math:`K` of passes")
     init: float = argument(0.05, "the size of the noise, in the same units")
-    emb_name: Optional[str] = emb_name(". Embeddings only")
-    dropout_mask: DropoutMask = dropout_mask()
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
     @property
     def cost(self) -> Cost:

@@ -7,8 +7,7 @@ from typing import Optional
 
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import emb_name
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..taps import Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -19,17 +18,11 @@ __all__ = ["NEFTune", "NEFTuneArguments"]
 
 @arguments
 class NEFTuneArguments(Arguments):
-    """
-    The arguments of NEFTune.
-
-    :arguments:
-    """
-
     alpha: float = argument(
         5.0,
         "the size of the noise, in the units of the embedding: an example's noise has a norm of about ``0.58 * alpha``",
     )
-    emb_name: Optional[str] = emb_name(". Embeddings only")
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
 
     @property
     def cost(self) -> Cost:

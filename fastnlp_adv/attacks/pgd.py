@@ -9,19 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_number
-from ..arguments.shared import (
-    DropoutMask,
-    Norm,
-    adv_weight,
-    check_inner_passes,
-    dropout_mask,
-    emb_name,
-    granularity,
-    inner_autocast,
-    norm,
-    replace,
-)
+from ..arguments import Arguments, Cost, argument, arguments, check_number, shared
 from ..taps import Granularity
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -31,12 +19,6 @@ __all__ = ["PGD", "PGDArguments"]
 
 @arguments
 class PGDArguments(Arguments):
-    """
-    The arguments of PGD.
-
-    :arguments:
-    """
-
     epsilon: float = argument(1.0, "the radius of the ball, in the units of the embedding")
     alpha: Optional[float] = argument(
         None,
@@ -50,16 +32,16 @@ class PGDArguments(Arguments):
         "start at a random point of the ball, as the paper does; the first ascent step then needs a pass of its own, "
         "at the gradient of that point: one more inner pass",
     )
-    emb_name: Optional[str] = emb_name()
-    granularity: Granularity = granularity()
-    norm: Norm = norm()
-    adv_weight: float = adv_weight()
-    replace: bool = replace(", so a step costs 1 + 2K/3 plain ones")
-    dropout_mask: DropoutMask = dropout_mask()
-    inner_autocast: Optional[torch.dtype] = inner_autocast()
+    emb_name: Optional[str] = shared.emb_name()
+    granularity: Granularity = shared.granularity()
+    norm: shared.Norm = shared.norm()
+    adv_weight: float = shared.adv_weight()
+    replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
 
     def check_together(self) -> None:
-        check_inner_passes(self.inner_autocast, there_are=self.steps != 1 or self.random_init or self.replace)
+        shared.check_inner_passes(self.inner_autocast, there_are=self.steps != 1 or self.random_init or self.replace)
 
     @property
     def cost(self) -> Cost:

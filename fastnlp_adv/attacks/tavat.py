@@ -10,8 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import DropoutMask, dropout_mask, emb_name
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..functional import ascend, group_norm, steepest_direction
 from ..taps import Delta, Lookup, find_embeddings
 from .base import Pass
@@ -33,12 +32,6 @@ class _Parts:
 
 @arguments
 class TAVATArguments(Arguments):
-    """
-    The arguments of TAVAT.
-
-    :arguments:
-    """
-
     epsilon: float = argument(
         0.5,
         "the radius of the ball that an example's perturbation is kept in after an ascent step, in the units of the "
@@ -47,8 +40,8 @@ class TAVATArguments(Arguments):
     alpha: float = argument(0.05, "the length of an ascent step, of an example and of a token, in the same units")
     steps: int = argument(2, "the number :math:`K` of passes")
     init: float = argument(0.2, "the size of the noise, in the same units")
-    emb_name: Optional[str] = emb_name(". Embeddings only")
-    dropout_mask: DropoutMask = dropout_mask()
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
     @property
     def cost(self) -> Cost:

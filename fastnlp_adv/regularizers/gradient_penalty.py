@@ -7,8 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import emb_name
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..taps import Delta, taps_on
 from .base import EmbeddingRegularizer, Forward, add_term
 from .outputs import read_loss
@@ -21,14 +20,8 @@ _DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackwa
 
 @arguments
 class GradientPenaltyArguments(Arguments):
-    """
-    The arguments of the gradient penalty.
-
-    :arguments:
-    """
-
     weight: float = argument(0.1, "the weight :math:`w` of the penalty")
-    emb_name: Optional[str] = emb_name(". Embeddings only")
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
 
     @property
     def cost(self) -> Cost:

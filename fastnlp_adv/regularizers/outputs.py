@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments.shared import Mask
+from ..arguments import shared
 
 __all__ = ["IGNORED", "LABELS", "find_mask", "read_loss", "read_outputs"]
 
@@ -90,7 +90,7 @@ LABELS = ("labels", "label", "targets", "target")
 IGNORED = -100
 
 
-def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
+def find_mask(mask: shared.Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
     """
     Which positions of a prediction count.
 

@@ -7,18 +7,7 @@ from typing import Literal, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import (
-    Divergence,
-    DropoutMask,
-    Mask,
-    Reduction,
-    divergence,
-    dropout_mask,
-    emb_name,
-    mask,
-    reduction,
-)
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..taps import Lookup
 from .perturbed import PerturbedRegularizer
 
@@ -27,25 +16,19 @@ __all__ = ["R3F", "R3FArguments"]
 
 @arguments
 class R3FArguments(Arguments):
-    """
-    The arguments of R3F.
-
-    :arguments:
-    """
-
     epsilon: float = argument(
         0.1,
         "the standard deviation of the noise in each coordinate, or its largest size, in the units of the embedding",
     )
     weight: float = argument(1.0, "the weight :math:`w` of the divergence")
     noise: Literal["normal", "uniform"] = argument("normal", '``"normal"`` or ``"uniform"``')
-    emb_name: Optional[str] = emb_name(". Embeddings only")
-    divergence: Divergence = divergence(
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    divergence: shared.Divergence = shared.divergence(
         '. Here the sum of both directions; ``"mse"``, which has one, is the squared error'
     )
-    reduction: Reduction = reduction()
-    mask: Mask = mask()
-    dropout_mask: DropoutMask = dropout_mask()
+    reduction: shared.Reduction = shared.reduction()
+    mask: shared.Mask = shared.mask()
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
     @property
     def cost(self) -> Cost:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import divergences, forwards
-from ..arguments import Arguments, Cost, argument, arguments
-from ..arguments.shared import Divergence, Mask, Reduction, divergence, mask, reduction
+from ..arguments import Arguments, Cost, argument, arguments, shared
 from .base import Forward, Regularizer, add_term
 from .batch import double_batch, first_half
 from .misuse import warn_of_misuse, warn_of_misuse_of_concat
@@ -19,22 +18,16 @@ __all__ = ["RDrop", "RDropArguments"]
 
 @arguments
 class RDropArguments(Arguments):
-    """
-    The arguments of R-Drop.
-
-    :arguments:
-    """
-
     kl_weight: float = argument(1.0, "the weight :math:`\\lambda` of the divergence")
-    reduction: Reduction = reduction()
-    divergence: Divergence = divergence()
+    reduction: shared.Reduction = shared.reduction()
+    divergence: shared.Divergence = shared.divergence()
     mode: Literal["concat", "two_pass"] = argument(
         "concat",
         '``"concat"``, one forward of the batch doubled along its first dimension; the loss must be a mean over the '
         'examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive '
         "losses (which mix examples), and for batches or predictions that are not laid out by example",
     )
-    mask: Mask = mask()
+    mask: shared.Mask = shared.mask()
 
     @property
     def cost(self) -> Cost:

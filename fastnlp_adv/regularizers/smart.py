@@ -8,18 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import forwards
-from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive
-from ..arguments.shared import (
-    Divergence,
-    DropoutMask,
-    Mask,
-    Reduction,
-    divergence,
-    dropout_mask,
-    emb_name,
-    mask,
-    reduction,
-)
+from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive, shared
 from ..functional import group_norm, project
 from ..taps import Delta, Lookup
 from .base import Forward, add_term
@@ -31,12 +20,6 @@ __all__ = ["SMART", "SMARTArguments"]
 
 @arguments
 class SMARTArguments(Arguments):
-    """
-    The arguments of SMART.
-
-    :arguments:
-    """
-
     epsilon: float = argument(1e-2, "how far each coordinate may move, in the units of the embedding")
     alpha: float = argument(
         1e-2,
@@ -54,13 +37,13 @@ class SMARTArguments(Arguments):
         0.0, "the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none"
     )
     bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", at_most(1))
-    emb_name: Optional[str] = emb_name(". Embeddings only")
-    divergence: Divergence = divergence(
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    divergence: shared.Divergence = shared.divergence(
         '. Here the sum of both directions; for a regression ``"mse"``, which has one, the squared error'
     )
-    reduction: Reduction = reduction()
-    mask: Mask = mask()
-    dropout_mask: DropoutMask = dropout_mask()
+    reduction: shared.Reduction = shared.reduction()
+    mask: shared.Mask = shared.mask()
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
     @property
     def cost(self) -> Cost:

@@ -7,18 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_positive
-from ..arguments.shared import (
-    Divergence,
-    DropoutMask,
-    Mask,
-    Reduction,
-    divergence,
-    dropout_mask,
-    emb_name,
-    mask,
-    reduction,
-)
+from ..arguments import Arguments, Cost, argument, arguments, check_positive, shared
 from ..functional import steepest_direction
 from ..taps import Delta, Lookup
 from .perturbed import PerturbedRegularizer
@@ -28,12 +17,6 @@ __all__ = ["VAT", "VATArguments"]
 
 @arguments
 class VATArguments(Arguments):
-    """
-    The arguments of VAT.
-
-    :arguments:
-    """
-
     epsilon: float = argument(1.0, "the norm of the perturbation of an example, in the units of the embedding")
     xi: float = argument(
         1e-2,
@@ -43,11 +26,11 @@ class VATArguments(Arguments):
     )
     steps: int = argument(1, "the number of power iterations")
     weight: float = argument(1.0, "the weight :math:`w` of the divergence")
-    emb_name: Optional[str] = emb_name(". Embeddings only")
-    divergence: Divergence = divergence(". Here from the clean to the perturbed prediction")
-    reduction: Reduction = reduction()
-    mask: Mask = mask()
-    dropout_mask: DropoutMask = dropout_mask()
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    divergence: shared.Divergence = shared.divergence(". Here from the clean to the perturbed prediction")
+    reduction: shared.Reduction = shared.reduction()
+    mask: shared.Mask = shared.mask()
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
     @property
     def cost(self) -> Cost:

@@ -12,8 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Arguments, argument, arguments, check_count, check_number, check_positive
-from ..arguments.shared import emb_name
+from ..arguments import Arguments, argument, arguments, check_count, check_number, check_positive, shared
 from ..forwards import announced
 from ..functional import ascend, group_norm, project, random_in_ball
 from ..method import ModelMethod
@@ -64,12 +63,6 @@ def _check_epsilons(name: str, value: Any) -> None:
 
 @arguments
 class WorstCaseArguments(Arguments):
-    """
-    The arguments of the search.
-
-    :arguments:
-    """
-
     epsilons: Sequence[float] = argument((0.1, 0.2, 0.4), "the radii of the balls", _check_epsilons)
     relative: bool = argument(
         True, "in units of the mean norm of the rows of the embedding; else in those of the embedding"
@@ -81,7 +74,7 @@ class WorstCaseArguments(Arguments):
         "the length of an ascent step, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``",
         check_positive,
     )
-    emb_name: Optional[str] = emb_name(". Embeddings only")
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     seed: int = argument(0, "of the starts, the same for all epsilons and all calls", _check_seed)
 
 

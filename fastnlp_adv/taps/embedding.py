@@ -45,7 +45,8 @@ class EmbeddingTap(Tap):
         self._granularity = granularity
         self._hooks = [_Hook(self, module) for module in embedding.modules]
         self._handles: list[RemovableHandle] = []
-        self.reset()
+        self._perturbation: Perturbation | None = None
+        self._begin(Record(), begun=False)
 
     def describe(self) -> str:
         shape = " x ".join(map(str, self._embedding.weight.shape))
@@ -71,9 +72,11 @@ class EmbeddingTap(Tap):
         self._handles = []
 
     def reset(self) -> None:
-        self._perturbation: Perturbation | None = None
+        # an attack that came before the backward pass fails and restores, and then the backward pass may come
+        waits = self._perturbation is None and not self._begun and not self._record.received
+        self._perturbation = None
         self.start = None
-        self._begin(Record(), begun=False)
+        self._begin(self._record if waits else Record(), begun=False)
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
         self._begin(Record(from_start=True), keep_leaves=keep_leaves)
@@ -167,7 +170,8 @@ class EmbeddingTap(Tap):
         # Without an operation only what the lookup itself gave can be watched: a backward pass to the weight comes to
         # it, and no other. To what was made of it, also one that ends at the leaf of another tap.
         if trains and (self._keep_leaves or type(output.grad_fn).__name__ != "EmbeddingBackward0"):
-            delta = torch.zeros_like(output[: len(output) // copies]) if delta is None else delta
+            if delta is None:
+                delta = torch.zeros_like(output if copies == 1 else output[: len(output) // copies])
             delta = delta.detach().requires_grad_()
         if trains and not again and lookup is not None:
             self.looked_up = True

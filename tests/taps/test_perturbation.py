@@ -17,7 +17,7 @@ GRANULARITIES = ("vocab", "sequence", "token")
 
 def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False):
     module = nn.Embedding(50, HIDDEN, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
-    lookup = Lookup(lambda each: None, Record(), 0, module, ids)
+    lookup = Lookup(Record(), 0, module, ids)
     lookup.receive(grad)
     return lookup
 
