@@ -110,7 +110,7 @@ def run(session: nox.Session, environment: Environment) -> None:
         return
     install(session, environment)
     session.run(*tests, f"--junitxml={report}", env=surroundings, success_codes=[0, 1])
-    session.run(*script, str(report))
+    session.run(*script, f"--report={report}")
     if os.environ.get("DROP"):
         shutil.rmtree(session.virtualenv.location)
     failed = json.loads(row.read_text())["failed"] if row.exists() else 0

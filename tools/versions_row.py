@@ -113,7 +113,7 @@ def main() -> None:
     """Write the row, or say whether it is current."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("row", type=Path, help="the file of the row")
-    parser.add_argument("report", type=Path, nargs="?", help="pytest's; without one, prints whether the row is current")
+    parser.add_argument("--report", type=Path, help="pytest's; without one, prints whether the row is current")
     parser.add_argument("--pin", action="append", default=[], metavar="REQUIREMENT: WHY", help="what is held back here")
     args = parser.parse_args()
     pins = dict(pin.split(": ", 1) for pin in args.pin)
