@@ -1,5 +1,5 @@
-# The environment. One of your own (VENV=$$CONDA_PREFIX, say) is used as it is: a torch 2.13 in it, a CUDA build for
-# example, is kept, and one of another version stops the installation instead of being replaced.
+# The environment. constraints.txt holds the versions of the main one, for Python 3.11 and torch 2.13. In an environment of
+# another Python, or of your own with another torch, what is there stays, and the newest that fits is installed beside it.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,13 +7,13 @@ STAMP := $(VENV)/.fastnlp_adv
 # Two processes of one thread each are faster on the small models of the tests than one process of many threads.
 JOBS ?= 2
 
-.PHONY: help demo bench test lint format clean
+.PHONY: help demo bench test lint format matrix dist smoke clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
-	@echo "  PYTHON=EXE    make the environment with this Python 3.11"
-	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help"
+	@echo "  PYTHON=EXE    make the environment with this Python, 3.11 for the main one"
+	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help; for matrix: ARGS='-s py3.8-torch2.0.1'"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
@@ -33,17 +33,31 @@ format: $(STAMP)  ## Put the code into the style that lint checks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+matrix: $(STAMP)  ## Run the tests in every environment that is promised, into docs/versions.md: hours, and 3 GB a download
+	@$(BIN)/nox $(ARGS); status=$$?; $(BIN)/python tools/versions_page.py && exit $$status
+
+dist: $(STAMP)  ## Build the sdist and the wheel into dist, and check them
+	@$(BIN)/nox -s dist
+
+smoke: dist  ## Install the wheel beside torch 2.4, a download of 3 GB, and run the README's quickstart there
+	@$(BIN)/python tools/smoke.py $(ARGS)
+
 clean:  ## Remove .venv and all caches
-	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .nox build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v[:2] == (3, 11) or sys.exit("Expected Python 3.11, but got %d.%d. Name one: make PYTHON=python3.11" % v[:2])'
 	@$(PYTHON) -m venv $(VENV)
+
+# Whether a Python is the main one, and whether the torch beside it is: then the versions are those of constraints.txt.
+IS_MAIN = import sys; sys.exit(sys.version_info[:2] != (3, 11))
+HAS_MAIN_TORCH = from importlib.metadata import version; import sys; sys.exit(not version("torch").startswith("2.13.0"))
 
 # torch first and pinned: a package that asks for just any torch could pull the CUDA libraries, several GB.
 $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), a few minutes the first time ..."
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -qq torch==2.13.0
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[examples,dev]' \
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -qq \
+		"torch$$($(BIN)/python -c '$(IS_MAIN)' && echo ==2.13.0)"
+	@$(BIN)/python -m pip install -qq -e '.[examples,dev]' \
+		$$($(BIN)/python -c '$(IS_MAIN)' && $(BIN)/python -c '$(HAS_MAIN_TORCH)' && echo -c constraints.txt) \
 		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
 	@touch $@

@@ -1,0 +1,84 @@
+"""What differs between the versions of Python and torch that the package runs on. Nothing else asks for a version."""
+
+from __future__ import annotations
+
+import sys
+from itertools import zip_longest
+from typing import Any, Callable, Iterable, Iterator, TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["compile_nothing_in", "element_size", "is_compiled", "zip_equal"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def zip_equal(*iterables: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """
+    Go through iterables of equal length together.
+
+    :param iterables: what to go through.
+    :return: tuples of one item of each.
+    :raises ValueError: if one is shorter than another, when its end is reached.
+
+    Example::
+
+        >>> list(zip_equal("ab", [1, 2]))
+        [('a', 1), ('b', 2)]
+    """
+    # zip(strict=True) came with Python 3.10.
+    if sys.version_info >= (3, 10):
+        return zip(*iterables, strict=True)
+    return _zip_equal(*iterables)
+
+
+def _zip_equal(*iterables: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    end = object()
+    for items in zip_longest(*iterables, fillvalue=end):
+        ended = [item is end for item in items]
+        if any(ended):
+            short, long = ended.index(True) + 1, ended.index(False) + 1
+            raise ValueError(f"Expected iterables of equal length, but got number {short} shorter than number {long}.")
+        yield items
+
+
+def element_size(dtype: torch.dtype) -> int:
+    """
+    Tell how many bytes a number takes.
+
+    :param dtype: the type of the number.
+    :return: its bytes.
+
+    Example::
+
+        >>> element_size(torch.float16)
+        2
+    """
+    # `dtype.itemsize` came with torch 2.1; this is what came before, and still holds.
+    return torch.empty((), dtype=dtype).element_size()
+
+
+def compile_nothing_in(function: _Function) -> _Function:
+    """
+    Keep ``torch.compile`` out of a function that a compiled model calls: the graph breaks there.
+
+    :param function: what depends on more than its arguments.
+    :return: the function to call in its place; itself as long as nothing has been compiled.
+    """
+    # The import of the compiler takes seconds, and whoever compiles has made it.
+    if "torch._dynamo" not in sys.modules:
+        return function
+    # `torch.compiler` came with torch 2.1.
+    compiler = getattr(torch, "compiler", None) or torch._dynamo
+    return compiler.disable(function)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """
+    Tell whether ``torch.compile`` has wrapped a module, or ``module.compile()`` has compiled its calls.
+
+    :param module: the module; not those inside it.
+    """
+    # `nn.Module.compile` came with torch 2.1; in 2.0 there is only the wrapper.
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,62 @@
+"""The page holds every number, reason and pin of the rows, in both languages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import versions_page
+from versions_page import CHINESE, ENGLISH, page
+
+each_language = pytest.mark.parametrize("words", [ENGLISH, CHINESE], ids=["english", "chinese"])
+
+
+def row(python, torch, **changes):
+    versions = {"python": python, "torch": torch, "transformers": "4.33.3", "peft": None, "numpy": "1.24.4"}
+    found = {"passed": 4321, "failed": 0, "skipped": 0, "skips": {}, "failures": [], "seconds": 610}
+    return {"versions": versions, "pins": {}, "source": "abc", "date": "2026-11-24", **found, **changes}
+
+
+OLD = row(
+    "3.8.18", "2.0.1+cu117", skipped=9, skips={"needs CUDA": 7, "a | b": 2}, pins={"numpy<2": "built for numpy 1"}
+)
+NEW = row("3.13.0", "2.14.1", skipped=7, skips={"needs CUDA": 7})
+
+
+@each_language
+def test_the_tables(words):
+    lines = page([OLD, NEW], words).splitlines()
+    assert "| 3.8.18 | 2.0.1+cu117 | 4.33.3 | – | 1.24.4 | 4321 | 0 | 9 | 10 | 2026-11-24 |" in lines
+    assert "| needs CUDA | 7 | 7 |" in lines
+    assert r"| a \| b | 2 |  |" in lines
+    assert "| 3.8, 2.0.1 | `numpy<2` | built for numpy 1 |" in lines
+    assert words["failures"] not in lines and words["sources"] not in lines
+    tables = [line for line in lines if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in tables} == {11, 4}
+
+
+@each_language
+def test_failures_are_named_and_sources_that_differ_are_told(words):
+    broken = row("3.13.0", "2.14.1", failed=1, failures=["tests.test_it::test_fails[a]"], source="def")
+    found = page([OLD, broken], words)
+    assert "| 3.13, 2.14.1 | `tests.test_it::test_fails[a]` |" in found.splitlines()
+    assert words["failures"] in found and words["sources"] in found
+
+
+@each_language
+def test_nothing_skipped_and_nothing_held_back(words):
+    found = page([row("3.13.0", "2.14.1")], words)
+    assert words["nothing"] in found and words["pinned"][1] not in found.split(words["pins"])[1]
+
+
+def test_rows_are_in_the_order_of_their_versions(tmp_path):
+    versions = [("3.13.0", "2.0.0"), ("3.8.18", "2.1.2"), ("3.10.2", "2.14.1"), ("3.10.2", "2.4.1+cu121")]
+    for i, each in enumerate(versions):
+        (tmp_path / f"{i}.json").write_text(json.dumps(row(*each)))
+    found = [(r["versions"]["python"], r["versions"]["torch"]) for r in versions_page.read(tmp_path)]
+    assert found == [versions[1], versions[3], versions[2], versions[0]]
+
+
+def test_no_rows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="to hold the rows of `make matrix`, but got none"):
+        versions_page.read(tmp_path)

@@ -1,0 +1,116 @@
+"""Turn the rows that `make matrix` has written into docs/versions.md and its Chinese twin."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Iterable
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "versions"
+PACKAGES = ("torch", "transformers", "peft", "numpy")
+
+ENGLISH = {
+    "title": "# Versions",
+    "twin": "[简体中文](versions.zh-CN.md)",
+    "intro": """\
+The whole suite in each environment, as `make matrix` has found it. The run writes this page, from the files in
+[versions/](versions). On Linux, with the default wheels of torch, without a GPU.""",
+    "results": ["Python", *PACKAGES, "passed", "failed", "skipped", "minutes", "date"],
+    "failures": "## What failed",
+    "skips": "## What was skipped, and why",
+    "why": "why",
+    "pins": "## What was held back",
+    "rest": "All else is the newest that pip finds for that Python.",
+    "pinned": ["Python, torch", "requirement", "why"],
+    "nothing": "Nothing.",
+    "sources": "The rows are of several states of the source: `make matrix` runs again what is not of the present one.",
+}
+CHINESE = {
+    "title": "# 版本",
+    "twin": "[English](versions.md)",
+    "intro": """\
+每个环境都跑全部测试。本页由 `make matrix` 根据 [versions/](versions) 中的文件写成。
+系统为 Linux，torch 为默认安装包，没有 GPU。""",
+    "results": ["Python", *PACKAGES, "通过", "失败", "跳过", "分钟", "日期"],
+    "failures": "## 失败的测试",
+    "skips": "## 跳过的测试及原因",
+    "why": "原因（原文）",
+    "pins": "## 限定的版本",
+    "rest": "其余都是 pip 为该 Python 找到的最新版本。",
+    "pinned": ["Python, torch", "要求", "原因（原文）"],
+    "nothing": "无。",
+    "sources": "各行对应的源码不同：`make matrix` 会重跑与当前源码不符的环境。",
+}
+
+
+def read(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """
+    Read the rows, oldest Python and oldest torch first.
+
+    :param folder: where they are.
+    :raises ValueError: if there is none.
+    """
+    rows = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    if not rows:
+        raise ValueError(f"Expected `{folder}` to hold the rows of `make matrix`, but got none.")
+    return sorted(rows, key=lambda row: [_numbers(row["versions"][name]) for name in ("python", "torch")])
+
+
+def page(rows: list[dict[str, Any]], words: dict[str, Any]) -> str:
+    """
+    Write the page.
+
+    :param rows: those of :func:`read`.
+    :param words: ``ENGLISH`` or ``CHINESE``.
+    :return: Markdown.
+    """
+    parts = [words["title"], words["twin"], words["intro"], _table(words["results"], map(_result, rows))]
+    if len({row["source"] for row in rows}) > 1:
+        parts.append(words["sources"])
+    failed = [[_name(row), f"`{name}`"] for row in rows for name in row["failures"]]
+    if failed:
+        parts += [words["failures"], _table(["Python, torch", ""], failed)]
+    reasons = sorted({reason for row in rows for reason in row["skips"]})
+    skips = [[reason, *(row["skips"].get(reason, "") for row in rows)] for reason in reasons]
+    parts += [words["skips"], _table([words["why"], *map(_name, rows)], skips) if skips else words["nothing"]]
+    pins = [[_name(row), f"`{pin}`", why] for row in rows for pin, why in row["pins"].items()]
+    parts += [words["pins"], *([_table(words["pinned"], pins)] if pins else []), words["rest"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _result(row: dict[str, Any]) -> list[Any]:
+    versions = [row["versions"][name] or "–" for name in ("python", *PACKAGES)]
+    return [*versions, row["passed"], row["failed"], row["skipped"], round(row["seconds"] / 60), row["date"]]
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The environment in a table's head: "3.8, 2.0.1"."""
+    python, torch = row["versions"]["python"], row["versions"]["torch"]
+    return f"{'.'.join(python.split('.')[:2])}, {torch.split('+')[0]}"
+
+
+def _table(head: list[str], rows: Iterable[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])]
+
+
+def main() -> None:
+    """Write both pages."""
+    try:
+        rows = read()
+    except ValueError as error:
+        sys.exit(str(error))
+    for name, words in (("versions.md", ENGLISH), ("versions.zh-CN.md", CHINESE)):
+        (ROOT / "docs" / name).write_text(page(rows, words))
+        print(f"docs/{name}: {len(rows)} environments")
+
+
+if __name__ == "__main__":
+    main()
