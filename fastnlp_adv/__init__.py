@@ -1,5 +1,7 @@
 """Adversarial training and R-Drop for fastNLP: a callback in ``Trainer(callbacks=[...])``, or a mixin in a model."""
 
+from __future__ import annotations
+
 from . import compat
 from .attacks import ATTA, AWP, FGM, FGSM, PGD, TAVAT, FreeLB, NEFTune
 from .callbacks import (

@@ -86,7 +86,7 @@ class Replay:
                 states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)])
             elif self.same:
                 torch.set_rng_state(states[0])
-                for state, device in zip(states[1:], self._devices, strict=True):
+                for state, device in zip(states[1:], self._devices):
                     torch.cuda.set_rng_state(state, device)
 
         yield begin_pass

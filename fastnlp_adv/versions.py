@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import sys
-from itertools import zip_longest
-from typing import Any, Callable, Iterable, Iterator, TypeVar
+from typing import Any, Callable, TypeVar
 
 import torch
 from torch import nn
 
-__all__ = ["compile_nothing_in", "element_size", "is_compiled", "zip_equal"]
+__all__ = ["compile_nothing_in", "element_size", "is_compiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def zip_equal(*iterables: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """
-    Go through iterables of equal length together.
-
-    :param iterables: what to go through.
-    :return: tuples of one item of each.
-    :raises ValueError: if one is shorter than another, when its end is reached.
-
-    Example::
-
-        >>> list(zip_equal("ab", [1, 2]))
-        [('a', 1), ('b', 2)]
-    """
-    # zip(strict=True) came with Python 3.10.
-    if sys.version_info >= (3, 10):
-        return zip(*iterables, strict=True)
-    return _zip_equal(*iterables)
-
-
-def _zip_equal(*iterables: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    end = object()
-    for items in zip_longest(*iterables, fillvalue=end):
-        ended = [item is end for item in items]
-        if any(ended):
-            short, long = ended.index(True) + 1, ended.index(False) + 1
-            raise ValueError(f"Expected iterables of equal length, but got number {short} shorter than number {long}.")
-        yield items
 
 
 def element_size(dtype: torch.dtype) -> int:

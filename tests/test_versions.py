@@ -6,38 +6,9 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from fastnlp_adv import versions
-from fastnlp_adv.versions import compile_nothing_in, element_size, is_compiled, zip_equal
-
-# The way of Python 3.10 and later, where it is taken, and that of earlier ones, which runs on all of them.
-each_zip = pytest.mark.parametrize("zip_equal", [zip_equal, versions._zip_equal], ids=["here", "before 3.10"])
-
-
-@each_zip
-@given(st.lists(st.tuples(st.integers(), st.none(), st.text())))
-def test_equal_lengths_are_gone_through_together(zip_equal, rows):
-    columns = [[row[i] for row in rows] for i in range(3)]
-    assert list(zip_equal(*columns)) == rows
-    assert list(zip_equal(*map(iter, columns))) == rows
-
-
-@each_zip
-@pytest.mark.parametrize("lengths", [(2, 3), (3, 2), (0, 1), (3, 3, 2), (2, 3, 3)], ids=str)
-def test_unequal_lengths_are_an_error_when_one_ends(zip_equal, lengths):
-    found = zip_equal(*(range(length) for length in lengths))
-    for i in range(min(lengths)):
-        assert next(found) == (i,) * len(lengths)
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        next(found)
-
-
-@each_zip
-def test_nothing_to_go_through(zip_equal):
-    assert list(zip_equal()) == []
+from fastnlp_adv.versions import compile_nothing_in, element_size, is_compiled
 
 
 @pytest.mark.parametrize(

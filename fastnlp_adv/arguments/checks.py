@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Callable
 
 import torch
 

@@ -21,8 +21,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import textwrap
-from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import dataclass_transform
 
@@ -142,14 +143,15 @@ def arguments(cls: _T) -> _T:
 def _check_of(cls: type, field: dataclasses.Field[Any]) -> Check:
     """Return the check of an argument: its own, or else the one that its type stands for; None where that allows it."""
     owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {}))
-    hint = get_type_hints(owner)[field.name]
-    options = get_args(hint) if get_origin(hint) is Union else (hint,)
-    optional = type(None) in options
+    annotation = vars(owner)["__annotations__"][field.name]
     check = field.metadata["check"]
     if check is None:
+        # this annotation alone: `get_type_hints` reads all, and Python 3.8 cannot read `dict[str, int]`
+        hint = eval(annotation, vars(sys.modules[owner.__module__]))
+        options = get_args(hint) if get_origin(hint) is Union else (hint,)
         (kind,) = [option for option in options if option is not type(None)]
         check = _TYPES.get(kind) or functools.partial(check_choice, choices=get_args(kind))
-    return functools.partial(_checked_unless_none, check) if optional else check
+    return functools.partial(_checked_unless_none, check) if annotation.startswith("Optional[") else check
 
 
 _TYPES: dict[Any, Check] = {float: check_number, int: check_count, bool: check_flag}

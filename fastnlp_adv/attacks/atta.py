@@ -13,6 +13,7 @@ from torch import Tensor
 from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..functional import ascend, project
 from ..taps import Lookup, find_embeddings
+from ..versions import element_size
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
@@ -127,7 +128,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         :param examples: how many there are.
         :param length: how many tokens they have.
         """
-        return examples * length * self._features * self.storage_dtype.itemsize
+        return examples * length * self._features * element_size(self.storage_dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "examples": self.store.state_dict()}

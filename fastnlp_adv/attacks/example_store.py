@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..versions import element_size
+
 __all__ = ["ExampleStore", "Key"]
 
 
@@ -56,10 +58,10 @@ class ExampleStore:
         if not any(key in self._rows for key in keys):
             return None
         out = torch.zeros((len(keys), *shape), dtype=self.dtype)
-        for place, key in zip(out, keys, strict=True):
+        for place, key in zip(out, keys):
             if key in self._rows:
                 row = self._rows[key]
-                common = tuple(slice(min(ours, theirs)) for ours, theirs in zip(row.shape, shape, strict=True))
+                common = tuple(slice(min(ours, theirs)) for ours, theirs in zip(row.shape, shape))
                 place[common] = row[common]
         return out
 
@@ -76,7 +78,7 @@ class ExampleStore:
             torch.cat([used.new_zeros((len(used), 1)), used], 1).mul(torch.arange(used.shape[1] + 1)).amax(1).numpy()
         )
         # clones, since a view would keep the values of the whole batch alive
-        return {key: v[..., :n, :].clone() for key, v, n in zip(keys, values, lengths, strict=True)}
+        return {key: v[..., :n, :].clone() for key, v, n in zip(keys, values, lengths)}
 
     def update(self, rows: dict[Key, Tensor]) -> None:
         """Store rows, all of them or, if interrupted before, none."""
@@ -84,7 +86,7 @@ class ExampleStore:
 
     def nbytes(self) -> int:
         """The memory of what is stored."""
-        return sum(row.numel() for row in self._rows.values()) * self.dtype.itemsize
+        return sum(row.numel() for row in self._rows.values()) * element_size(self.dtype)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -111,5 +113,5 @@ class ExampleStore:
         for group in state:
             shapes = group["shapes"]
             pieces = group["values"].to(self.dtype).to("cpu").split(shapes.prod(1).tolist())
-            for example, shape, piece in zip(group["examples"].tolist(), shapes.tolist(), pieces, strict=True):
+            for example, shape, piece in zip(group["examples"].tolist(), shapes.tolist(), pieces):
                 self._rows[Key(group["tap"], group["lookup"], example)] = piece.reshape(shape).clone()

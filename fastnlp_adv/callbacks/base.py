@@ -13,6 +13,7 @@ from ..arguments import Arguments, argument, arguments, check_count
 from ..attacks import Attack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
+from ..versions import is_compiled
 from .checks import check_trainer
 from .log import log_state
 from .step import BatchStep, install, uninstall
@@ -155,7 +156,9 @@ class MethodCallback(Callback, Arguments):
         line = self.method_.describe()
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
-        if _is_compiled(model):  # its graphs do not notice hooks that come later, so these stay for the whole training
+        if any(
+            map(is_compiled, model.modules())
+        ):  # its graphs do not notice hooks that come later, so these stay for the whole training
             self.method_.open()
 
     def end(self, trainer: Any) -> None:
@@ -227,7 +230,3 @@ class RegularizerCallback(MethodCallback):
     def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
         if isinstance(self.method_, Regularizer):
             self.method_.after_step()
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())

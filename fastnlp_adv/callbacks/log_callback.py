@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Callable, Dict
 
 from fastNLP import Callback, RichCallback, TqdmCallback, logger
 
@@ -62,7 +61,7 @@ class LogCallback(Callback):
                 write(trainer, values)
 
 
-_Place = Callable[[Any, dict[str, float]], None]
+_Place = Callable[[Any, Dict[str, float]], None]
 
 
 def _place(writer: Any) -> _Place:

@@ -34,7 +34,7 @@ class RobustMetric(Metric):
 
         :param robust_totals: the sums that averages are made of.
         """
-        self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist(), strict=True)]
+        self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist())]
 
     def get_metric(self) -> dict[str, float]:
         """The averages over all batches."""

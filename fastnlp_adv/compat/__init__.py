@@ -4,6 +4,8 @@
 A repair is skipped where fastNLP has no such fault, and asking twice is the same as asking once.
 """
 
+from __future__ import annotations
+
 from .dataloaders import batched_fetch, mix_prefetch_factor, prefetch_factor  # isort: skip
 from .checkpoints import finished_epoch, load_arrays, load_whole_model, resume_again, resume_weights_only
 from .repairs import REPAIRS, Repair

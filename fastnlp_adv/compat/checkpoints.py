@@ -1,5 +1,7 @@
 """Repairs of how fastNLP saves and loads."""
 
+from __future__ import annotations
+
 import array
 import functools
 import io

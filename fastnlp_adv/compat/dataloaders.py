@@ -1,5 +1,7 @@
 """Repairs of fastNLP's dataloaders."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 from typing import Any
@@ -61,6 +63,6 @@ def batched_fetch() -> None:
     def fetch_batch(self: Any, indices: list[int]) -> list[tuple[int, Any]]:
         fetch = getattr(self.dataset, "__getitems__", None)
         examples = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
-        return list(zip(indices, examples, strict=True))
+        return list(zip(indices, examples))
 
     fdl._FDataSet.__getitems__ = fetch_batch

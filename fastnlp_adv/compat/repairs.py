@@ -1,5 +1,7 @@
 """What a repair is."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -183,7 +183,7 @@ def _step_from_forward(cls: Any) -> Callable[..., Any]:
 def _check_settings(cls: type) -> None:
     """Refuse bad settings where they are written. What a property gives is known at the first step only."""
     own = {name: value for name, value in vars(cls).items() if name.startswith("rdrop_") and name != "rdrop_as"}
-    unknown = [n for n, v in own.items() if n.removeprefix("rdrop_") not in _SETTINGS and not callable(v)]
+    unknown = [n for n, v in own.items() if n[len("rdrop_") :] not in _SETTINGS and not callable(v)]
     if unknown:
         known = [f"rdrop_{name}" for name in _SETTINGS]
         raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got {unknown}.")

@@ -88,7 +88,7 @@ class HotFlip(TextAttack):
         found = self.tokens(searches)
         weight = self._weight.detach().to(found[0].gradients.dtype)
         rows = weight[self._ids.to(weight.device)]
-        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found, strict=True)]
+        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found)]
 
     def _flips(self, search: Search, tokens: Tokens, weight: Tensor, rows: Tensor) -> list[Change]:
         places = self._places(search, tokens)
@@ -104,14 +104,14 @@ class HotFlip(TextAttack):
             ids[position] = int(self._ids[new])
             flips.append((Change(word, self._in_case(self._words[new], search.text[start:end])), ids))
         read = self.ids([change_word(search.text, *change) for change, _ in flips])
-        return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self._candidates]
+        return [change for (change, ids), own in zip(flips, read) if ids == own][: self._candidates]
 
     def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int]]:
         """The words that can be flipped, with their positions."""
         times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
         positions = {
             span: position
-            for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True))
+            for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids))
             if times[span] == 1 and token not in self._special
         }
         return [
@@ -140,11 +140,11 @@ class HotFlip(TextAttack):
         ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         written = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
-        pairs = [(i, word) for i, word in zip(ids, written, strict=True) if len(word) > 1 and word.isalpha()]
+        pairs = [(i, word) for i, word in zip(ids, written) if len(word) > 1 and word.isalpha()]
         first, later = self._readings([word for _, word in pairs], ""), self._readings([w for _, w in pairs], CONTEXT)
         # a piece of a word, where words begin with a mark, reads as itself at the beginning; no space goes before it
-        fits = [(a == [i] and len(b) == 1, b == [i]) for (i, _), a, b in zip(pairs, first, later, strict=True)]
-        kept = [(i, word, fit) for (i, word), fit in zip(pairs, fits, strict=True) if any(fit)]
+        fits = [(a == [i] and len(b) == 1, b == [i]) for (i, _), a, b in zip(pairs, first, later)]
+        kept = [(i, word, fit) for (i, word), fit in zip(pairs, fits) if any(fit)]
         if not kept:
             raise ValueError(
                 "Expected the vocabulary of `tokenizer` to hold words of at least 2 letters, to flip to, but got none "

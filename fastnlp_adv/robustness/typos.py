@@ -96,7 +96,7 @@ class Typos(TextAttack):
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         new = [search for search in searches if search.plan is None]
         if new:
-            for search, tokens in zip(new, self.tokens(new), strict=True):
+            for search, tokens in zip(new, self.tokens(new)):
                 search.plan = self._by_saliency(search.text, tokens)
         return [self._changes(search) for search in searches]
 
@@ -122,7 +122,7 @@ class Typos(TextAttack):
             changes = [Change(word, typo) for typo in typos]
             # a typo that the tokenizer does not see, as in an unknown word, would be chosen for rounding errors
             now, *then = self.ids([search.text, *(change_word(search.text, *change) for change in changes)])
-            if seen := [change for change, ids in zip(changes, then, strict=True) if ids != now]:
+            if seen := [change for change, ids in zip(changes, then) if ids != now]:
                 return seen
         return []
 

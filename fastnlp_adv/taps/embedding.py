@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..forwards import running
 from ..functional import group_norm
+from ..versions import compile_nothing_in
 from .base import Delta, Tap
 from .find import Embedding, lookup_of, scale_of
 from .lookup import Lookup, Record
@@ -255,4 +256,4 @@ class _Hook:
 
 @functools.lru_cache(maxsize=None)
 def _uncompiled_hook() -> type[_Hook]:
-    return type("_UncompiledHook", (_Hook,), {"__call__": torch.compiler.disable(_Hook.__call__)})
+    return type("_UncompiledHook", (_Hook,), {"__call__": compile_nothing_in(_Hook.__call__)})
