@@ -21,7 +21,8 @@ REDUCTIONS = ("batchmean", "sum", "mean")
 
 
 def categorical(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
-    r"""Terms of the KL divergence between two categorical distributions given as logits over the last dimension.
+    r"""
+    Return the terms of the KL divergence between two categorical distributions given as logits over the last dimension.
 
     The sum of the terms over the classes is :math:`KL(p \| q) = \sum_c p_c (\log p_c - \log q_c)`. A class that neither
     distribution can take (its logit is ``-inf`` in both) adds 0 and gets a gradient of 0.
@@ -48,7 +49,9 @@ def categorical(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tens
 
 
 def bernoulli(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
-    r"""KL divergences between independent Bernoulli distributions given as logits, as in multi-label classification.
+    r"""
+    Return the KL divergences between independent Bernoulli distributions given as logits, as in multi-label
+    classification.
 
     :param p: logits of any shape; each is one yes-or-no decision.
     :param q: logits of the same shape.
@@ -68,7 +71,7 @@ def bernoulli(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor
 
 
 def mse(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
-    r"""Squared differences :math:`(p - q)^2`, for regression.
+    r"""Return the squared differences :math:`(p - q)^2`, for regression.
 
     :param p: predicted values of any shape.
     :param q: predicted values of the same shape.
@@ -124,7 +127,7 @@ def divergence(
     mask: Tensor | None = None,
     symmetric: str | None = "mean",
 ) -> Tensor:
-    """Divergence between two predictions, reduced to one number.
+    """Return the divergence between two predictions, reduced to one number.
 
     :param p: prediction of shape ``(examples, ...)``, floating point.
     :param q: prediction of the same shape.
@@ -170,7 +173,7 @@ def divergence(
 
 
 def _kl_terms(log_p: Tensor, log_q: Tensor, symmetric: str | None) -> Tensor:
-    """``p (log p - log q)``, or for both directions ``(p - q) (log p - log q)``, each event for itself."""
+    """Return ``p (log p - log q)``, or for both directions ``(p - q) (log p - log q)``, each event for itself."""
     p, q = log_p.exp(), log_q.exp()
     # An impossible event adds 0 by definition, where -inf - (-inf) would be NaN.
     impossible = p == 0 if symmetric is None else (p == 0) & (q == 0)
@@ -192,7 +195,7 @@ def _full_precision(x: Tensor) -> Tensor:
 
 
 def _spread(mask: Tensor, values: Tensor, whole: bool = True) -> Tensor:
-    """The mask as a bool tensor that broadcasts over ``values``; ``whole`` allows one entry for each element."""
+    """Return the mask as a bool tensor that broadcasts over ``values``; ``whole`` allows one entry for each element."""
     if whole and mask.shape == values.shape:
         return mask != 0
     positions = values.shape[:-1] or values.shape

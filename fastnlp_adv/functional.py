@@ -18,7 +18,7 @@ NORMS = {"l2": 2.0, "linf": float("inf")}
 
 def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
-    The norm of each group, in at least single precision, so that half-precision gradients do not overflow.
+    Return the norm of each group, in at least single precision, so that half-precision gradients do not overflow.
 
     :param x: any shape.
     :param dims: the dimensions that a group spans.
@@ -40,8 +40,8 @@ def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
 
 def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
-    The step of length 1 that raises a linear function with gradient ``grad`` the most: :math:`g/\lVert g\rVert_2` for
-    ``"l2"`` (Miyato et al. 2017), :math:`\mathrm{sign}(g)` for ``"linf"`` (Goodfellow et al. 2015).
+    Return the step of length 1 that raises a linear function with gradient ``grad`` the most: :math:`g/\lVert
+    g\rVert_2` for ``"l2"`` (Miyato et al. 2017), :math:`\mathrm{sign}(g)` for ``"linf"`` (Goodfellow et al. 2015).
 
     A group whose gradient is zero, infinite or NaN has no direction and gets 0.
 
@@ -67,7 +67,7 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
 
 def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
-    The nearest point of each group's ball of radius ``epsilon``.
+    Return the nearest point of each group's ball of radius ``epsilon``.
 
     :param x: the perturbation, any shape.
     :param epsilon: the radius, in the units of the embedding, not negative.
@@ -89,7 +89,7 @@ def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2
 
 def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
-    One step of steepest ascent, :math:`x + \mathrm{step}\cdot d(g)` with :func:`steepest_direction` :math:`d`.
+    Take one step of steepest ascent, :math:`x + \mathrm{step}\cdot d(g)` with :func:`steepest_direction` :math:`d`.
 
     :param x: the perturbation, any shape.
     :param grad: the gradient at ``x``, of the same shape.
@@ -116,9 +116,9 @@ def random_in_ball(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""
-    A random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for ``"l2"``
-    a uniform direction with a length uniform in ``[0, epsilon)``, since in hundreds of dimensions a point uniform in
-    the ball lies on its surface.
+    Draw a random point in each group's ball: uniform in the cube for ``"linf"``, as Madry et al. (2018) start; for
+    ``"l2"`` a uniform direction with a length uniform in ``[0, epsilon)``, since in hundreds of dimensions a point
+    uniform in the ball lies on its surface.
 
     :param like: gives shape, dtype and device.
     :param epsilon: the radius, in the units of the embedding.

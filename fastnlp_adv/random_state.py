@@ -31,7 +31,7 @@ class Noise:
         self._state: Tensor | None = None
 
     def on(self, device: torch.device) -> torch.Generator:
-        """The generator, which lives on the device that the first noise is drawn on."""
+        """Return the generator, which stays on the device that the first noise is drawn on."""
         if self.generator is None:
             self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
             if self._state is not None:
@@ -40,11 +40,11 @@ class Noise:
 
     @staticmethod
     def like(x: Tensor) -> Tensor:
-        """Room for noise, of the shape of ``x`` and at least in single precision."""
+        """Return an empty tensor for noise, of the shape of ``x`` and at least in single precision."""
         return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Where the stream stands; nothing yet before the first noise."""
+        """Return where the stream stands; nothing yet before the first noise."""
         return {"generator": self._state if self.generator is None else self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
@@ -78,7 +78,10 @@ class Replay:
 
     @contextmanager
     def step(self) -> Iterator[Callable[[], None]]:
-        """The passes of one step; gives the function to call before each. The last leaves the random state as it is."""
+        """
+        Enclose the passes of one step; gives the function to call before each. The last leaves the random state as it
+        is.
+        """
         states: list[Tensor] = []
 
         def begin_pass() -> None:

@@ -50,7 +50,7 @@ class ATTAArguments(Arguments):
 class ATTA(ATTAArguments, EmbeddingAttack):
     r"""
     Adversarial training with transferable adversarial examples (Zheng et al. 2020, "Efficient Adversarial Training with
-    Transferable Adversarial Examples", https://arxiv.org/abs/1912.11969), as one pass a step: the steps of an attack
+    Transferable Adversarial Examples", https://arxiv.org/abs/1912.11969), as one pass per step: the steps of an attack
     are spread over the epochs.
 
     Training example :math:`i` keeps a perturbation :math:`d_i` of the outputs of its embedding lookups, 0 at first. The
@@ -123,7 +123,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
 
     def memory(self, examples: int, length: int) -> int:
         """
-        The bytes that the store comes to when each example is looked up once.
+        Return the bytes that the store comes to when each example is looked up once.
 
         :param examples: how many there are.
         :param length: how many tokens they have.
@@ -168,7 +168,7 @@ class _Examples:
     """
     The examples of a batch, each once, and where they stand in it.
 
-    :param indices: one a row of the batch.
+    :param indices: one per row of the batch.
     """
 
     def __init__(self, indices: Iterable[int] | None):
@@ -220,7 +220,7 @@ class _Examples:
 
 
 def _with_positions(x: Tensor) -> Tensor:
-    """Ids of one dimension have one position an example."""
+    """Give ids of one dimension a dimension of one position per example."""
     return x.unsqueeze(1) if x.dim() == 2 else x
 
 
@@ -232,7 +232,7 @@ def _first_token(real: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, by: Tensor) -> Tensor:
-    """``x`` with what is at position ``p + by`` at ``p``, and 0 where nothing is."""
+    """Return ``x`` with what is at position ``p + by`` at ``p``, and 0 where nothing is."""
     positions = x.shape[-2]
     if not x.numel():
         return x

@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 class ExampleStore:
     r"""
-    One tensor an example and lookup, of shape ``(..., positions, features)``, on the CPU. Zeros at the end, which
+    One tensor per example and lookup, of shape ``(..., positions, features)``, on the CPU. Zeros at the end, which
     padding leaves there, take no room.
 
     :param dtype: in which they are stored.
@@ -49,7 +49,7 @@ class ExampleStore:
 
     def read(self, keys: list[Key], shape: tuple[int, ...]) -> Tensor | None:
         """
-        The tensors of some examples, cut, or filled with 0, to one shape.
+        Return the tensors of some examples, cut, or filled with 0, to one shape.
 
         :param keys: those of the examples.
         :param shape: the shape of each.
@@ -67,7 +67,7 @@ class ExampleStore:
 
     def rows(self, keys: list[Key], values: Tensor) -> dict[Key, Tensor]:
         """
-        What is to be stored, ready for :meth:`update`.
+        Return what is to be stored, ready for :meth:`update`.
 
         :param keys: those of the examples.
         :param values: their tensors, of shape ``(examples, ..., positions, features)``, on any device.
@@ -85,14 +85,16 @@ class ExampleStore:
         self._rows.update(rows)
 
     def nbytes(self) -> int:
-        """The memory of what is stored."""
+        """Return the bytes of what is stored."""
         return sum(row.numel() for row in self._rows.values()) * element_size(self.dtype)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The rows, packed into few tensors: a file of one tensor an example would be slow to write and to read."""
+        """
+        Return the rows, packed into few tensors: a file of one tensor per example would be slow to write and to read.
+        """
         groups: dict[tuple[str, int], list[Key]] = {}
         for key in self._rows:
             groups.setdefault((key.tap, key.lookup), []).append(key)

@@ -90,7 +90,8 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
 
 def noise_on_tokens(noise: Noise, init: float, output: Tensor, real: Tensor) -> Tensor:
     r"""
-    Where FreeLB starts: uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's :math:`n` tokens.
+    Draw what FreeLB starts from: uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's
+    :math:`n` tokens.
 
     :param noise: where the randomness comes from.
     :param init: the size.

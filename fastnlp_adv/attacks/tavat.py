@@ -120,7 +120,7 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         self._keep(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold: the stream of the noise, and the tables."""
+        """Return what a checkpoint has to hold: the stream of the noise, and the tables."""
         return {**super().state_dict(), "tables": {name: table.clone() for name, table in self.tables.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,8 +184,8 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
 
 def _new_rows(table: Tensor, parts: list[_Parts]) -> tuple[Tensor, Tensor]:
     """
-    The ids at all positions and the new row of each, the same wherever an id stands. As in ``VocabPerturbation`` the
-    mean is taken in a buffer of the size of the batch, so that the device tells the host nothing.
+    Return the ids at all positions and the new row of each, the same wherever an id stands. As in ``VocabPerturbation``
+    the mean is taken in a buffer of the size of the batch, so that the device tells the host nothing.
     """
     ids = torch.cat([part.ids.flatten() for part in parts]).long()
     real = torch.cat([part.real.flatten() for part in parts]).unsqueeze(-1)

@@ -11,7 +11,7 @@ __all__ = ["as_text", "log_state", "measured"]
 
 def measured(trainer: Any) -> dict[str, float]:
     """
-    ``trainer.state["adv"]`` as numbers. Reads tensors, so it waits for the device.
+    Return ``trainer.state["adv"]`` as numbers. It reads tensors, so it waits for the device.
 
     :param trainer: the Trainer.
     :return: the numbers by name; empty where no method has run yet.
@@ -21,10 +21,10 @@ def measured(trainer: Any) -> dict[str, float]:
 
 def as_text(values: dict[str, float]) -> str:
     """
-    A line for people.
+    Write numbers in one line.
 
     :param values: numbers by name.
-    :return: the line.
+    :return: ``name=value`` pairs, with four digits.
 
     Example::
 

@@ -27,7 +27,7 @@ class Participant(Protocol):
     assigned: dict[str, None]
 
     def due(self, trainer: Any) -> bool:
-        """Whether its method acts on this batch."""
+        """Tell whether its method acts on this batch."""
 
     def refresh(self) -> None:
         """Hand assigned arguments on to the method."""
@@ -136,7 +136,7 @@ class _Run:
         return outputs
 
     def train(self, outputs: Any, each: Pass) -> None:
-        """As ``trainer.backward``, but the hooks fire in the first pass of a batch only."""
+        """Run a backward pass as ``trainer.backward`` does, but fire its hooks in the first pass of a batch only."""
         fire, self.hooks_are_due = self.hooks_are_due, False
         if fire:
             self.trainer.on_before_backward(outputs)

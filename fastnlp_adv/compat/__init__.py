@@ -1,6 +1,6 @@
 """Named repairs of fastNLP 1.0.1 on today's torch, made only when the user asks.
 
-``repair()`` tries every documented use that fails and mends those that do. Importing this package mends nothing.
+``repair()`` tries every documented use that fails and repairs those that do. Importing this package changes nothing.
 A repair is skipped where fastNLP has no such fault, and asking twice is the same as asking once.
 """
 

@@ -40,7 +40,7 @@ def _load_saved_model() -> None:
 
 @where(lambda: raises(pickle.UnpicklingError, _load_saved_model))
 def load_whole_model() -> None:
-    """Models that were saved with ``only_state_dict=False`` can be loaded with ``only_state_dict=False``.
+    """Let models that were saved with ``only_state_dict=False`` be loaded with ``only_state_dict=False``.
 
     Such a file is a pickle, and loading it runs the code that it holds, so torch 2.6 and later refuse it unless told
     otherwise. Load only files that you trust. State dicts are loaded as safely as before.
@@ -79,7 +79,7 @@ def _one_example() -> TorchDataLoader:
 
 @where(lambda: raises(pickle.UnpicklingError, lambda: _load_checkpoint(np.float64(0), _one_example())))
 def load_arrays() -> None:
-    """Training resumes from a checkpoint that holds numbers or arrays of numpy, or arrays of Python's ``array``.
+    """Resume from a checkpoint that holds numbers or arrays of numpy, or arrays of Python's ``array``.
 
     Callbacks and monitors leave the former there, fastNLP's ``ReproduceBatchSampler`` the latter (it wraps samplers
     that fastNLP does not know, ``WeightedRandomSampler`` for one). torch 2.6 and later load only what they know to be
@@ -100,7 +100,7 @@ def load_arrays() -> None:
 
 @where(lambda: raises(AttributeError, lambda: _load_checkpoint(None, dataloader=None)))
 def resume_weights_only() -> None:
-    """``trainer.run(resume_from=..., resume_training=False)`` loads model and optimizers, and starts afresh.
+    """Let ``trainer.run(resume_from=..., resume_training=False)`` load model and optimizers, and start afresh.
 
     fastNLP then has no dataloader to restore, but looks into it all the same.
     """
@@ -143,7 +143,7 @@ def _remember_the_end(sampler: type) -> None:
 
 @where(_forgets_that_the_epoch_is_over)
 def finished_epoch() -> None:
-    """Training resumes after the epoch that its checkpoint was written at the end of (``every_n_batches``).
+    """Resume after the epoch that a checkpoint was written at the end of (``every_n_batches``).
 
     fastNLP then takes the sampler to be at the beginning, while the Trainer still is in that epoch, and so silently
     trains all of it again. Now only its end is left, with what callbacks and evaluation do there.
@@ -178,7 +178,7 @@ def _counts_from_where_it_resumed() -> bool:
 
 @where(_counts_from_where_it_resumed)
 def resume_again() -> None:
-    """A training that was resumed can be resumed again in the same epoch.
+    """Let a training that was resumed be resumed again in the same epoch.
 
     fastNLP writes into the second checkpoint how many batches there were since the first, but reads it as the number
     since the beginning of the epoch.

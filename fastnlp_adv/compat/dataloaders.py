@@ -17,7 +17,7 @@ __all__ = ["batched_fetch", "mix_prefetch_factor", "prefetch_factor"]
 
 @where(lambda: raises(ValueError, lambda: TorchDataLoader([0])))
 def prefetch_factor() -> None:
-    """``TorchDataLoader`` and ``prepare_torch_dataloader`` work with their defaults.
+    """Let ``TorchDataLoader`` and ``prepare_torch_dataloader`` work with their defaults.
 
     They ask for ``prefetch_factor=2`` even without workers, which torch 1 took for "not set" and torch 2 refuses.
     Without workers, 2 is again "not set"; any other number is still refused by torch.
@@ -38,7 +38,7 @@ def prefetch_factor() -> None:
 
 @where(lambda: raises(ValueError, lambda: MixDataLoader({"one": [0]}, collate_fn=list)))
 def mix_prefetch_factor() -> None:
-    """``MixDataLoader`` works without workers, which fails for the same reason.
+    """Let ``MixDataLoader`` work without workers, which fails for the same reason.
 
     It writes ``prefetch_factor=2`` into its call of torch, but has a second call for a torch that does not know the
     argument. That one leaves the choice to torch, which is right everywhere.
@@ -54,7 +54,7 @@ def _fetches_without_indices() -> bool:
 
 @where(_fetches_without_indices)
 def batched_fetch() -> None:
-    """``TorchDataLoader`` reads data sets that fetch a whole batch at once (Hugging Face's, ``Subset``, ...).
+    """Let ``TorchDataLoader`` read data sets that fetch a whole batch at once (Hugging Face's, ``Subset``, ...).
 
     torch 2 prefers their ``__getitems__``, which fastNLP passes on without the indices that it expects with each
     example. It then raises, or silently makes batches out of the letters of the column names.

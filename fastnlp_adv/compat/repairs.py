@@ -12,7 +12,7 @@ __all__ = ["REPAIRS", "Repair", "raises", "where"]
 class Repair:
     """One patch of fastNLP, made at most once, and only where its fault shows.
 
-    :param patch: a function that mends the fault; its name is the name of the repair.
+    :param patch: a function that repairs the fault; its name is the name of the repair.
     :param fault: tells whether the fault is there, by trying what the user would do.
     """
 

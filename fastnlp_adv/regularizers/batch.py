@@ -26,7 +26,7 @@ _WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
 
 def double_batch(batch: Any) -> tuple[Any, int]:
     """
-    The batch followed by itself, ``[x; x]`` along the rows of every field.
+    Return the batch followed by itself, ``[x; x]`` along the rows of every field.
 
     :param batch: a dict, a tuple or list of fields, one tensor, or a list of raw examples. Tensors, arrays and lists
         are doubled, dicts, sequences of tensors and namedtuples followed inwards; ``None``, strings, numbers and
@@ -65,7 +65,7 @@ def double_batch(batch: Any) -> tuple[Any, int]:
 
 def first_half(value: Any, rows: int) -> Any:
     """
-    What belongs to the first ``rows`` of ``2 * rows`` examples.
+    Return what belongs to the first ``rows`` of ``2 * rows`` examples.
 
     :param value: anything that a model returns. Where it is not clear that something has a row for each example, it
         stays as it is.
@@ -91,7 +91,9 @@ def first_half(value: Any, rows: int) -> Any:
 
 
 def _count_rows(batch: Any) -> tuple[str, int]:
-    """A field, and its number of rows, which most tensors have; those in lists vote where there are no others."""
+    """
+    Return a field, and its number of rows, which most tensors have; those in lists vote where there are no others.
+    """
     fields = list(fields_of(batch))
     arrays = [field for field in fields if _is_array(field[1])]
     voters = [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
@@ -103,7 +105,7 @@ def _count_rows(batch: Any) -> tuple[str, int]:
 
 def fields_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
     """
-    The fields of a batch, with what leads to them.
+    Yield the fields of a batch, with what leads to them.
 
     :param value: the batch.
     :param path: what it is called.
@@ -124,7 +126,7 @@ def _is_in_list(path: str) -> bool:
 
 
 def _holds_fields(sequence: list[Any] | tuple[Any, ...], path: str) -> bool:
-    """Whether a sequence holds fields, and not an entry for each example."""
+    """Tell whether a sequence holds fields, and not an entry for each example."""
     whole_batch = path == "batch" and any(isinstance(item, (Mapping, list, tuple)) for item in sequence)
     return whole_batch or _is_named(sequence) or _has_arrays(sequence)
 
@@ -134,7 +136,7 @@ def _has_arrays(sequence: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _has_rows(value: Any, rows: int) -> bool:
-    """Whether something that a model returned is a tensor of so many rows, or holds such tensors alone."""
+    """Tell whether something that a model returned is a tensor of so many rows, or holds such tensors alone."""
     if _is_sequence(value):
         return len(value) > 0 and all(_has_rows(item, rows) for item in value)
     return _is_array(value) and value.shape[0] == rows
@@ -162,7 +164,7 @@ def _is_named(sequence: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A shallow copy, so that a ``defaultdict`` or a ``BatchEncoding`` stays one."""
+    """Return a shallow copy, so that a ``defaultdict`` or a ``BatchEncoding`` stays one."""
     changed: Any = copy.copy(mapping)
     for key, item in items.items():
         changed[key] = item

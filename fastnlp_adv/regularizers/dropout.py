@@ -13,7 +13,7 @@ __all__ = ["has_dropout", "warn_without_dropout"]
 
 def has_dropout(model: nn.Module) -> bool:
     """
-    Whether two forwards of ``model`` in training mode can differ by dropout.
+    Tell whether two forwards of ``model`` in training mode can differ by dropout.
 
     Looks at each module for ``torch.nn``'s dropouts (subclasses too), recurrent layers that drop between layers, and
     numbers above 0 in attributes named after dropout, as attention modules and stochastic depth have them

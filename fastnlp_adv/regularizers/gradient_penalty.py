@@ -133,7 +133,7 @@ def _half_square(delta: Delta) -> Tensor:
 
 
 def _dead_ends(penalty: Tensor) -> bool:
-    """Whether a backward pass would come to a kernel without a second derivative."""
+    """Tell whether a backward pass would come to a kernel without a second derivative."""
     seen, waiting = set(), [penalty.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -66,8 +66,8 @@ def warn_of_misuse_of_concat(loss: Tensor, pred: Tensor, doubled: Any, rows: int
 
 def _is_contrastive(loss: Tensor, pred: Tensor, doubled: Any, rows: int) -> bool:
     """
-    Whether ``pred`` compares the examples with one another. As many classes as there are rows have the same shape, so
-    the loss has to be the one of pairs; or the batch numbers them, or has nothing that could be classes.
+    Tell whether ``pred`` compares the examples with one another. As many classes as there are rows have the same shape,
+    so the loss has to be the one of pairs; or the batch numbers them, or has nothing that could be classes.
     """
     if rows < 2 or pred.shape != (2 * rows, 2 * rows):
         return False
@@ -86,7 +86,7 @@ def _is_contrastive(loss: Tensor, pred: Tensor, doubled: Any, rows: int) -> bool
 
 
 def _sums(pred: Tensor, doubled: Any) -> Iterator[tuple[Tensor, int]]:
-    """The usual losses summed over the batch, each with the number of its terms."""
+    """Yield the usual losses summed over the batch, each with the number of its terms."""
     for labels in _labels(doubled):
         if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
             flat = pred.reshape(-1, pred.shape[-1])

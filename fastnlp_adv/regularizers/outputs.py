@@ -17,7 +17,8 @@ _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
 def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
     """
-    A new dict of the outputs, in which ``loss`` is one number and ``pred`` the prediction as floating-point values.
+    Return a new dict of the outputs, in which ``loss`` is one number and ``pred`` the prediction as floating-point
+    values.
 
     :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers. The prediction is ``pred``, or ``logits``
         where there is no ``pred`` or it holds integers.
@@ -40,7 +41,7 @@ def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
 
 def read_loss(outputs: Any) -> dict[str, Any]:
     """
-    As :func:`read_outputs`, for methods that need no prediction.
+    Read outputs as :func:`read_outputs` does, for methods that need no prediction.
 
     :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers.
     :return: all entries of ``outputs``; a ``loss`` with dimensions (one value for each example) is averaged.
@@ -92,7 +93,7 @@ IGNORED = -100
 
 def find_mask(mask: shared.Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
     """
-    Which positions of a prediction count.
+    Find which positions of a prediction count.
 
     :param mask: the key of a batch field, a callable of batch and outputs, or ``None`` to look at the labels.
     :param batch: the batch.

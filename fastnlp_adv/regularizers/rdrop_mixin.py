@@ -89,14 +89,16 @@ class RDropMixin:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def _rdrop_is_wrapped(self) -> bool:
-        """Whether this is a training forward that ``DistributedDataParallel`` asks for, around the model itself."""
+        """
+        Tell whether this is a training forward that ``DistributedDataParallel`` asks for, around the model itself.
+        """
         wrapper = DistributedDataParallel._get_active_ddp_module()
         return wrapper is not None and wrapper.module is self and wrapper.training and torch.is_grad_enabled()
 
     @contextmanager
     def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:
         """
-        Train with another regularizer than the model's own settings say. Whoever chooses it looks for dropout.
+        Train with another regularizer than the model's own settings say. Whether the model has dropout is not checked.
 
         :param regularizer: used by ``train_step`` until the end of the ``with`` block; ``None`` for a plain
             ``train_step``.
@@ -160,7 +162,7 @@ def _run_twice(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _users_step(cls: type) -> Callable[..., Any] | None:
-    """The ``train_step`` that ``cls`` would have without the mixin."""
+    """Return the ``train_step`` that ``cls`` would have without the mixin."""
     for base in cls.__mro__:
         if "train_step" in vars(base) and not vars(base).get("_rdrop_from_forward"):
             return vars(base)["train_step"]

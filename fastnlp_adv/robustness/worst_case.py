@@ -33,12 +33,17 @@ class _Worst:
     values: list[list[Tensor]]
 
     def totals(self) -> Tensor:
-        """The sums of the highest losses, of the examples, the errors and the labels: what averages are made of."""
+        """
+        Return the sums of the highest losses, of the examples, the errors and the labels: what averages are made of.
+        """
         sums = [self.highest.sum(), self.highest.new_tensor(len(self.highest)), self.errors.sum()]
         return torch.stack([*sums, self.labels.sum()])
 
     def consider(self, found: Scores, values: list[list[Tensor]]) -> None:
-        """More errors are worse, then a higher loss: an example that was once predicted wrong stays wrong."""
+        """
+        Take worse points: more errors are worse, then a higher loss. An example that was once predicted wrong stays
+        wrong.
+        """
         losses = found.losses.detach()
         worse = (found.errors > self.errors) | ((found.errors == self.errors) & (losses > self.losses))
         self.losses = torch.where(worse, losses, self.losses)
@@ -82,7 +87,7 @@ class WorstCaseArguments(Arguments):
 class WorstCase(WorstCaseArguments, ModelMethod):
     r"""
     Searches for the worst perturbation of each example, by projected gradient ascent from random starts (Madry et al.
-    2018, https://arxiv.org/abs/1706.06083) on the outputs of the lookups, in an l2 ball an example:
+    2018, https://arxiv.org/abs/1706.06083) on the outputs of the lookups, in an l2 ball per example:
 
     .. math:: r_{t+1} = \Pi_\epsilon\bigl(r_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr).
 
@@ -195,7 +200,7 @@ def _check_rows(places: list[list[Delta]], losses: Tensor) -> None:
 
 
 def _detached(value: Any) -> Any:
-    """Of the same type, so that users find the entries of a ``ModelOutput`` where they look for them."""
+    """Return a copy of the same type, so that users find the entries of a ``ModelOutput`` where they look for them."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, MutableMapping):
@@ -212,8 +217,8 @@ def _detached(value: Any) -> Any:
 
 def differentiable(model: nn.Module) -> AbstractContextManager[Any]:
     """
-    Where a model in eval mode can be differentiated: cuDNN has no backward pass for recurrent layers then, torch's own
-    kernels have.
+    Return a context in which a model in eval mode can be differentiated: cuDNN has no backward pass for recurrent
+    layers then, torch's own kernels have.
 
     :param model: the model.
     """

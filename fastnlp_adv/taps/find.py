@@ -53,7 +53,7 @@ class Matches:
 
 def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     r"""
-    The parameters of a model that an attack is to perturb.
+    Find the parameters of a model that an attack is to perturb.
 
     :param model: the model.
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
@@ -97,7 +97,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
 
 def scale_of(module: nn.Module) -> Tensor | float:
     """
-    The factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one.
+    Return the factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one.
 
     :param module: what looks up.
     :return: a number, or a tensor of one.
@@ -107,9 +107,9 @@ def scale_of(module: nn.Module) -> Tensor | float:
 
 def lookup_of(module: nn.Module) -> nn.Embedding:
     """
-    The embedding that a module looks up: itself, or the one whose place PEFT's layer for ``trainable_token_indices``
-    takes. That layer looks up a copy of the table with the trained rows in it, scaled as the embedding would, and
-    does not call the embedding.
+    Return the embedding that a module looks up: itself, or the one whose place PEFT's layer for
+    ``trainable_token_indices`` takes. That layer looks up a copy of the table with the trained rows in it, scaled as
+    the embedding would, and does not call the embedding.
 
     :param module: what looks up.
     :return: the embedding.
@@ -123,7 +123,7 @@ def _has_own_rows(module: nn.Module) -> bool:
 
 
 def _asked(model: nn.Module, embeddings: list[nn.Embedding]) -> list[nn.Module]:
-    """What a forward pass calls for these embeddings."""
+    """Return what a forward pass calls for these embeddings."""
     covers = [m for m in model.modules() if _has_own_rows(m) and any(lookup_of(m) is e for e in embeddings)]
     return [e for e in embeddings if not any(lookup_of(m) is e for m in covers)] + covers
 
@@ -138,7 +138,7 @@ def _lookup_modules(model: nn.Module) -> list[nn.Embedding]:
 
 def fits(name: str, emb_name: str) -> bool:
     """
-    Whether a parameter is meant.
+    Tell whether a parameter is meant.
 
     :param name: the parameter's name.
     :param emb_name: part of it, or a glob that matches all of it.
@@ -165,7 +165,9 @@ def _input_embedding(model: nn.Module) -> Tensor:
 
 
 def _told_by(module: nn.Module) -> nn.Module:
-    """What a model of transformers names as its input embedding; an empty module where there is no such answer."""
+    """
+    Return what a model of transformers names as its input embedding; an empty module where there is no such answer.
+    """
     try:
         told = module.get_input_embeddings()  # type: ignore[operator]
     except Exception:  # a base class may only declare the method, and one of the user's own may be about anything
