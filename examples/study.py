@@ -106,10 +106,8 @@ def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace
         return
     counter = TextColumn("{task.completed:.0f}/{task.total:.0f}")
     # A process each, started afresh: a fork would inherit the threads of this one in the middle of whatever they do.
-    with (
-        Progress(TextColumn("runs"), BarColumn(), counter, TimeElapsedColumn()) as progress,
-        ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
-    ):
+    display = Progress(TextColumn("runs"), BarColumn(), counter, TimeElapsedColumn())
+    with display as progress, ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         bar = progress.add_task("runs", total=len(runs))
         waiting: dict[Future, tuple[str, int]] = {pool.submit(run, *each, args): each for each in runs}
         try:

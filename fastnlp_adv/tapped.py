@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .embedding_tap import EmbeddingTap
 from .random_state import Noise, Replay
 from .tap import Tap
 from .weight_tap import WeightTap
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Tapped", "taps_on"]
 
