@@ -8,7 +8,7 @@ from typing import Any, Callable, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["compile_nothing_in", "element_size", "is_compiled"]
+__all__ = ["compile_nothing_in", "element_size", "is_compiled", "refuse_compiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -52,3 +52,18 @@ def is_compiled(module: nn.Module) -> bool:
     """
     # `nn.Module.compile` came with torch 2.1; in 2.0 there is only the wrapper.
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """
+    Refuse a compiled model where its lookups cannot be watched.
+
+    :param model: the model.
+    :raises ValueError: if any module in it is compiled, and torch is older than 2.1.
+    """
+    # torch 2.0 loses the hook's part of the graph when its compiler differentiates ahead of time, as its default does.
+    if not hasattr(torch, "compiler") and any(map(is_compiled, model.modules())):
+        raise ValueError(
+            f"Expected `model` not to be compiled on torch before 2.1, but got a compiled one on {torch.__version__}. "
+            "Compile with torch 2.1 or later, or leave `torch.compile` out."
+        )

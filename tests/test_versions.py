@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastnlp_adv.versions import compile_nothing_in, element_size, is_compiled
+from fastnlp_adv.versions import compile_nothing_in, element_size, is_compiled, refuse_compiled
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,15 @@ def test_is_compiled():
     if hasattr(plain, "compile"):
         plain.compile(backend="eager")
         assert is_compiled(plain)
+
+
+def test_compiled_models_are_refused_before_torch_2_1(monkeypatch):
+    plain, compiled = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"))
+    if hasattr(torch, "compiler"):
+        refuse_compiled(compiled)
+        monkeypatch.delattr(torch, "compiler")
+    refuse_compiled(plain)
+    with pytest.raises(
+        ValueError, match=r"`model` not to be compiled on torch before 2\.1, but got a compiled one on \d"
+    ):
+        refuse_compiled(compiled)
