@@ -44,7 +44,7 @@ class RobustMetric(Metric):
 class RobustEvaluateCallback(MoreEvaluateCallback):
     """
     Evaluates under an attack on the lookups while the Trainer trains, with fastNLP's own metrics, progress bar and
-    saving. The attack is :class:`~fastnlp_adv.robustness.WorstCase` with one epsilon; it climbs the loss that
+    saving. The attack is :class:`~fastnlp_adv.robustness.WorstCase` with one epsilon; it ascends on the loss that
     ``train_step`` 's logits have in eval mode, and the metrics see what ``evaluate_step`` returns at the worst points.
 
     Beside the metrics the results have ``loss#robust``, the mean of the highest losses (never below the clean loss),
@@ -57,11 +57,11 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
     :param metrics: by name; the Trainer's if ``None``, which every evaluation resets.
     :param epsilon: the radius of the ball of each example; see :func:`~fastnlp_adv.robust_evaluate`.
     :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
-    :param steps: the number of climbs from each start.
+    :param steps: the number of ascent steps from each start.
     :param restarts: the number of random starts.
-    :param alpha: the length of a climb, in the units of ``epsilon``; ``2.5 * epsilon / steps`` if ``None``.
+    :param alpha: the length of an ascent step, in the units of ``epsilon``; ``2.5 * epsilon / steps`` if ``None``.
     :param emb_name: see :class:`~fastnlp_adv.FGM`.
-    :param labels: the field of the batch with the labels.
+    :param labels: the field of the batch with the labels; ``labels``, ``label``, ``targets`` or ``target`` if ``None``.
     :param loss: a function of ``(outputs, batch)``, the outputs of ``train_step``, that returns a loss for each
         example; cross entropy of ``pred`` or ``logits`` if ``None``.
     :param seed: of the starts, the same in every evaluation.
@@ -92,7 +92,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         restarts: int = 3,
         alpha: float | None = None,
         emb_name: str | None = None,
-        labels: str = "labels",
+        labels: str | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
         seed: int = 0,
         evaluate_every: int | Callable[[Any], bool] = -1,
@@ -155,6 +155,9 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             )
             outputs = self._attack.at(worst, lambda: evaluator.evaluate_step(batch))
         entries = dataclass_to_dict(outputs) if is_dataclass(outputs) and not isinstance(outputs, Mapping) else outputs
+        # fastNLP refuses a field that both have; what was evaluated is what evaluate_step returned
+        if isinstance(batch, Mapping):
+            batch = {name: value for name, value in batch.items() if name not in entries}
         evaluator.update(batch, {**entries, "robust_totals": worst.totals()})
 
 

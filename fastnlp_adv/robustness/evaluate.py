@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def robust_evaluate(
     alpha: float | None = None,
     emb_name: str | None = None,
     step: Callable[[Any], Any] | None = None,
-    labels: str = "labels",
+    labels: str | None = None,
     loss: Loss | None = None,
     update: Callable[[float, Any, Any], None] | None = None,
     seed: int = 0,
@@ -48,11 +49,12 @@ def robust_evaluate(
     :param epsilons: the radii of the balls. Take such that tell models apart: a 6-layer BERT plainly fine-tuned on
         1,000 texts was right in 78 % of the clean ones, and in 45 %, 22 % and 0 % at the defaults.
     :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
-    :param steps: the number of climbs from each start.
+    :param steps: the number of ascent steps from each start.
     :param restarts: the number of random starts.
-    :param alpha: the length of a climb, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``.
+    :param alpha: the length of an ascent step, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``.
     :param emb_name: part of the name of the embedding, a glob, or ``None`` for the input embedding.
-    :param step: a function of the batch that runs the model; ``model(**batch)`` if ``None``.
+    :param step: a function of the batch that runs the model. If ``None``, the model's ``train_step``, as fastNLP calls
+        it (fields of the batch by the names of its parameters), or else ``model(**batch)``.
     :param labels: the field of the batch with the labels; see :func:`score`.
     :param loss: a function of ``(outputs, batch)`` that returns a loss for each example; cross entropy if ``None``.
         No accuracy is reported then. For a metric of yours to follow it, let the loss tell right from wrong, as a
@@ -117,18 +119,25 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _scored(run: Callable[[Any], Any], batch: Any, labels: str, loss: Loss | None) -> Scores:
+def _scored(run: Callable[[Any], Any], batch: Any, labels: str | None, loss: Loss | None) -> Scores:
     return score(run(batch), batch, labels, loss)
 
 
 def _step_of(model: nn.Module) -> Callable[[Any], Any]:
+    """Return the step as fastNLP calls it, with the fields of the batch that it has parameters for."""
+    run: Callable[..., Any] = getattr(model, "train_step", model)
+    parameters = inspect.signature(run).parameters if run is not model else {}
+    takes_all = run is model or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
     def step(batch: Any) -> Any:
+        if len(parameters) == 1 and not (isinstance(batch, Mapping) and parameters.keys() & batch.keys()):
+            return run(batch)
         if not isinstance(batch, Mapping):
             raise ValueError(
                 f"Expected the batch to be a dict for `model(**batch)`, but got {type(batch).__name__}. Give `step`, a "
                 "function of the batch that runs the model."
             )
-        return model(**batch)
+        return run(**(batch if takes_all else {name: batch[name] for name in parameters if name in batch}))
 
     return step
 

@@ -9,11 +9,9 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ..regularizers.outputs import read_outputs
+from ..regularizers.outputs import IGNORED, LABELS, read_outputs
 
 __all__ = ["Loss", "Scores", "averages", "score"]
-
-IGNORED = -100  # cross entropy's label of what does not count
 
 #: takes the outputs and the batch, returns a loss for each example
 Loss = Callable[[Any, Any], Tensor]
@@ -27,7 +25,7 @@ class Scores:
     :param losses: its loss, of shape ``(examples,)``, in double precision.
     :param errors: how many of its labels are predicted wrong; 0 where that is not known.
     :param labels: how many labels it has; 0 where that is not known.
-    :param heights: what the attack climbs, a rising function of the loss.
+    :param heights: what the attack ascends on, a rising function of the loss.
     """
 
     losses: Tensor
@@ -36,14 +34,15 @@ class Scores:
     heights: Tensor
 
 
-def score(outputs: Any, batch: Any, labels: str = "labels", loss: Loss | None = None) -> Scores:
+def score(outputs: Any, batch: Any, labels: str | None = None, loss: Loss | None = None) -> Scores:
     """
     The scores of a batch, by cross entropy or by a loss of your own.
 
     :param outputs: what the model returned: a tensor of logits, or a dict, dataclass or ``ModelOutput`` with ``pred``
         or ``logits``, of shape ``(examples, classes)`` or ``(examples, positions, classes)``.
     :param batch: what it was given.
-    :param labels: the field of the batch with the labels, integers of shape ``(examples,)`` or
+    :param labels: the field of the batch with the labels; ``labels``, ``label``, ``targets`` or ``target`` if ``None``.
+        They are integers of shape ``(examples,)`` or
         ``(examples, positions)``; -100 does not count. The loss of an example is the mean over its labels.
     :param loss: a function of ``(outputs, batch)`` that returns a loss for each example, instead.
     :return: the scores.
@@ -106,11 +105,14 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return nn.functional.softplus(others - logits.gather(-1, own).squeeze(-1))
 
 
-def _labels(batch: Any, name: str) -> Tensor:
-    if not isinstance(batch, Mapping) or name not in batch:
-        found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(
-            f"Expected `labels` to name a field of the batch, but got {name!r} with {found}. Name the field that holds "
-            "the labels, or give `loss`, a function of (outputs, batch) that returns a value for each example."
-        )
-    return batch[name]
+def _labels(batch: Any, name: str | None) -> Tensor:
+    known = LABELS if name is None else (name,)
+    for each in known:
+        if isinstance(batch, Mapping) and each in batch:
+            return torch.as_tensor(batch[each])
+    found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+    expected = "a field of the batch" if name is not None else f"the field that holds the labels, one of {LABELS}"
+    raise ValueError(
+        f"Expected `labels` to name {expected}, but got {name!r} with {found}. Name the field that holds them, or give "
+        "`loss`, a function of (outputs, batch) that returns a value for each example."
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from .base import Tap
@@ -28,6 +30,14 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
             f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
             f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose an `emb_name` that matches embeddings only, "
             "or 'vocab' where the method has this argument."
+        )
+    if matches.weights and matches.embeddings:
+        looked_up = ", ".join(f"`{embedding.name}`" for embedding in matches.embeddings)
+        others = ", ".join(f"`{name}`" for name in matches.weights)
+        warnings.warn(
+            f"`emb_name={emb_name!r}` matches embeddings ({looked_up}) and also parameters that are perturbed in "
+            f"place: {others} are not looked up. If you mean the embeddings alone, give more of their names, or a glob.",
+            stacklevel=2,
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
     return taps + [WeightTap(name, param) for name, param in matches.weights.items()]

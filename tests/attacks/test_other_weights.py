@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from references import ATTACKS, add, assert_same, batch, bert, classifier, differ, gradients, loss_on, on_weights, step
-from support import CLASSES, VOCAB, assert_untouched, snapshot
+from support import CLASSES, VOCAB, Bert, assert_untouched, collate, samples, snapshot, train
 from torch import nn
 
-from fastnlp_adv import FGM, PGD
+from fastnlp_adv import FGM, PGD, FGMCallback
 
 BATCHES = [batch(4, 7, seed=seed) for seed in range(4)]
 LOSSES = [loss_on(*each) for each in BATCHES]
@@ -24,6 +26,7 @@ def names_in(model, part):
 
 
 @ATTACKS
+@pytest.mark.filterwarnings("ignore:`emb_name=")
 @pytest.mark.parametrize(
     "emb_name", ["LayerNorm.weight", "classifier", "attention.self.query.bias", "embeddings", "0.intermediate"]
 )
@@ -198,3 +201,23 @@ def test_shared_parameters_get_all_their_gradient():
     for checkpoint in (False, True):
         model = Model(checkpoint)
         assert_same(step(FGM(model, 0.7, "layer.weight"), model, LOSSES[0]), expected)
+
+
+def test_a_name_that_fits_more_than_embeddings_says_so_once():
+    model = Bert()
+    batch = {name: value[:4] for name, value in collate(samples()).items()}
+    text = r"`emb_name='emb'` .*LayerNorm.weight`, `.*LayerNorm.bias` are not looked up"
+    with pytest.warns(UserWarning, match=text) as got, FGM(model, emb_name="emb") as fgm:
+        for _ in range(3):
+            model.train_step(**batch)["loss"].backward()
+            with fgm.attack():
+                model.train_step(**batch)["loss"].backward()
+    assert len(got) == 1
+    with warnings.catch_warnings(record=True) as got:
+        warnings.simplefilter("default")
+        train(Bert(), [FGMCallback(emb_name="emb")])
+    assert sum("not looked up" in str(w.message) for w in got) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("word_embeddings", "LayerNorm", "*embeddings*_embeddings.weight", None):
+            FGM(Bert(), emb_name=name).close()

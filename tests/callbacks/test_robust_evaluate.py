@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from fastNLP import Accuracy, Callback
-from support import Classifier, assert_untouched, build, loader, samples, snapshot, train, weights
+from support import Classifier, assert_untouched, build, collate, loader, samples, snapshot, train, weights
 from torch import nn
 
 from fastnlp_adv import FGMCallback
@@ -215,3 +215,46 @@ def test_attack_lowers_what_plain_evaluation_gives(tmp_path):
     train(model, [robust], data=data, lr=0.5, n_epochs=20, n_batches=-1)
     clean = model(torch.stack([s["input_ids"] for s in data])).argmax(-1) == torch.stack([s["labels"] for s in data])
     assert saved(tmp_path)[-1]["accuracy#robust"] < clean.double().mean().item() - 0.2
+
+
+class WithTarget(Classifier):
+    """The field names of fastNLP's own models: a batch field ``target``, which `evaluate_step` returns as well."""
+
+    def train_step(self, input_ids, target):
+        return super().train_step(input_ids, target)
+
+    def evaluate_step(self, input_ids, target):
+        return super().evaluate_step(input_ids, target)
+
+
+def named_target(n=12):
+    return [{"input_ids": each["input_ids"], "target": each["labels"]} for each in samples(n)]
+
+
+def test_a_field_named_target_that_evaluate_step_returns_too():
+    found = []
+    callback = RobustEvaluateCallback(loader(named_target()), {"acc": Accuracy()}, steps=2, restarts=1)
+    callback.on_more_evaluate_end = lambda results: found.append(results)
+    trainer = build(WithTarget(), [callback], train_dataloader=loader(named_target()), n_epochs=1)
+    results = callback.evaluator.run()
+    assert {"acc#acc", "loss#robust", "accuracy#robust"} <= results.keys()
+    assert trainer.driver.model.training
+
+
+@pytest.mark.parametrize("name", ["labels", "label", "targets", "target"])
+def test_robust_evaluate_takes_fastnlp_models_and_their_names(name):
+    model, data = Classifier(), [collate(samples(6))]
+    data[0][name] = data[0].pop("labels").numpy()
+
+    def train_step(input_ids, **fields):
+        return Classifier.train_step(model, input_ids, torch.as_tensor(fields[name]))
+
+    expected = robust_evaluate(model, data, steps=2, labels=name, step=lambda batch: model(batch["input_ids"]))
+    model.train_step = train_step
+    assert robust_evaluate(model, data, steps=2) == expected
+
+
+def test_labels_under_no_known_name_are_asked_for():
+    data = [{"input_ids": torch.ones(2, 3, dtype=torch.long), "gold": torch.tensor([0, 1])}]
+    with pytest.raises(ValueError, match=r"one of \('labels', 'label', 'targets', 'target'\), but got None with"):
+        robust_evaluate(Classifier(), data, step=lambda batch: Classifier()(batch["input_ids"]))
