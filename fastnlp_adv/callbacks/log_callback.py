@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from typing import Any, Callable, Dict
 
 from fastNLP import Callback, RichCallback, TqdmCallback, logger
@@ -14,6 +16,8 @@ __all__ = ["LogCallback"]
 
 #: TensorBoard's tags are ``adv/loss`` and so on; fitlog's names are the same
 GROUP = "adv"
+#: what fastNLP's other columns take of a line, a bar of 40 among them, and what is shown beside them at least
+RICH_COLUMNS, LEAST_ROOM = 88, 18
 
 
 class LogCallback(Callback):
@@ -26,8 +30,8 @@ class LogCallback(Callback):
         ``add_scalar(tag, value, step)``, and functions of ``(values, step)``, ``values`` a dict of floats and ``step``
         the number of batches that have been trained.
     :param every: how many batches from one reading to the next.
-    :param progress_bar: show them in the progress bar too: in a ``"rich"`` or ``"tqdm"`` bar behind the epoch, else as
-        a line of fastNLP's log.
+    :param progress_bar: show them in the progress bar too: in a ``"rich"`` or ``"tqdm"`` bar behind the epoch (in the
+        first as many as there is room for), else as a line of fastNLP's log.
     :raises ValueError: if there is nothing to write to, or an argument is out of range.
     :raises TypeError: if a writer is none.
 
@@ -66,20 +70,24 @@ _Place = Callable[[Any, Dict[str, float]], None]
 
 def _place(writer: Any) -> _Place:
     if hasattr(writer, "add_scalar"):
-        return lambda trainer, values: _to_tensorboard(writer, trainer.global_forward_batches, values)
+        return partial(_to_tensorboard, writer)
     if hasattr(writer, "add_loss"):
-        return lambda trainer, values: _to_fitlog(writer, trainer, values)
+        return partial(_to_fitlog, writer)
     if callable(writer):
-        return lambda trainer, values: writer(dict(values), trainer.global_forward_batches)
+        return partial(_to_function, writer)
     raise TypeError(
         "Expected `writers` to be fitlog, objects with `add_scalar`, or functions of (values, step), but got "
         f"{writer!r}. For TensorBoard give a `SummaryWriter`."
     )
 
 
-def _to_tensorboard(writer: Any, step: int, values: dict[str, float]) -> None:
+def _to_function(function: Callable[[dict[str, float], int], None], trainer: Any, values: dict[str, float]) -> None:
+    function(dict(values), trainer.global_forward_batches)
+
+
+def _to_tensorboard(writer: Any, trainer: Any, values: dict[str, float]) -> None:
     for name, value in values.items():
-        writer.add_scalar(f"{GROUP}/{name}", value, step)
+        writer.add_scalar(f"{GROUP}/{name}", value, trainer.global_forward_batches)
 
 
 def _to_fitlog(fitlog: Any, trainer: Any, values: dict[str, float]) -> None:
@@ -94,8 +102,16 @@ def _to_progress_bar(trainer: Any, values: dict[str, float]) -> None:
     # The end of the epoch's line is free in both; that of the batch's is where fastNLP shows the loss.
     for bar in shown:
         if isinstance(bar, RichCallback):
-            bar.progress_bar.update(bar.task2id["epoch"], post_desc=as_text(values))
+            room = max(shutil.get_terminal_size().columns - RICH_COLUMNS, LEAST_ROOM)
+            bar.progress_bar.update(bar.task2id["epoch"], post_desc=_cut(as_text(values), room))
         else:
             bar.progress_bar.set_postfix_str(bar.task2id["epoch"], as_text(values))
     if not shown:
         log_state(trainer)
+
+
+def _cut(text: str, room: int) -> str:
+    """Drop the last values of a text that is too long; rich would squeeze the bar instead."""
+    while len(text) > room and ", " in text:
+        text = text.rsplit(", ", 1)[0]
+    return text

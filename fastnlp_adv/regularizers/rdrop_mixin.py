@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class RDropMixin:
     then ``forward`` that runs twice in training, and that has to return ``loss`` and ``pred``. A model wrapped in
     ``DataParallel`` does without R-Drop: give the Trainer the bare model.
 
-    :raises ValueError: when the class is made, if a setting is out of its range or unknown.
+    :raises ValueError: when the class is made, if a setting is out of its range or misspelt.
 
     Example::
 
@@ -185,9 +186,10 @@ def _step_from_forward(cls: Any) -> Callable[..., Any]:
 def _check_settings(cls: type) -> None:
     """Refuse bad settings where they are written. What a property gives is known at the first step only."""
     own = {name: value for name, value in vars(cls).items() if name.startswith("rdrop_") and name != "rdrop_as"}
-    unknown = [n for n, v in own.items() if n[len("rdrop_") :] not in _SETTINGS and not callable(v)]
-    if unknown:
-        known = [f"rdrop_{name}" for name in _SETTINGS]
-        raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got {unknown}.")
+    known = [f"rdrop_{name}" for name in _SETTINGS]
+    for name, value in own.items():
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if close and name not in known and not callable(value):  # what is named otherwise is the user's own
+            raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got `{name}`.")
     values = {name: getattr(cls, f"rdrop_{name}") for name in _SETTINGS}
     RDrop(**{name: value for name, value in values.items() if not isinstance(value, property)})

@@ -35,8 +35,8 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
         looked_up = ", ".join(f"`{embedding.name}`" for embedding in matches.embeddings)
         others = ", ".join(f"`{name}`" for name in matches.weights)
         warnings.warn(
-            f"`emb_name={emb_name!r}` matches embeddings ({looked_up}) and also parameters that are perturbed in "
-            f"place: {others} are not looked up. If you mean the embeddings alone, give more of their names, or a glob.",
+            f"`emb_name={emb_name!r}` matches embeddings ({looked_up}) and also parameters that are perturbed "
+            f"in place: {others} are not looked up. If you mean embeddings alone, give more of their names, or a glob.",
             stacklevel=2,
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from fastnlp_adv import RDropCallback
 from fastnlp_adv.attacks.atta import ATTA
-from fastnlp_adv.callbacks.atta import ATTACallback
+from fastnlp_adv.callbacks.atta import ATTACallback, _length
 from fastnlp_adv.forwards import announced
 
 EPSILON, ALPHA = 0.3, 0.2
@@ -407,3 +407,10 @@ def test_half_precision():
     for _ in range(3):
         atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
     assert float(atta.perturbation_norm) == pytest.approx(EPSILON * 3**0.5, rel=1e-2)
+
+
+def test_the_estimate_sees_through_a_batch_encoding():
+    from transformers import BatchEncoding
+
+    batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
+    assert _length(batch, 3) == _length(BatchEncoding(batch), 3) == 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
 import sys
 import types
@@ -12,6 +14,9 @@ import pytest
 import torch
 from fastNLP import Accuracy, Callback, FitlogCallback, RichCallback, TqdmCallback, Trainer, logger
 from fastNLP.core.callbacks import fitlog_callback
+from fastNLP.core.utils.rich_progress import SpeedColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from support import Classifier, build, loader, train, weights
 
 from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
@@ -160,7 +165,8 @@ class Bar:
 
 @pytest.mark.parametrize("kind", [RichCallback, TqdmCallback])
 @pytest.mark.parametrize("first", [True, False])
-def test_progress_bars_show_the_values_and_the_loss(kind, first):
+def test_progress_bars_show_the_values_and_the_loss(kind, first, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     bar, rows = kind(), {}
     bar.progress_bar = Bar()
     log = LogCallback(lambda values, step: rows.update({step: values}), every=3, progress_bar=True)
@@ -170,6 +176,39 @@ def test_progress_bars_show_the_values_and_the_loss(kind, first):
     assert shown["Batch"] == f"Loss:{round(rows[6]['loss'], 6)}"
     earlier = next(each["Epoch"] for each in bar.progress_bar.shown if "Epoch" in each)
     assert earlier.startswith(f"loss={rows[3]['loss']:.4g}, ")
+
+
+@pytest.mark.parametrize("width, bar_columns, values", [(120, 38, 1), (160, 38, 3), (80, 12, 1)])
+def test_rich_keeps_a_bar_to_look_at(width, bar_columns, values, monkeypatch):
+    """What is put behind the epoch, among fastNLP's own columns, drawn on a screen of this width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    bar = RichCallback()
+    bar.progress_bar = Bar()
+    train(Classifier(), [FGMCallback(), bar, LogCallback(every=1, progress_bar=True)], n_batches=6, n_epochs=1)
+    shown = bar.progress_bar.shown[-1]
+    drawn = Progress(
+        "[progress.description]{task.description}",
+        "[progress.percentage]{task.percentage:>3.0f}%",
+        BarColumn(),
+        SpeedColumn(),
+        TimeElapsedColumn(),
+        "/",
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[post_desc]}", justify="right"),
+    )
+    for task in ("Epoch", "Batch"):
+        drawn.add_task(f"{task}:123", total=100, completed=100, post_desc=shown[task])
+    screen = Console(width=width, file=io.StringIO())
+    screen.print(drawn.get_renderable())
+    line = next(line for line in screen.file.getvalue().splitlines() if line.startswith("Epoch"))
+    assert line.count("=") >= values and "loss=" in line
+    assert sum(character in "━╸╺" for character in line) >= bar_columns, line
+
+
+def test_it_can_be_pickled():
+    copied = pickle.loads(pickle.dumps(LogCallback(print, Summary(), every=3, progress_bar=True)))
+    train(Classifier(), [FGMCallback(), copied], n_batches=6)
+    assert sorted(copied.writers[1].scalars) == [3, 6]
 
 
 @pytest.mark.parametrize("progress_bar", ["rich", "tqdm", "raw", None])

@@ -3,6 +3,7 @@
 import math
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from fastNLP import Callback
@@ -11,7 +12,7 @@ from fastNLP.core.drivers import Driver
 from fastNLP.core.drivers.torch_driver import TorchFSDPDriver, TorchSingleDriver
 from fastNLP.core.drivers.torch_driver.deepspeed import DeepSpeedDriver
 from fastNLP.core.drivers.torch_driver.fairscale import FairScaleDriver
-from support import Bert, Classifier, build, samples, train
+from support import Bert, Classifier, build, samples, train, weights
 from torch import nn
 
 from fastnlp_adv import FGM, FGSM, PGD, FGMCallback, FGSMCallback, PGDCallback, RDrop, RDropCallback
@@ -242,3 +243,14 @@ def test_batch_that_cannot_be_doubled_names_the_field_and_offers_two_passes():
     with refused("shape (3, 2) for `batch['extra']`", "mode='concat' cannot double it", "Use mode='two_pass'"):
         train(WithExtra(), [RDropCallback()], train_dataloader=data)
     train(WithExtra(), [RDropCallback(mode="two_pass")], train_dataloader=data)
+
+
+@pytest.mark.parametrize("make", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(make):
+    callback = PGDCallback(make(1), steps=np.int64(2), replace=np.bool_(True), start=make(1), every=np.int32(1))
+    model = Classifier()
+    before = weights(model).clone()
+    train(model, [callback, RDropCallback(kl_weight=make(1))], n_batches=6)
+    assert not torch.equal(weights(model), before)
+    with pytest.raises(ValueError, match="Expected `epsilon`"):
+        PGDCallback(make(-1))

@@ -279,8 +279,13 @@ def test_settings_out_of_range_are_refused_with_the_class(name, value):
 
 
 def test_misspelt_settings_are_refused_with_the_class():
-    with pytest.raises(ValueError, match=r"settings of Model to be among .*'rdrop_kl_weight'.* got \['rdrop_weight'\]"):
+    with pytest.raises(ValueError, match=r"settings of Model to be among .*'rdrop_kl_weight'.* got `rdrop_weight`"):
         type("Model", (RDropMixin, Plain), {"rdrop_weight": 1.0, "rdrop_report": lambda self: None})
+
+
+def test_attributes_of_ones_own_are_left_alone():
+    model = type("Model", (RDropMixin, Plain), {"rdrop_layers": (1, 2), "rdrop_rate": 0.5})
+    assert model.rdrop_layers == (1, 2)
 
 
 class Scheduled(Defines):
