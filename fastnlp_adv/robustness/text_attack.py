@@ -15,8 +15,8 @@ from ..tapped import Tapped, taps_on
 from .attacked import Attacked
 from .evaluate import modes_kept
 from .scores import Scores, score
-from .search import Change, Search, Tokens
-from .words import change_word
+from .search import Search, Tokens
+from .words import Change
 from .worst_case import differentiable
 
 __all__ = ["TextAttack"]
@@ -29,8 +29,8 @@ class TextAttack(Tapped, ABC):
     the prediction is wrong, which it may be before any edit, or nothing is left to try.
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
-    :param tokenizer: a fast tokenizer of transformers.
-    :param limit: how many words may be changed.
+    :param tokenizer: a fast tokenizer of transformers, or a :class:`VocabularyTokenizer`.
+    :param limit: how many edits may be made.
     :param rest: ``batch_size``, ``max_length``, ``emb_name`` and ``step``, as the attacks document them.
     """
 
@@ -58,6 +58,13 @@ class TextAttack(Tapped, ABC):
         self._cut = {"truncation": True, "max_length": length} if length < 10**9 else {}
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
+    def prepare(self, texts: list[str]) -> None:
+        """
+        See to what the texts need, before any of them is attacked.
+
+        :param texts: all texts.
+        """
+
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         """
@@ -83,6 +90,7 @@ class TextAttack(Tapped, ABC):
         :raises ValueError: if there are not as many labels as texts, or the model's outputs do not fit them.
         """
         pairs = _pairs(texts, labels)
+        self.prepare([text for text, _ in pairs])
         batches = [pairs[i : i + self._batch_size] for i in range(0, len(pairs), self._batch_size)]
         found: list[Attacked] = []
         with modes_kept(self._model), self.running():
@@ -108,7 +116,7 @@ class TextAttack(Tapped, ABC):
         for row, search in enumerate(searches):
             search.queries += 1
             real = batch["attention_mask"][row].bool()
-            where = [span for span, kept in zip(spans[row], real.tolist(), strict=True) if kept]
+            where = [span for span, kept in zip(spans[row], real.tolist()) if kept]
             stripped = [_stripped(search.text, *span) for span in where]
             found.append(Tokens(batch["input_ids"][row][real].tolist(), stripped, gradients[row][real]))
         return found
@@ -126,7 +134,7 @@ class TextAttack(Tapped, ABC):
         clean = self._ask([text for text, _ in pairs], [label for _, label in pairs])
         searches = [
             Search(text, label, text, loss, prediction, prediction == label)
-            for (text, label), (loss, prediction) in zip(pairs, clean, strict=True)
+            for (text, label), (loss, prediction) in zip(pairs, clean)
         ]
         alive = [search for search in searches if search.was_right]
         while alive:
@@ -136,13 +144,13 @@ class TextAttack(Tapped, ABC):
     def _round(self, searches: list[Search]) -> list[Search]:
         """Try the edits of all texts, and return the texts that go on."""
         asked = [
-            (search, change, change_word(search.text, *change))
-            for search, changes in zip(searches, self.propose(searches), strict=True)
+            (search, change, search.changed(change))
+            for search, changes in zip(searches, self.propose(searches))
             for change in changes
         ]
         told = self._ask([text for *_, text in asked], [search.label for search, *_ in asked])
         tried: dict[int, list] = {}
-        for (search, change, text), each in zip(asked, told, strict=True):
+        for (search, change, text), each in zip(asked, told):
             tried.setdefault(id(search), []).append((change, text, *each))
         on = [s for s in searches if id(s) in tried and (s.consider(tried[id(s)]) or not self.gives_up)]
         return [search for search in on if search.prediction == search.label and len(search.changes) < self._limit]
@@ -156,7 +164,7 @@ class TextAttack(Tapped, ABC):
             batch, _ = self._encode([texts[i] for i in rows])
             with torch.no_grad():
                 scores, predictions = self._score(batch, [labels[i] for i in rows])
-            told |= zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True)
+            told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist())))
         return [told[i] for i in range(len(texts))]
 
     def _encode(self, texts: list[str]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
@@ -208,15 +216,16 @@ def _pairs(texts: Sequence[str], labels: Sequence[int]) -> list[tuple[str, int]]
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
         check_count("labels", label, least=0)
-    return list(zip(texts, labels, strict=True))
+    return list(zip(texts, labels))
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "Expected `tokenizer` to be a fast tokenizer of transformers, which tells where in the text its tokens "
-            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, or wrap a "
-            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`."
+            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
+            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
+            "`VocabularyTokenizer`."
         )
     if tokenizer.pad_token is None:
         raise ValueError(
