@@ -85,6 +85,9 @@ class VocabularyTokenizer:
             )
         return entry
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def num_special_tokens_to_add(self) -> int:
         """:return: 0; nothing is put around a text."""
         return 0
@@ -101,6 +104,15 @@ class VocabularyTokenizer:
         :return: their tokens.
         """
         return [self._tokens[i] for i in ids]
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """
+        Look up a token.
+
+        :param token: the token.
+        :return: its id, or that of the unknown entry.
+        """
+        return self._ids.get(token, self._ids[self.unk_token])
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """
@@ -147,10 +159,10 @@ class VocabularyTokenizer:
         read = [self._read(text)[:length] for text in ([texts] if isinstance(texts, str) else texts)]
         longest = max(map(len, read), default=0) if padding or return_tensors else 0
         missing = [max(0, longest - len(row)) for row in read]
-        pad, unknown = self._ids[self.pad_token], self._ids[self.unk_token]
+        pad = self._ids[self.pad_token]
         found: dict[str, Any] = {
             "input_ids": [
-                [self._ids.get(token, unknown) for token, _ in row] + n * [pad] for row, n in zip(read, missing)
+                [self.convert_tokens_to_ids(token) for token, _ in row] + n * [pad] for row, n in zip(read, missing)
             ],
             "attention_mask": [len(row) * [1] + n * [0] for row, n in zip(read, missing)],
         }
