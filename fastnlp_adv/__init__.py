@@ -19,7 +19,7 @@ from .callbacks import (
     VATCallback,
 )
 from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
-from .robustness import HotFlip, Typos, VocabularyTokenizer, robust_accuracy, robust_evaluate
+from .robustness import HotFlip, Typos, VocabularyTokenizer, robust_accuracy, robust_evaluate, write_report
 
 __version__ = "0.1.0"
 
@@ -57,4 +57,5 @@ __all__ = [
     "compat",
     "robust_accuracy",
     "robust_evaluate",
+    "write_report",
 ]

@@ -3,6 +3,7 @@
 from .attacked import Attacked, RobustAccuracy, robust_accuracy
 from .evaluate import modes_kept, robust_evaluate
 from .hotflip import HotFlip
+from .report import write_report
 from .scores import Scores, averages, score
 from .tokenizer import VocabularyTokenizer
 from .typos import Typos
@@ -21,4 +22,5 @@ __all__ = [
     "robust_accuracy",
     "robust_evaluate",
     "score",
+    "write_report",
 ]
