@@ -1,5 +1,6 @@
 """
-Texts and labels to train on: the movie review snippets, a data set of the Hugging Face hub, or a local CSV or TSV file.
+Texts and labels to train on: movie review snippets, Chinese reviews, a data set of the Hugging Face hub, or a local CSV
+or TSV file.
 """
 
 import csv
@@ -7,11 +8,13 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import chinese_data
 import hub
 import snippets
 from datasets import Dataset, DatasetDict, load_dataset
 
 DEFAULT = "snippets"
+CHINESE, TAGGED = "chinese-reviews", "peoples-daily"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TEXT_COLUMNS = ("text", "sentence", "content")
 TEST_SHARE = 0.2
@@ -39,8 +42,9 @@ def load_data(name: str = DEFAULT, train_size: int | None = None) -> Data:
     Rows are ordered by a hash of their text, which mixes sorted files and gives the same rows on every machine. Where
     there is no test split, the first fifth of the texts is the test split; equal texts never stand on both sides.
 
-    :param name: ``"snippets"``, the path of a CSV or TSV file with the columns ``text`` and ``label``, or a data set on
-        the hub: ``"glue/sst2"``, ``"imdb"``, ``"owner/name"``, ``"owner/name:configuration"``.
+    :param name: ``"snippets"``, ``"chinese-reviews"``, the path of a CSV or TSV file with the columns ``text`` and
+        ``label``, or a data set on the hub: ``"glue/sst2"``, ``"imdb"``, ``"owner/name"``,
+        ``"owner/name:configuration"``.
     :param train_size: how many rows to train on; ``None`` for all.
     :return: the data.
     :raises ValueError: columns or labels are missing. The message, as of the next two, is one line.
@@ -49,6 +53,12 @@ def load_data(name: str = DEFAULT, train_size: int | None = None) -> Data:
     """
     if name == DEFAULT:
         data = _held_out(*snippets.load_snippets(), source="movie review snippets")
+    elif name == CHINESE:
+        data = _held_out(*chinese_data.load_reviews(), source="Chinese reviews")
+    elif name == TAGGED:
+        raise ValueError(
+            f"Expected `--dataset` to have a label for each text, but {TAGGED} has tags: see chinese_ner.py."
+        )
     elif Path(name).suffix.lower() in DELIMITERS:
         data = _held_out(*read_table(Path(name)), source=name)
     else:

@@ -10,30 +10,18 @@ training and test data.
     ICWSM 2014.
 """
 
-import hashlib
 import html
-import os
-import subprocess
-import sys
 import tarfile
-import tempfile
 from pathlib import Path
-from typing import IO
+
+from sdist import Sdist, member
+from sdist import fetch as fetch_sdist
 
 PACKAGE = "vaderSentiment==3.3.2"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER_ARCHIVE = "hutto_ICWSM_2014.tar.gz"
 RATINGS = "movieReviewSnippets_GroundTruth.txt"
-OWN_DATA = "or train on a file of your own with `--dataset reviews.csv` (columns `text` and `label`)"
-
-
-def cache_dir() -> Path:
-    """
-    :return: ``$FASTNLP_ADV_CACHE``, else ``fastnlp_adv`` in the user's cache folder.
-    """
-    own = os.environ.get("FASTNLP_ADV_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnlp_adv"
 
 
 def load_snippets() -> tuple[list[str], list[str]]:
@@ -47,48 +35,9 @@ def load_snippets() -> tuple[list[str], list[str]]:
 
 def fetch() -> Path:
     """
-    Find the source distribution in the cache, or fetch it with pip.
-
-    :return: the path of the archive, whose SHA-256 has been checked.
+    :return: the path of the source distribution, in the cache or fetched into it.
     """
-    archive = cache_dir() / SDIST
-    if archive.is_file() and sha256(archive) == SHA256:
-        return archive
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-        downloaded = _pip_download(Path(folder))
-        if sha256(downloaded) != SHA256:
-            raise ValueError(
-                f"Expected {SDIST} to have SHA-256 {SHA256}, but got {sha256(downloaded)}; it was not kept."
-            )
-        os.replace(downloaded, archive)  # within one file system, so that nobody ever sees half a file
-    return archive
-
-
-def _pip_download(folder: Path) -> Path:
-    # pip runs a package's setup.py to learn its name, so pip itself has to check the hash before that.
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    options = ["--no-deps", "--no-binary", "vaderSentiment", "--require-hashes"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirement), "-d", str(folder)]
-    print(f"Fetching the movie review snippets ({PACKAGE}, 2.5 MB) with pip ...", flush=True)
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    if pip.returncode == 0 and (folder / SDIST).is_file():
-        return folder / SDIST
-    if "DO NOT MATCH THE HASHES" in pip.stderr:
-        raise ValueError(f"Expected {SDIST} to have SHA-256 {SHA256}, but pip got another file; it was not kept.")
-    lines = [line for line in pip.stderr.splitlines() if "ERROR" in line or "No module named" in line]
-    reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with status {pip.returncode}"
-    raise ConnectionError(f"pip could not fetch {PACKAGE} ({reason}); check the connection, {OWN_DATA}.")
-
-
-def sha256(path: Path) -> str:
-    """
-    :param path: a file.
-    :return: its SHA-256 in hexadecimal.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return fetch_sdist(Sdist(PACKAGE, SDIST, SHA256, f"the movie review snippets ({PACKAGE}, 2.5 MB)"))
 
 
 def read_ratings(archive: Path) -> str:
@@ -98,15 +47,8 @@ def read_ratings(archive: Path) -> str:
     :param archive: the source distribution.
     :return: the text of the ratings file.
     """
-    with tarfile.open(archive) as outer, tarfile.open(fileobj=_member(outer, INNER_ARCHIVE)) as inner:
-        return _member(inner, RATINGS).read().decode("utf-8")
-
-
-def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    for member in archive.getmembers():
-        if member.isfile() and member.name.rsplit("/", 1)[-1] == name:
-            return archive.extractfile(member)
-    raise ValueError(f"Expected a file {name} in {archive.name}, but there is none.")
+    with tarfile.open(archive) as outer, tarfile.open(fileobj=member(outer, INNER_ARCHIVE)) as inner:
+        return member(inner, RATINGS).read().decode("utf-8")
 
 
 def parse(ratings: str) -> tuple[list[str], list[str]]:

@@ -22,7 +22,7 @@ from .callbacks import (
     VATCallback,
 )
 from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
-from .robustness import HotFlip, Typos, robust_accuracy, robust_evaluate
+from .robustness import HotFlip, Typos, VocabularyTokenizer, robust_accuracy, robust_evaluate, write_report
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,9 @@ __all__ = [
     "TAVATCallback",
     "Typos",
     "VATCallback",
+    "VocabularyTokenizer",
     "compat",
     "robust_accuracy",
     "robust_evaluate",
+    "write_report",
 ]

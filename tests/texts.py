@@ -18,6 +18,7 @@ VOCABULARY = (
     "a the film movie was is it and very not great good awful dull story plot acting with "
     "no charm wit bad fine best worst long short really quite almost never ever dark bright clever silly"
 )
+HAN = "[\u3005-\u3007\u3040-\u312f\u31a0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U000323af]"
 WORDS = VOCABULARY.split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MARKS = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
@@ -149,6 +150,28 @@ def changed_words(before, after):
     return found
 
 
+def remade(each):
+    """The attacked text, from the original and the changes that are reported."""
+    text = each.original
+    for start, (before, after) in reversed(list(zip(each.starts, each.changes))):
+        assert text[start:].startswith(before)
+        text = text[:start] + after + text[start + len(before) :]
+    assert len(each.starts) == len(each.changes)
+    return text
+
+
+def distance(a, b):
+    """Of Damerau and Levenshtein: the least number of insertions, deletions, replacements and swaps."""
+    d = {(i, 0): i for i in range(len(a) + 1)}
+    d.update({(0, j): j for j in range(len(b) + 1)})
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            d[i, j] = min(d[i - 1, j] + 1, d[i, j - 1] + 1, d[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                d[i, j] = min(d[i, j], d[i - 2, j - 2] + 1)
+    return d[len(a), len(b)]
+
+
 def assert_honest(results, texts, labels, model, tokenizer, limit, **kwargs):
     """What is reported is what the model says, no more is changed than allowed, and no loss fell."""
     assert [each.original for each in results] == list(texts)
@@ -159,8 +182,11 @@ def assert_honest(results, texts, labels, model, tokenizer, limit, **kwargs):
         assert each.prediction == attacked_prediction
         assert attacked_loss >= loss
         assert each.fooled == (prediction == label != attacked_prediction)
-        assert each.robust == (prediction == label == attacked_prediction)
-        assert list(each.changes) == changed_words(each.original, each.text)
+        assert each.not_attacked == (prediction == label and each.tried == 0)
+        assert each.robust == (prediction == label == attacked_prediction and each.tried > 0)
+        assert remade(each) == each.text
+        if not re.search(HAN, each.original):
+            assert list(each.changes) == changed_words(each.original, each.text)
         assert len(each.changes) <= limit
         assert (each.text != each.original) == bool(each.changes) == (attacked_loss > loss)
         if not each.was_right:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..arguments import check_arguments, check_count
 from ..taps import find_embeddings
-from .search import Change, Search, Tokens
+from .search import Search, Tokens
 from .text_attack import TextAttack
-from .words import change_word, word_spans
+from .words import Change, is_spaceless, word_spans
 
 __all__ = ["HotFlip"]
 
 SPARE = 4  # flips looked at for each that is tried, since some do not survive the tokenizer
-CONTEXT = "a"
+WORD, COMMA = "a", "，"  # what a word, or a Chinese character, may stand behind
 
 
 class HotFlip(TextAttack):
@@ -34,15 +34,21 @@ class HotFlip(TextAttack):
     when the prediction is wrong, ``max_flips`` words are flipped, or none of the candidates raises the loss.
 
     A flip is made in the text, and the model is given what the tokenizer reads there; flips that change another token
-    too are not tried. What is flipped are words of letters alone that are one token; words are what stands between
-    white space, without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer
-    reads as a word of their own, so neither to special or unused tokens nor to continuations. Byte-level and
-    sentencepiece vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores
-    case, the new word takes over the old one's.
+    too are not tried. What is flipped is found per script:
+
+    * Where there are spaces, words of letters alone that are one token; words are what stands between white space,
+      without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer reads as a
+      word of their own, so neither to special or unused tokens nor to continuations. Byte-level and sentencepiece
+      vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores case, the new
+      word takes over the old one's.
+    * In Chinese and Japanese, tokens of characters of that script alone, single characters included. They are flipped
+      to other such tokens.
+
+    Text with neither, such as English words on a vocabulary of characters, is not attacked, and reported so.
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
-    :param tokenizer: a fast tokenizer of transformers.
-    :param max_flips: the number of words that may be flipped, at least 1.
+    :param tokenizer: a fast tokenizer of transformers, or a :class:`~fastnlp_adv.robustness.VocabularyTokenizer`.
+    :param max_flips: the number of words or characters that may be flipped, at least 1.
     :param candidates: the number of flips of a text that are tried in a round.
     :param min_similarity: the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no
         such bound.
@@ -51,7 +57,8 @@ class HotFlip(TextAttack):
     :param emb_name: part of the name of the embedding, a glob, or ``None`` for the input embedding.
     :param step: a function of the tokenized batch, a dict of tensors with ``attention_mask``, that returns logits, or
         a dict, dataclass or ``ModelOutput`` with ``pred`` or ``logits``; ``model(**batch)`` if ``None``.
-    :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no words.
+    :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no
+        words.
 
     Example, for a model and a tokenizer of yours::
 
@@ -98,70 +105,75 @@ class HotFlip(TextAttack):
         best = gains.flatten().topk(min(SPARE * self._candidates, gains.numel()))
         flips = []
         for at in best.indices[best.values > -math.inf].tolist():
-            (word, position), new = places[at // len(rows)], at % len(rows)
-            start, end = word_spans(search.text)[word]
+            (position, start, end), new = places[at // len(rows)], at % len(rows)
             ids = list(tokens.ids)
             ids[position] = int(self._ids[new])
-            flips.append((Change(word, self._in_case(self._words[new], search.text[start:end])), ids))
-        read = self.ids([change_word(search.text, *change) for change, _ in flips])
+            word = self._in_case(self._words[new], search.original[start:end])
+            flips.append((Change(start, end, word), ids))
+        read = self.ids([search.changed(change) for change, _ in flips])
         return [change for (change, ids), own in zip(flips, read) if ids == own][: self._candidates]
 
-    def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int]]:
-        """The words that can be flipped, with their positions."""
+    def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int, int]]:
+        """The tokens that can be flipped: the position of each, and where it stands in the original text."""
+        words = {span for span in word_spans(search.text) if search.text[slice(*span)].isalpha()}
         times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
-        positions = {
-            span: position
-            for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids))
-            if times[span] == 1 and token not in self._special
-        }
-        return [
-            (word, positions[span])
-            for word, span in enumerate(word_spans(search.text))
-            if span in positions and word not in search.changes and search.text[slice(*span)].isalpha()
-        ]
+        places = []
+        for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids)):
+            fits = span in words or is_spaceless(search.text[slice(*span)])
+            if fits and times[span] == 1 and token not in self._special:
+                origin = search.origin(*span)
+                if origin is not None:
+                    places.append((position, *origin))
+        return places
 
     def _gains(self, text: str, tokens: Tokens, places: list[Any], weight: Tensor, rows: Tensor) -> Tensor:
         """What each flip promises, of shape ``(places, words)``; minus infinity for what is no flip."""
-        positions = [position for _, position in places]
+        positions = [position for position, *_ in places]
         g = tokens.gradients[positions]
         old = torch.tensor([tokens.ids[position] for position in positions], device=g.device)
         gains = g @ rows.T - (g * weight[old]).sum(1, keepdim=True)
-        starts = [tokens.spans[position][0] for position in positions]
-        after_space = torch.tensor([int(start > 0 and text[start - 1] == " ") for start in starts])
-        allowed = self._fits[after_space].to(g.device) & (self._ids.to(g.device) != old.unsqueeze(1))
+        where = torch.tensor([_where(text, *tokens.spans[position]) for position in positions])
+        allowed = self._fits[where].to(g.device) & (self._ids.to(g.device) != old.unsqueeze(1))
         if self._min_similarity is not None:
             unit = nn.functional.normalize
             allowed &= unit(weight[old], dim=1) @ unit(rows, dim=1).T >= self._min_similarity
         return gains.masked_fill(~allowed | gains.isnan(), -math.inf)
 
     def _read_vocabulary(self) -> None:
-        """Which tokens are words, by what the tokenizer makes of them at the beginning and after a space."""
+        """Which tokens are words or characters, by what the tokenizer makes of them alone and behind something."""
         tokenizer = self._tokenizer
         ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         written = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
-        pairs = [(i, word) for i, word in zip(ids, written) if len(word) > 1 and word.isalpha()]
-        first, later = self._readings([word for _, word in pairs], ""), self._readings([w for _, w in pairs], CONTEXT)
-        # a piece of a word, where words begin with a mark, reads as itself at the beginning; no space goes before it
-        fits = [(a == [i] and len(b) == 1, b == [i]) for (i, _), a, b in zip(pairs, first, later)]
-        kept = [(i, word, fit) for (i, word), fit in zip(pairs, fits) if any(fit)]
+        words = [(i, word) for i, word in zip(ids, written) if is_spaceless(word) or _is_word(word)]
+        texts = [word for _, word in words]
+        first, spaced, beside = (self._readings(texts, before) for before in ("", f"{WORD} ", COMMA))
+        kept = []
+        for (i, word), alone, after_space, after_comma in zip(words, first, spaced, beside):
+            if is_spaceless(word):
+                fits = (False, False, alone == [i], after_comma == [i])
+            else:
+                # a piece of a word, where words begin with a mark, reads as itself at the beginning; no space goes
+                # before it
+                fits = (alone == [i] and len(after_space) == 1, after_space == [i], False, False)
+            if any(fits):
+                kept.append((i, word, fits))
         if not kept:
             raise ValueError(
-                "Expected the vocabulary of `tokenizer` to hold words of at least 2 letters, to flip to, but got none "
-                f"in {len(ids)} tokens. Use a tokenizer of words or of subwords."
+                "Expected the vocabulary of `tokenizer` to hold words of at least 2 letters, or Chinese or Japanese "
+                f"characters, to flip to, but got none in {len(ids)} tokens. Use a tokenizer of words or of subwords."
             )
         self._ids = torch.tensor([i for i, *_ in kept])
         self._words = [word for _, word, _ in kept]
-        self._fits = torch.tensor([fit for *_, fit in kept]).T  # for the beginning, and after a space
+        self._fits = torch.tensor([fits for *_, fits in kept]).T  # a row for each value of `_where`
         self._ignores_case = tokenizer.tokenize("Aa bB") == tokenizer.tokenize("aa bb")
 
     def _readings(self, words: list[str], context: str) -> list[list[int]]:
         """The tokens of each word, behind the context."""
         if not words:
             return []
-        before = self._tokenizer(context, add_special_tokens=False)["input_ids"]
-        texts = [f"{context} {word}" if context else word for word in words]
-        read = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        before = self._tokenizer(context.strip(), add_special_tokens=False)["input_ids"] if context else []
+        read = self._tokenizer([context + word for word in words], add_special_tokens=False)["input_ids"]
         return [ids[len(before) :] if ids[: len(before)] == before else [] for ids in read]
 
     def _in_case(self, new: str, old: str) -> str:
@@ -170,6 +182,17 @@ class HotFlip(TextAttack):
         if old.isupper() and len(old) > 1:
             return new.upper()
         return new.capitalize() if old[0].isupper() else new
+
+
+def _is_word(text: str) -> bool:
+    return len(text) > 1 and text.isalpha() and not any(map(is_spaceless, text))
+
+
+def _where(text: str, start: int, end: int) -> int:
+    """A word at the beginning (0) or after a space (1); characters there (2), or behind something else (3)."""
+    if is_spaceless(text[start:end]):
+        return 3 if start > 0 and not text[start - 1].isspace() else 2
+    return 1 if start > 0 and text[start - 1] == " " else 0
 
 
 def _check_cosine(name: str, value: Any) -> None:

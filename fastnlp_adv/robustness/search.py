@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .attacked import Attacked
-from .words import word_spans
+from .words import Change, edited
 
-__all__ = ["Change", "Search", "Tokens"]
-
-
-class Change(NamedTuple):
-    """
-    An edit of a text.
-
-    :param word: the number of the word; edits keep it, since each makes a word of a word.
-    :param new: what stands there afterwards.
-    """
-
-    word: int
-    new: str
+__all__ = ["Search", "Tokens"]
 
 
 class Tokens(NamedTuple):
@@ -52,8 +40,9 @@ class Search:
     :param prediction: what the model says of it.
     :param was_right: whether the prediction was right in the beginning.
     :param queries: how many times the model was run.
-    :param changes: the changed words by number, each before and after.
-    :param plan: the numbers of the words to try next, for attacks that make up their mind once.
+    :param tried: how many edits have been tried.
+    :param changes: the edits that ``text`` is made with.
+    :param plan: what to try next, for attacks that make up their mind once.
     """
 
     original: str
@@ -63,23 +52,67 @@ class Search:
     prediction: int
     was_right: bool
     queries: int = 1
-    changes: dict[int, tuple[str, str]] = field(default_factory=dict)
-    plan: list[int] | None = None
+    tried: int = 0
+    changes: tuple[Change, ...] = ()
+    plan: list[Any] | None = None
+
+    def leaves(self, start: int, end: int) -> bool:
+        """
+        Tell whether a stretch is as it was.
+
+        :param start: where it begins, in the original text.
+        :param end: where it ends, there.
+        :return: whether no change reaches into it.
+        """
+        return all(end <= change.start or change.end <= start for change in self.changes)
+
+    def origin(self, start: int, end: int) -> tuple[int, int] | None:
+        """
+        Find where a stretch of the text stands in the original.
+
+        :param start: where it begins, in :attr:`text`.
+        :param end: where it ends, there.
+        :return: its beginning and end in the original; ``None`` if a change reaches into it.
+        """
+        shift = 0
+        for change in sorted(self.changes):
+            if end <= change.start + shift:
+                break
+            if start < change.start + shift + len(change.new):
+                return None
+            shift += len(change.new) - (change.end - change.start)
+        return start - shift, end - shift
+
+    def changed(self, change: Change) -> str:
+        """
+        Make one more change.
+
+        :param change: the change.
+        :return: the text with all changes so far and this one.
+        """
+        return edited(self.original, [*self.changes, change])
 
     def consider(self, tried: list[tuple[Change, str, float, int]]) -> bool:
         """Take the worst that raises the loss: a wrong prediction first, then the higher loss. Whether there is one."""
         self.queries += len(tried)
+        self.tried += len(tried)
         rising = [each for each in tried if each[2] > self.loss]
         if rising:
-            before = self.text
             change, self.text, self.loss, self.prediction = max(rising, key=lambda t: (t[3] != self.label, t[2]))
-            start, end = word_spans(before)[change.word]
-            self.changes[change.word] = (before[start:end], change.new)
+            self.changes = (*self.changes, change)
         return bool(rising)
 
     def result(self) -> Attacked:
         """What is reported."""
-        changes = tuple(self.changes[word] for word in sorted(self.changes))
+        changes = sorted(self.changes)
         return Attacked(
-            self.original, self.text, self.label, self.prediction, self.was_right, changes, queries=self.queries
+            self.original,
+            self.text,
+            self.label,
+            self.prediction,
+            self.was_right,
+            tuple((self.original[start:end], new) for start, end, new in changes),
+            queries=self.queries,
+            starts=tuple(change.start for change in changes),
+            tried=self.tried,
         )

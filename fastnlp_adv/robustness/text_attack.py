@@ -16,8 +16,8 @@ from ..taps import taps_on
 from .attacked import Attacked
 from .evaluate import modes_kept
 from .scores import Scores, score
-from .search import Change, Search, Tokens
-from .words import change_word
+from .search import Search, Tokens
+from .words import Change
 from .worst_case import differentiable
 
 __all__ = ["TextAttack"]
@@ -30,8 +30,8 @@ class TextAttack(Method, ABC):
     the prediction is wrong, which it may be before any edit, or nothing is left to try.
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
-    :param tokenizer: a fast tokenizer of transformers.
-    :param limit: how many words may be changed.
+    :param tokenizer: a fast tokenizer of transformers, or a :class:`VocabularyTokenizer`.
+    :param limit: how many edits may be made.
     :param rest: ``batch_size``, ``max_length``, ``emb_name`` and ``step``, as the attacks document them.
     """
 
@@ -59,6 +59,13 @@ class TextAttack(Method, ABC):
         self._cut = {"truncation": True, "max_length": length} if length < 10**9 else {}
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
+    def prepare(self, texts: list[str]) -> None:
+        """
+        See to what the texts need, before any of them is attacked.
+
+        :param texts: all texts.
+        """
+
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         """
@@ -84,6 +91,7 @@ class TextAttack(Method, ABC):
         :raises ValueError: if there are not as many labels as texts, or the model's outputs do not fit them.
         """
         pairs = _pairs(texts, labels)
+        self.prepare([text for text, _ in pairs])
         batches = [pairs[i : i + self._batch_size] for i in range(0, len(pairs), self._batch_size)]
         found: list[Attacked] = []
         with modes_kept(self._model), self.running():
@@ -138,7 +146,7 @@ class TextAttack(Method, ABC):
     def _round(self, searches: list[Search]) -> list[Search]:
         """Try the edits of all texts, and return the texts that go on."""
         asked = [
-            (search, change, change_word(search.text, *change))
+            (search, change, search.changed(change))
             for search, changes in zip(searches, self.propose(searches))
             for change in changes
         ]
@@ -158,7 +166,7 @@ class TextAttack(Method, ABC):
             batch, _ = self._encode([texts[i] for i in rows])
             with torch.no_grad():
                 scores, predictions = self._score(batch, [labels[i] for i in rows])
-            told |= zip(rows, zip(scores.losses.tolist(), predictions.tolist()))
+            told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist())))
         return [told[i] for i in range(len(texts))]
 
     def _encode(self, texts: list[str]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
@@ -217,8 +225,9 @@ def _check_tokenizer(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "Expected `tokenizer` to be a fast tokenizer of transformers, which tells where in the text its tokens "
-            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, or wrap a "
-            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`."
+            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
+            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
+            "`VocabularyTokenizer`."
         )
     if tokenizer.pad_token is None:
         raise ValueError(

