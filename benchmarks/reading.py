@@ -59,7 +59,7 @@ def concat_is_faster(found: Record) -> str:
     """At which sizes of batch `concat` beats two passes in three rounds of four, in words."""
     points = sorted(found["points"], key=lambda point: point["x"])
     gains = [times_faster(p, "R-Drop, concat", "R-Drop, two_pass").low > 1 for p in points]
-    wins = [p["x"] for p, gain in zip(points, gains, strict=True) if gain]
+    wins = [p["x"] for p, gain in zip(points, gains) if gain]
     if not wins:
         return "nowhere"
     if all(gains):

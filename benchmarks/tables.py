@@ -75,7 +75,7 @@ def _precision(found: Record) -> Table:
     (point,) = found["points"]
     rows = [
         [*cells, ", ".join(f"{cosine:.6f}" for cosine in row["cosines"])]
-        for cells, row in zip(_rows(point, several=False), point["rows"], strict=True)
+        for cells, row in zip(_rows(point, several=False), point["rows"])
     ]
     columns = ["", "seconds a step", "in plain steps", "limit", "cosine to float32, climb by climb"]
     return Table(found["title"], f"{point['label']}; {_rounds(point)}", columns, rows)

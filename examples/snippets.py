@@ -10,6 +10,8 @@ training and test data.
     ICWSM 2014.
 """
 
+from __future__ import annotations
+
 import html
 import tarfile
 from pathlib import Path

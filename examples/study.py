@@ -10,6 +10,8 @@ Writes `runs.csv`, a row a run, and from it `results.md` with tables and figures
 stop the study when you like, start it again, add methods or seeds.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shlex

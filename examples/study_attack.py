@@ -2,6 +2,8 @@
 What is left of a trained model's accuracy under attack: on the word vectors, by swapped words and by typos.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,13 +108,13 @@ def under_perturbations(
                 options = {"epsilons": (epsilon,), "steps": args.attack_steps, "restarts": 1, "seed": start}
                 robust_evaluate(model, batches, update=note, **options)
             shares.setdefault(0.0, sum(right[0.0]) / len(texts))
-            left = [i for i, is_right in zip(left, right[epsilon], strict=True) if is_right]
+            left = [i for i, is_right in zip(left, right[epsilon]) if is_right]
         shares[epsilon] = len(left) / len(texts)
     return shares
 
 
 def _batches(tokenizer: Any, rows: list[tuple[str, int]], args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
     for begin in range(0, len(rows), args.batch_size):
-        texts, labels = zip(*rows[begin : begin + args.batch_size], strict=True)
+        texts, labels = zip(*rows[begin : begin + args.batch_size])
         encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=args.max_length, return_tensors="pt")
         yield {**{name: encoded[name] for name in ("input_ids", "attention_mask")}, "labels": torch.tensor(labels)}

@@ -2,6 +2,8 @@
 The figures of the study. Panels and markers tell the methods apart, so they can be read in black and white.
 """
 
+from __future__ import annotations
+
 import textwrap
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def by_epsilon(table: Table) -> Figure:
     rows = max(1, -(-len(others) // columns))
     size = {"figsize": (max(7, 2 * columns), 2 * rows + 0.8), "layout": "constrained"}
     figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **size)
-    for axes, method in zip(grid.flat, others, strict=False):
+    for axes, method in zip(grid.flat, others):
         for other in others:
             axes.plot(radii, means[other], color="0.85", lw=1)
         if PLAIN in means:

@@ -2,6 +2,8 @@
 The results of the study as a page: what was run, what came out, and how sure that is.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 from pathlib import Path

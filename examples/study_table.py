@@ -2,6 +2,8 @@
 The rows of the study, as a file and as statistics: means, deviations, and differences to plain training.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 import statistics

@@ -2,6 +2,8 @@
 One training of the study: a method, with a seed. And what a step of each method takes.
 """
 
+from __future__ import annotations
+
 import argparse
 import ast
 import json

@@ -9,6 +9,8 @@ Fine-tune a pretrained encoder on labelled texts, plainly or with a method of fa
 A method is one entry of `methods`: copy this folder, change what you like, add yours.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 

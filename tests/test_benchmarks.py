@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from equal import zip_equal
 
 from benchmarks import memory, overhead, precision, reading, record, statistic, textbook, variants
 from benchmarks.__main__ import main
@@ -139,7 +140,7 @@ def test_from_where_on_concat_is_faster(gains, words):
         [{"variant": "R-Drop, concat", "seconds": [1.0]}, {"variant": "R-Drop, two_pass", "seconds": [gain]}]
         for gain in gains
     ]
-    points = [{"x": x, "rows": each} for x, each in zip((8, 16, 32), rows, strict=True)]
+    points = [{"x": x, "rows": each} for x, each in zip_equal((8, 16, 32), rows)]
     assert reading.concat_is_faster({"points": points}) == words
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Bert, Classifier, assert_untouched, collate, samples, snapshot
@@ -85,7 +86,7 @@ def reference(model, data, epsilons, steps, restarts):
         for _ in range(restarts):
             normal = torch.empty(*ids.shape, 16, dtype=torch.float64).normal_(generator=generator) * real
             radius = torch.empty(len(ids), 1, 1, dtype=torch.float64).uniform_(0, 1, generator=generator)
-            starts.append(torch.stack([r * x / length(x) for x, r in zip(normal, radius, strict=True)]))
+            starts.append(torch.stack([r * x / length(x) for x, r in zip_equal(normal, radius)]))
 
         def at(r, batch=batch, ids=ids):
             embedded = table[ids] + r
@@ -113,7 +114,7 @@ def reference(model, data, epsilons, steps, restarts):
                     if step < steps:
                         (g,) = torch.autograd.grad(cross_entropy(logits, labels, reduction="sum"), r)
                         moved = []
-                        for point, grad in zip(r.detach(), g * real, strict=True):
+                        for point, grad in zip_equal(r.detach(), g * real):
                             point = point + 2.5 * epsilon * unit / steps * grad / length(grad)
                             moved.append(point * min(1.0, epsilon * unit / length(point)))
                         r = torch.stack(moved)

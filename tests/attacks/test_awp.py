@@ -7,6 +7,7 @@ import gc
 
 import pytest
 import torch
+from equal import zip_equal
 from references import add, assert_same, batch, bert, classifier, differ, direction, gradients, loss_on
 from rows import Probe
 from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train, weights
@@ -107,10 +108,10 @@ def textbook(model, gamma=0.1, replace=False):
         if not replace:
             trainer.backward(trainer.train_step(batch))
         saved = [p.detach().clone() for p in params]
-        for p, g in zip(params, own, strict=True):
+        for p, g in zip_equal(params, own):
             p.data += gamma * p.detach().norm() * g / g.norm()
         trainer.backward(trainer.train_step(batch))
-        for p, value in zip(params, saved, strict=True):
+        for p, value in zip_equal(params, saved):
             p.data = value
         trainer.step()
         trainer.zero_grad()

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from equal import zip_equal
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from rows import Probe, Row, each_row
@@ -177,7 +178,7 @@ def test_reported_loss_is_that_of_the_first_pass(row):
         assert "loss" not in state
         assert record.reported != pytest.approx(record.clean, abs=1e-6)
     elif callback.replace:
-        assert all(attacked > clean for attacked, clean in zip(record.reported, record.clean, strict=True))
+        assert all(attacked > clean for attacked, clean in zip_equal(record.reported, record.clean))
         assert state["adv_loss"] == record.reported[-1]
         assert state["loss"] == pytest.approx(record.clean[-1], abs=1e-6)
     else:

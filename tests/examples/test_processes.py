@@ -6,6 +6,7 @@ import pytest
 import torch
 import train_text_classification as script
 from data import load_data
+from equal import zip_equal
 from safetensors.torch import load_file
 from test_ddp import torchrun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -16,7 +17,7 @@ def accuracy(folder, data):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         logits = [model.eval()(**tokenizer(text, return_tensors="pt")).logits for text in data.test["text"]]
-    return sum(int(row.argmax()) == label for row, label in zip(logits, data.test["label"], strict=True)) / len(logits)
+    return sum(int(row.argmax()) == label for row, label in zip_equal(logits, data.test["label"])) / len(logits)
 
 
 @pytest.mark.timeout(120)

@@ -13,6 +13,7 @@ import pytest
 import study
 import study_table
 import torch
+from equal import zip_equal
 from models import load_model
 from study_attack import by_changes, under_perturbations
 from study_page import accuracies, differences, markdown
@@ -86,7 +87,7 @@ def test_the_attacked_texts_are_kept_to_read(finished):
     assert {row["attack"] for row in rows} <= {"hotflip", "typos"}
     assert rows
     for row in rows:
-        words = zip(row["original"].split(), row["attacked"].split(), strict=True)
+        words = zip_equal(row["original"].split(), row["attacked"].split())
         assert 1 <= sum(a != b for a, b in words) <= (3 if row["attack"] == "hotflip" else 2)
 
 
@@ -99,7 +100,7 @@ def test_the_page_has_the_tables_and_the_figures(finished):
     assert page.count("\n| plain |") == 1
     seconds = json.loads((folder / "step_seconds.json").read_text())
     assert seconds.keys() == {"FGM", "plain"}
-    cost = np.median([ours / plain for ours, plain in zip(seconds["FGM"], seconds["plain"], strict=True)])
+    cost = np.median([ours / plain for ours, plain in zip_equal(seconds["FGM"], seconds["plain"])])
     assert len(seconds["plain"]) == study.TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", page)
     for name in FIGURES:
         assert f"({name})" in page

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from equal import zip_equal
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -103,7 +104,7 @@ def test_with_r_drop_inside_it_compares_with_the_first_half():
 def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
     made = [lambda: R3FCallback(0.1), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
     models = [Classifier(), Classifier()]
-    for model, order in zip(models, (made, made[::-1]), strict=True):
+    for model, order in zip_equal(models, (made, made[::-1])):
         state = train(model, [make() for make in order], n_batches=6).state["adv"]
         assert {"loss", "adv_loss", "kl", "r3f"} <= state.keys()
     assert torch.equal(weights(models[0]), weights(models[1]))

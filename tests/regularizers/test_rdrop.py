@@ -1,5 +1,7 @@
 """R-Drop against loops that are written as the papers and tutorials have them."""
 
+from __future__ import annotations
+
 import copy
 import math
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -134,7 +137,7 @@ def test_other_divergences(mode, divergence, out, by_hand):
         return {"loss": F.mse_loss(pred, batch["target"]), "pred": pred}
 
     found = RDrop(1.0, divergence=divergence, mode=mode)(step, batch)
-    pairs = zip(found["pred"].flatten(), found["pred2"].flatten(), strict=True)
+    pairs = zip_equal(found["pred"].flatten(), found["pred2"].flatten())
     torch.testing.assert_close(found["kl"], (sum(by_hand(a, b) for a, b in pairs) / ROWS).detach())
 
 
@@ -159,7 +162,7 @@ def kl_of_positions(found, positions):
     total = 0.0
     for i, j in positions:
         p, q = (found[name][i, j].softmax(-1).tolist() for name in ("pred", "pred2"))
-        total += sum((a - b) * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 2
+        total += sum((a - b) * (math.log(a) - math.log(b)) for a, b in zip_equal(p, q)) / 2
     return total / len(positions)
 
 

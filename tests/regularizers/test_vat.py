@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from equal import zip_equal
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -87,7 +88,7 @@ def test_direction_in_float32_is_that_of_the_hessian_in_float64():
     d = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(kl(clean, passes(d)), d, create_graph=True)
     (product,) = torch.autograd.grad((g * unit(noise)).sum(), d)
-    for found, expected in zip(seen[-1].deltas({})[0].value.double(), unit(product * passes.real), strict=True):
+    for found, expected in zip_equal(seen[-1].deltas({})[0].value.double(), unit(product * passes.real)):
         assert float((found * expected).sum()) > 0.999
         assert math.hypot(*found.flatten().tolist()) == pytest.approx(1.0, abs=1e-5)
 
@@ -138,7 +139,7 @@ def test_with_r_drop_inside_it_compares_with_the_first_half():
 def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
     made = [lambda: VATCallback(0.5), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
     models = [Classifier(), Classifier()]
-    for model, order in zip(models, (made, made[::-1]), strict=True):
+    for model, order in zip_equal(models, (made, made[::-1])):
         state = train(model, [make() for make in order], n_batches=6).state["adv"]
         assert {"loss", "adv_loss", "kl", "vat"} <= state.keys()
     assert torch.equal(weights(models[0]), weights(models[1]))
