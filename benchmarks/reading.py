@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, Dict
 
 from benchmarks.overhead import PAIRS
 from benchmarks.record import Record
 from benchmarks.statistic import Spread, difference, ratio
 
-Point = dict[str, Any]
+Point = Dict[str, Any]
 
 
 def row(point: Point, variant: str) -> dict[str, Any]:

@@ -6,16 +6,16 @@ import json
 import os
 import platform
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import torch
 
 from benchmarks.sweeps import Sweep
 
-Record = dict[str, Any]
+Record = Dict[str, Any]
 PACKAGES = ("torch", "fastNLP", "transformers", "fastnlp_adv")
 
 
@@ -25,7 +25,7 @@ def record(sweep: Sweep, points: list[dict], *, command: str, device: str) -> Re
     return {
         **about,
         "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "points": points,

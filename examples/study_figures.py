@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Dict, List
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from study_train import PLAIN
 MARKERS = "os^Dv<>pP*Xdhx"
 COLUMNS = 5
 TITLE_WIDTH = 22  # letters that fit above a panel
-Values = dict[str, list[float]]
+Values = Dict[str, List[float]]
 
 
 def draw(table: Table, headline: float, folder: Path) -> list[Path]:

@@ -22,15 +22,15 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         taken, given = (
-            [t for t in torch.utils._pytree.tree_leaves(tree) if isinstance(t, torch.Tensor)]
+            [t for t in torch.utils._pytree.tree_flatten(tree)[0] if isinstance(t, torch.Tensor)]
             for tree in ((args, kwargs), out)
         )
         known = {t.untyped_storage()._cdata for t in taken}
-        made = sum(t.nbytes for t in given if t.untyped_storage()._cdata not in known)
+        made = sum(t.numel() * t.element_size() for t in given if t.untyped_storage()._cdata not in known)
         large = any(size >= self.rows for t in taken + given for size in t.shape)
-        name = func._schema.name.removeprefix("aten::")
+        name = func._schema.name.split("::")[1]
         if name != "detach":  # a name for what is there
-            self.operations.append((name, large, made, sum(t.nbytes for t in given)))
+            self.operations.append((name, large, made, sum(t.numel() * t.element_size() for t in given)))
         return out
 
     def accumulate(self, param):

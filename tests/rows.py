@@ -57,7 +57,7 @@ VARIANTS = {
     "SMART-bregman": Row("SMART", {"bregman_weight": 1.0}),
     "R3F-uniform": Row("R3F", {"noise": "uniform", "epsilon": 0.1, "dropout_mask": "same"}),
 }
-ROWS = {name: Row(name) for name in METHODS} | VARIANTS
+ROWS = {**{name: Row(name) for name in METHODS}, **VARIANTS}
 
 #: ``@each_row`` runs a test once a row, with the row as its argument
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())

@@ -204,3 +204,13 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         trainer.zero_grad()
 
     return batch_step_fn
+
+
+def when_accumulated(param, call):
+    """Call after each accumulation into a parameter's gradient."""
+    if hasattr(param, "register_post_accumulate_grad_hook"):  # torch 2.1
+        return param.register_post_accumulate_grad_hook(call)
+    node = param.expand_as(param).grad_fn.next_functions[0][0]
+    handle = node.register_hook(lambda *_: call(param))
+    handle.node = node  # it lives as long as the handle
+    return handle

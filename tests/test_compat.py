@@ -241,7 +241,7 @@ def main():
     names = list(SCENARIOS)
     report = {"": failures(names)}
     for index, each in enumerate(compat.REPAIRS):
-        assert each()
+        each()
         report[each.name] = failures(names[index:])
     print(json.dumps(report))
 

@@ -76,7 +76,7 @@ TIED = {
     "SequenceGenerator-lstm-tied": lambda: lstm(bind_decoder_input_output_embed=True),
     "SequenceGenerator-transformer-tied": lambda: transformer(bind_decoder_input_output_embed=True),
 }
-EVERY = {name: factory for name, (factory, _) in MODELS.items()} | TIED
+EVERY = {**{name: factory for name, (factory, _) in MODELS.items()}, **TIED}
 
 
 def make(factory):

@@ -35,6 +35,7 @@ def imports(path):
             yield from (".".join([*above, module]) for module in modules)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python says what its library holds from 3.10 on")
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
     for name in imports(path):
@@ -43,6 +44,62 @@ def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
         if top == "fastnlp_adv":
             layer = name.split(".")[1]
             assert layer not in FASTNLP, name
+
+
+#: what may import what: each from those that stand before it
+LAYERS = [
+    {"versions", "functional", "forwards", "random_state", "arguments"},
+    {"divergences", "taps"},
+    {"method"},
+    {"attacks", "regularizers"},
+    {"robustness"},
+    {"callbacks", "compat"},
+]
+LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    for name in imports(path):
+        if name.startswith("fastnlp_adv."):
+            other = name.split(".")[1]
+            assert other == own or LAYER[other] < LAYER[own], f"{own} imports {other}"
+
+
+def test_no_two_files_import_each_other():
+    """Not by way of others either."""
+    edges = {}
+    for path in FILES:
+        name = ".".join(["fastnlp_adv", *path.relative_to(ROOT).with_suffix("").parts])
+        edges[name] = {i for i in imports(path) if i.startswith("fastnlp_adv") and i != name}
+    done = set()
+
+    def follow(name, way):
+        assert name not in way, f"a circle: {' -> '.join([*way, name])}"
+        if name not in done:
+            for other in edges.get(name, ()):
+                follow(other, [*way, name])
+        done.add(name)
+
+    for name in edges:
+        follow(name, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_import_hides_inside_a_function(path):
+    """But those of optional dependencies."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for node in ast.walk(function):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                assert module == "pypinyin", f"{function.name} imports {module}"
+
+
+def test_the_root_holds_few_modules():
+    assert len([p for p in ROOT.iterdir() if p.suffix == ".py"]) <= 8
 
 
 @pytest.mark.parametrize("module", MODULES)

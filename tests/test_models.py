@@ -166,7 +166,7 @@ def test_tied_output_layer_is_left_alone(factory):
     ours, theirs = make(factory).eval(), make(factory).eval()
     batch, weight = fields("text"), theirs.get_input_embeddings().weight
     assert theirs.get_output_embeddings().weight is weight
-    scale = getattr(theirs.get_input_embeddings(), "embed_scale", 1.0)
+    scale = theirs.config.d_model**0.5 if getattr(theirs.config, "scale_embedding", False) else 1.0
     padding = theirs.get_input_embeddings().padding_idx
     ids = {"inputs_embeds": batch["input_ids"]}
     if theirs.config.is_encoder_decoder:

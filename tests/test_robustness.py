@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +150,7 @@ def test_no_loss_falls_and_no_accuracy_rises_with_epsilon(gru, epsilons, alpha, 
     results = list(found.values())
     logits = gru_logits(copy.deepcopy(gru).eval(), DATA[0])
     assert results[0]["loss"] == pytest.approx(cross_entropy(logits, DATA[0]["labels"]).item())
-    for smaller, larger in itertools.pairwise(results):
+    for smaller, larger in zip(results, results[1:]):
         assert larger["loss"] >= smaller["loss"]
         assert larger["accuracy"] <= smaller["accuracy"]
 

@@ -51,6 +51,7 @@ def word_piece(lowercase=True):
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(SPECIAL)  # transformers before 4.34 does not
     return wrapped(tokenizer, MARKS, model_max_length=48)
 
 

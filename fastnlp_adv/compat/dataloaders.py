@@ -8,7 +8,6 @@ from typing import Any
 
 from fastNLP.core.dataloaders import MixDataLoader, TorchDataLoader
 from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
-from torch.utils.data import Subset
 
 from .repairs import raises, where
 
@@ -46,9 +45,15 @@ def mix_prefetch_factor() -> None:
     mix_dataloader.torchversion = "1.6"
 
 
+class _Batched(list):  # type: ignore[type-arg]
+    """A data set that fetches a whole batch at once; torch's ``Subset`` does so from torch 2.1."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
 def _fetches_without_indices() -> bool:
-    sevens: Any = [7]
-    dataset = fdl._FDataSet(Subset(sevens, [0]))
+    dataset: Any = fdl._FDataSet(_Batched([7]))
     return hasattr(dataset, "__getitems__") and dataset.__getitems__([0]) != [(0, 7)]
 
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ class RDropMixin:
     #: whether the model's dropout and misuse of R-Drop have been looked for, which happens in the first step
     _rdrop_checked = False
     #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
-    _rdrop_current: tuple[RDrop | None, ...] = ()
+    _rdrop_current: Tuple[Optional[RDrop], ...] = ()  # evaluated by transformers, on any Python
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -57,7 +57,7 @@ class TextAttack(Method, ABC):
         length = tokenizer.model_max_length if rest["max_length"] is None else rest["max_length"]
         # a tokenizer that was told no length says one of 30 digits
         self._cut = {"truncation": True, "max_length": length} if length < 10**9 else {}
-        self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
     def prepare(self, texts: list[str]) -> None:
         """

@@ -22,7 +22,19 @@ from references import (
     words,
 )
 from rows import Probe
-from support import Bert, Classifier, assert_untouched, build, collate, distance, samples, snapshot, train, weights
+from support import (
+    Bert,
+    Classifier,
+    assert_untouched,
+    build,
+    collate,
+    distance,
+    samples,
+    snapshot,
+    train,
+    weights,
+    when_accumulated,
+)
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -378,7 +390,7 @@ def test_costs_a_plain_step(monkeypatch):
     ids, labels = padded([0, 1, 2], 7, "right")
     atta = ATTA(model, EPSILON, ALPHA)
     fills, calls = [], []
-    model.word_embeddings.weight.register_post_accumulate_grad_hook(lambda p: fills.append(1))
+    keep = when_accumulated(model.word_embeddings.weight, lambda p: fills.append(1))  # noqa: F841
     for name in ("read", "rows"):
         method = getattr(atta.store, name)
         monkeypatch.setattr(atta.store, name, lambda *args, m=method, n=name: (calls.append(n), m(*args))[1])

@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.operations[str(func)] += 1
-        shapes = [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        shapes = [tuple(t.shape) for t in torch.utils._pytree.tree_flatten(out)[0] if isinstance(t, torch.Tensor)]
         self.vocabulary_sized.update((str(func), shape) for shape in shapes if ROWS in shape)
         return out
 

@@ -96,7 +96,7 @@ def step(attack, model, loss=LOSS):
 
 def expected(model, generator, **arguments):
     model.zero_grad()
-    arguments = {"epsilon": 0.0, "alpha": 0.1, "steps": 3, "init": 0.05} | arguments
+    arguments = {"epsilon": 0.0, "alpha": 0.1, "steps": 3, "init": 0.05, **arguments}
     reference([IDS], loss_at(model, IDS, LABELS), generator, 8, **arguments)
     return gradients(model)
 

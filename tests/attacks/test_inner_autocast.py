@@ -61,7 +61,7 @@ def loss_of(model):
 
 
 def autocast_state():
-    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+    return torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype(), torch.is_autocast_cache_enabled()
 
 
 @EACH
@@ -177,7 +177,7 @@ def test_a_step_that_fails_leaves_the_precision_as_it_was(attack, arguments, pre
             with pytest.raises(KeyboardInterrupt):
                 attacked.step(loss_of(model))
             assert autocast_state() == before
-        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_cpu_enabled()
 
 
 class Casts(Callback):

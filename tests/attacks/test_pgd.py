@@ -78,7 +78,7 @@ def test_bert(granularity, adv_weight, replace):
 
     arguments = {"adv_weight": adv_weight, "replace": replace}
     found = step(PGD(model, 0.5, 0.3, granularity=granularity, **arguments), model, loss)
-    arguments |= {"steps": [0.3] * 3, "radius": 0.5}
+    arguments.update({"steps": [0.3] * 3, "radius": 0.5})
     if granularity == "vocab":
         expected = on_weights(model, loss, [name_of(model)], **arguments)
     else:

@@ -80,7 +80,7 @@ def test_data_parallel_on_one_device_is_the_model(attack):
     wrapped = nn.DataParallel(classifier())
     assert len(wrapped.device_ids) <= 1
     found = step(attack(wrapped), wrapped, LOSS)
-    assert_same({n.removeprefix("module."): g for n, g in found.items()}, expected)
+    assert_same({n[len("module.") :]: g for n, g in found.items()}, expected)
 
 
 def test_a_model_without_an_embedding():

@@ -46,27 +46,63 @@ FAMILIES = {
     "roberta": ("RobertaForSequenceClassification", {**SMALL, **ENCODER, "pad_token_id": 0}, classify),
     "distilbert": (
         "DistilBertForSequenceClassification",
-        {**SMALL, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
-        | {"seq_classif_dropout": 0.0, "max_position_embeddings": 32},
+        {
+            **SMALL,
+            "dim": 16,
+            "hidden_dim": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "seq_classif_dropout": 0.0,
+            "max_position_embeddings": 32,
+        },
         classify,
     ),
     "gpt2": (
         "GPT2ForSequenceClassification",
-        {**SMALL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": 0}
-        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        {
+            **SMALL,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 32,
+            "pad_token_id": 0,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
         classify,
     ),
     "t5": (
         "T5Model",
-        {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-        | {"dropout_rate": 0.0},
+        {
+            "vocab_size": VOCAB,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "dropout_rate": 0.0,
+        },
         describe,
     ),
     "bart": (
         "BartModel",
-        {"vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32}
-        | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-        | {"dropout": 0.0, "scale_embedding": True, "pad_token_id": 0},
+        {
+            "vocab_size": VOCAB,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "max_position_embeddings": 32,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "dropout": 0.0,
+            "scale_embedding": True,
+            "pad_token_id": 0,
+        },
         describe,
     ),
 }

@@ -15,7 +15,7 @@ SCHEDULED = {
     "FGM-every": Row("FGM", {"start": 1, "every": 4}),
     "RDrop-start": Row("RDrop", {"start": 7}),
 }
-ALL = ROWS | SCHEDULED
+ALL = {**ROWS, **SCHEDULED}
 
 
 class CountedDropout(nn.Module):

@@ -20,7 +20,7 @@ COMBINATIONS = {
         {"forward": 3, "backward": 3},
     ),
 }
-METHODS = {name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()} | COMBINATIONS
+METHODS = {**{name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()}, **COMBINATIONS}
 EVERYWHERE = [
     pytest.param(make, passes, number, where, id=f"{name}-{where}{number}")
     for name, (make, passes) in METHODS.items()

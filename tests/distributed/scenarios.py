@@ -65,7 +65,7 @@ WITH_NOISE = {
     "r3f noise": lambda: [R3FCallback(epsilon=0.1)],
     "tavat + smart + r3f": lambda: [TAVATCallback(), SMARTCallback(), R3FCallback()],
 }
-CALLBACKS = METHODS | BETWEEN_PASSES | WITH_NOISE
+CALLBACKS = {**METHODS, **BETWEEN_PASSES, **WITH_NOISE}
 BATCHES = 12  # micro-batches an epoch, over all ranks
 
 

@@ -134,7 +134,7 @@ def test_only_words_of_letters_that_are_one_token_are_flipped():
 def test_never_to_pieces_letters_or_special_tokens():
     """Though all of these would break the model, and no word does."""
     entries = ["##ing", "##a", "b", "Q", "[unused0]", "[SEP]", "[UNK]", "7", "!"]
-    model = Bag(PIECES, {entry: [100.0, 0.0] for entry in entries} | {"good": [0.0, 9.0], "film": [0.0, 300.0]})
+    model = Bag(PIECES, {**{entry: [100.0, 0.0] for entry in entries}, "good": [0.0, 9.0], "film": [0.0, 300.0]})
     (found,) = HotFlip(model, PIECES, max_flips=2, candidates=50).attack(["good film"], [1])
     assert {new for _, new in found.changes} <= set(LONG_WORDS)
 
@@ -145,7 +145,7 @@ def test_the_case_of_the_old_word_is_kept_where_the_tokenizer_ignores_it():
     found = HotFlip(model, PIECES).attack(texts, [1] * 4)
     assert [each.text for each in found] == ["awful", "Awful", "AWFUL", "Awful"]
     cased = word_piece(lowercase=False)
-    model = Bag(cased, rows | {"G": [0.0, 9.0]})
+    model = Bag(cased, {**rows, "G": [0.0, 9.0]})
     found = HotFlip(model, cased).attack(texts[:2], [1] * 2)
     assert [each.text for each in found] == ["awful", "Good"]  # where case counts, that is several pieces
 

@@ -133,7 +133,7 @@ def test_it_breaks_a_model_that_hangs_on_whole_words():
 def test_words_that_help_nothing_leave_the_others():
     """Four pieces are more salient than one, since all gradients are the same; only a typo in `great` brings an r."""
     rows = {entry: [0.0, 9.0] for entry in PIECES.get_vocab()}
-    (found,) = Typos(Bag(PIECES, rows | {"##r": [99.0, 0.0]}), PIECES, max_typos=1).attack(["unun great"], [1])
+    (found,) = Typos(Bag(PIECES, {**rows, "##r": [99.0, 0.0]}), PIECES, max_typos=1).attack(["unun great"], [1])
     assert found.fooled and [before for before, _ in found.changes] == ["great"]
     assert found.queries == 2 + len(typos_of("unun")[:16]) + 16
     stubborn = Bag(PIECES, rows)
