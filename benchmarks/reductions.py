@@ -41,9 +41,7 @@ def count_here(setting: Setting, variant: Variant) -> dict:
     """The buckets that a rank reduces, and their bytes, an optimizer step."""
     sent: list[int] = []
     bare = setting.model()
-    model = _counted(
-        DistributedDataParallel(bare, broadcast_buffers=False), sent
-    )
+    model = _counted(DistributedDataParallel(bare, broadcast_buffers=False), sent)
     trainer = Trainer(
         model=model,
         driver="torch",

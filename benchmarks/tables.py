@@ -4,51 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import rich.table
 
 from benchmarks import reading
 from benchmarks.reading import Point
 from benchmarks.record import Record
 from benchmarks.targets import Target
-
-#: the columns that stand on the right
-NUMBERS = {
-    "seconds a step",
-    "in plain steps",
-    "limit",
-    "peak of each run, MiB",
-    "added, MiB",
-    "reductions",
-    "all-reduce calls",
-    "MiB sent by a rank",
-    "microseconds a step",
-    "% of a plain step",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, to what it applies, column names, and rows of text."""
-
-    title: str
-    detail: str
-    columns: list[str]
-    rows: list[list[str]]
-
-    def for_terminal(self) -> rich.table.Table:
-        table = rich.table.Table(title=": ".join(filter(None, (self.title, self.detail))))
-        for column in self.columns:
-            number = column in NUMBERS
-            table.add_column(column, justify="right" if number else "left", no_wrap=number)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        head = [self.columns, ["---:" if column in NUMBERS else "---" for column in self.columns], *self.rows]
-        return "\n".join("| " + " | ".join(row) + " |" for row in head)
+from tools.table import Table
 
 
 def table(found: Record) -> Table:
@@ -59,16 +20,16 @@ def table(found: Record) -> Table:
 def of_targets(targets: list[Target]) -> Table:
     """What is promised, and what was found."""
     rows = [[t.promise, t.measured, "holds" if t.holds else "does not hold"] for t in targets]
-    return Table("Targets", "", ["target", "measured", ""], rows)
+    return Table(["target", "measured", ""], rows, left=3, title="Targets")
 
 
 def _time(found: Record) -> Table:
     points = found["points"]
     rows = [cells for point in points for cells in _rows(point, several=len(points) > 1)]
-    columns = ["", "seconds a step", "in plain steps", "limit"]
+    columns = ["", "seconds per step", "in plain steps", "limit"]
     if len(points) > 1:
-        return Table(found["title"], "", [found["axis"], *columns], rows)
-    return Table(found["title"], f"{points[0]['label']}; {_rounds(points[0])}", columns, rows)
+        return Table([found["axis"], *columns], rows, left=2, title=found["title"])
+    return Table(columns, rows, title=found["title"], detail=f"{points[0]['label']}; {_rounds(points[0])}")
 
 
 def _precision(found: Record) -> Table:
@@ -77,8 +38,8 @@ def _precision(found: Record) -> Table:
         [*cells, ", ".join(f"{cosine:.6f}" for cosine in row["cosines"])]
         for cells, row in zip(_rows(point, several=False), point["rows"])
     ]
-    columns = ["", "seconds a step", "in plain steps", "limit", "cosine to float32, climb by climb"]
-    return Table(found["title"], f"{point['label']}; {_rounds(point)}", columns, rows)
+    columns = ["", "seconds per step", "in plain steps", "limit", "cosine to float32, ascent step by ascent step"]
+    return Table(columns, rows, title=found["title"], detail=f"{point['label']}; {_rounds(point)}")
 
 
 def _rows(point: Point, several: bool) -> Iterator[list[str]]:
@@ -102,7 +63,7 @@ def _memory(found: Record) -> Table:
     for row in point["rows"]:
         runs = ", ".join(f"{mib:.0f}" for mib in row["mib"])
         rows.append([row["variant"], runs, f"{added[row['variant']]:.0f}" if row["variant"] in added else ""])
-    return Table(found["title"], point["label"], ["", "peak of each run, MiB", "added, MiB"], rows)
+    return Table(["", "peak of each run, MiB", "added, MiB"], rows, title=found["title"], detail=point["label"])
 
 
 def _reductions(found: Record) -> Table:
@@ -111,8 +72,8 @@ def _reductions(found: Record) -> Table:
         [row["variant"], f"{row['reductions']:g}", f"{row['buckets']:g}", f"{row['bytes'] / 2**20:.1f}"]
         for row in point["rows"]
     ]
-    columns = ["an optimizer step", "reductions", "all-reduce calls", "MiB sent by a rank"]
-    return Table(found["title"], point["label"], columns, rows)
+    columns = ["per optimizer step", "reductions", "all-reduce calls", "MiB sent by a rank"]
+    return Table(columns, rows, title=found["title"], detail=point["label"])
 
 
 def _overhead(found: Record) -> Table:
@@ -121,8 +82,8 @@ def _overhead(found: Record) -> Table:
         for name, (microseconds, percent) in reading.overheads(found).items()
     ]
     cheap, real = found["points"]
-    columns = ["callback", "microseconds a step", "% of a plain step"]
-    return Table(found["title"], f"plain step: {real['label']}; {_rounds(cheap)}", columns, rows)
+    columns = ["callback", "microseconds per step", "% of a plain step"]
+    return Table(columns, rows, title=found["title"], detail=f"plain step: {real['label']}; {_rounds(cheap)}")
 
 
 KINDS = {"time": _time, "precision": _precision, "memory": _memory, "reductions": _reductions, "overhead": _overhead}

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any, Iterable
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.table import Table  # noqa: E402 - which is found by the line above
+
 FOLDER = ROOT / "docs" / "versions"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
@@ -93,8 +97,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: Iterable[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return Table(head, [[str(cell).replace("|", r"\|") for cell in row] for row in rows], left=len(head)).markdown()
 
 
 def _numbers(version: str) -> list[int]:

@@ -188,7 +188,7 @@ def _check_settings(cls: type) -> None:
     own = {name: value for name, value in vars(cls).items() if name.startswith("rdrop_") and name != "rdrop_as"}
     known = [f"rdrop_{name}" for name in _SETTINGS]
     for name, value in own.items():
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85) or [k for k in known if k.startswith(name)]
         if close and name not in known and not callable(value):  # what is named otherwise is the user's own
             raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got `{name}`.")
     values = {name: getattr(cls, f"rdrop_{name}") for name in _SETTINGS}

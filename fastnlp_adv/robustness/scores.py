@@ -64,7 +64,8 @@ def score(outputs: Any, batch: Any, labels: str | None = None, loss: Loss | None
         unknown = torch.zeros_like(losses, dtype=torch.long)
         return Scores(losses.double(), unknown, unknown, losses)
     entries = {"pred": outputs} if isinstance(outputs, Tensor) else outputs
-    logits, target = read_outputs(entries, needs_loss=False)["pred"], _labels(batch, labels)
+    logits = read_outputs(entries, needs_loss=False)["pred"]
+    target = _labels(batch, labels, logits.device)
     if target.is_floating_point() or logits.shape[:-1] != target.shape:
         raise ValueError(
             "Expected logits of shape (examples, classes) or (examples, positions, classes) and integer labels of the "
@@ -105,11 +106,11 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return nn.functional.softplus(others - logits.gather(-1, own).squeeze(-1))
 
 
-def _labels(batch: Any, name: str | None) -> Tensor:
+def _labels(batch: Any, name: str | None, device: torch.device) -> Tensor:
     known = LABELS if name is None else (name,)
     for each in known:
         if isinstance(batch, Mapping) and each in batch:
-            return torch.as_tensor(batch[each])
+            return torch.as_tensor(batch[each], device=device)
     found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
     expected = "a field of the batch" if name is not None else f"the field that holds the labels, one of {LABELS}"
     raise ValueError(

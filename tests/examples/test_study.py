@@ -11,13 +11,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 import study
-import study_table
 import torch
 from equal import zip_equal
 from models import load_model
-from study_attack import by_changes, under_perturbations
-from study_page import accuracies, differences, markdown
-from study_train import METHODS, callbacks_of
+from study import runs
+from study.attack import by_changes, under_perturbations
+from study.command import TIMED_ROUNDS, main
+from study.page import accuracies, differences
+from study.train import METHODS, callbacks_of
 from torch import nn
 
 from fastnlp_adv import (
@@ -34,7 +35,7 @@ FALLING = {  # the more an attack may do, the less is left
     "hotflip": ("hotflip_1", "hotflip_2", "hotflip_3"),
     "typos": ("typos_1", "typos_2"),
 }
-COMMITTED = Path(study.__file__).parents[1] / "docs" / "study"
+COMMITTED = Path(study.__file__).parents[2] / "docs" / "study"
 ATTACKED = ["attacked_0.1", "attacked_0.2", "attacked_0.4", "hotflip_1", "hotflip_3", "typos_1", "typos_2"]
 COLUMNS = {name: name for name in ("accuracy", *ATTACKED)}
 FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
@@ -55,7 +56,7 @@ def small(reviews, bert, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(small):
     arguments, folder = small
-    study.main([*arguments, "--methods", "FGM, plain"])
+    main([*arguments, "--methods", "FGM, plain"])
     return arguments, folder
 
 
@@ -101,7 +102,7 @@ def test_the_page_has_the_tables_and_the_figures(finished):
     seconds = json.loads((folder / "step_seconds.json").read_text())
     assert seconds.keys() == {"FGM", "plain"}
     cost = np.median([ours / plain for ours, plain in zip_equal(seconds["FGM"], seconds["plain"])])
-    assert len(seconds["plain"]) == study.TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", page)
+    assert len(seconds["plain"]) == TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", page)
     for name in FIGURES:
         assert f"({name})" in page
         assert matplotlib.image.imread(folder / name)[..., :3].std() > 0.05
@@ -116,7 +117,7 @@ def test_what_is_finished_is_not_run_again(finished):
         writer.writeheader()
         writer.writerows(kept)
     saved = {path: path.stat().st_mtime_ns for path in (folder / "models").glob("*/training.json")}
-    study.main([*arguments, "--methods", "FGM, plain, ATTA", "--seeds", "2"])
+    main([*arguments, "--methods", "FGM, plain, ATTA", "--seeds", "2"])
     after = rows_of(folder)
     assert [row for row in after if row["method"] != "ATTA"] == [*kept, *(row for row in before if row not in kept)]
     assert sum(row["method"] == "ATTA" for row in after) == 2
@@ -126,7 +127,7 @@ def test_what_is_finished_is_not_run_again(finished):
 def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
     arguments, _ = finished
     with pytest.raises(SystemExit) as ended:
-        study.main([*arguments, "--epochs", "3"])
+        main([*arguments, "--epochs", "3"])
     assert ended.value.code == 2
     assert "epochs=9 (now 3)" in capsys.readouterr().err.splitlines()[-1]
 
@@ -143,7 +144,7 @@ def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
 )
 def test_what_cannot_be_had_is_said_in_one_line(methods, told, small, capsys):
     with pytest.raises(SystemExit) as ended:
-        study.main([*small[0], "--methods", methods])
+        main([*small[0], "--methods", methods])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
 
@@ -159,7 +160,7 @@ def test_a_method_is_put_together_from_names_and_arguments():
 
 @pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
 def test_the_committed_page_shows_the_committed_runs(folder):
-    table = study_table.Table(folder, {}, *study_table.read_measured(folder))
+    table = runs.Runs(folder, {}, *runs.read_measured(folder))
     page = (folder / "results.md").read_text(encoding="utf-8")
     assert table.methods and table.step_seconds.keys() == set(table.methods)
     for method in table.methods:
@@ -205,22 +206,18 @@ def test_a_lower_limit_is_read_off_the_same_search(finished):
 def test_the_bootstrap_interval_agrees_with_all_resamples():
     differences = [0.01, -0.02, 0.05, 0.03]
     means = sorted(np.mean(drawn) for drawn in itertools.product(differences, repeat=4))
-    low, high = study_table.interval(differences)
+    low, high = runs.interval(differences)
     assert low == pytest.approx(np.quantile(means, 0.025), abs=2e-3)
     assert high == pytest.approx(np.quantile(means, 0.975), abs=2e-3)
 
 
 def test_one_seed_shows_no_spread():
     rows = {("plain", 0): {"accuracy": 0.5}, ("FGM", 0): {"accuracy": 0.6}}
-    table = study_table.Table(Path(), {}, rows, {"plain": [1.0, 2.0, 4.0], "FGM": [2.0, 3.0, 8.0]})
+    table = runs.Runs(Path(), {}, rows, {"plain": [1.0, 2.0, 4.0], "FGM": [2.0, 3.0, 8.0]})
     assert accuracies(table, "FGM", {"clean": "accuracy"}) == ["FGM", "1", "60.0", "2.00"]
     assert differences(table, "FGM", {"clean": "accuracy"}) == ["FGM", "+10.0"]
 
 
 def test_the_spread_of_one_run_is_zero():
-    assert study_table.spread([0.5]) == 0
-    assert study_table.spread([0.5, 0.7]) == pytest.approx(2**0.5 / 10)
-
-
-def test_a_table_in_markdown():
-    assert markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert runs.spread([0.5]) == 0
+    assert runs.spread([0.5, 0.7]) == pytest.approx(2**0.5 / 10)

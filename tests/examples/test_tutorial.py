@@ -8,11 +8,11 @@ import itertools
 import re
 from pathlib import Path
 
-import execute_tutorial
 import pytest
 import torch
 from equal import zip_equal
-from execute_tutorial import NOTEBOOKS, code_cells, read
+from study import tutorial as execute_tutorial
+from study.tutorial import NOTEBOOKS, code_cells, read
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 FOLDER = NOTEBOOKS[0].parent

@@ -281,6 +281,8 @@ def test_settings_out_of_range_are_refused_with_the_class(name, value):
 def test_misspelt_settings_are_refused_with_the_class():
     with pytest.raises(ValueError, match=r"settings of Model to be among .*'rdrop_kl_weight'.* got `rdrop_weight`"):
         type("Model", (RDropMixin, Plain), {"rdrop_weight": 1.0, "rdrop_report": lambda self: None})
+    with pytest.raises(ValueError, match=r"but got `rdrop_kl`"):
+        type("Model", (RDropMixin, Plain), {"rdrop_kl": 1.0})
 
 
 def test_attributes_of_ones_own_are_left_alone():

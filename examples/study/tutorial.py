@@ -1,7 +1,7 @@
 """
 Run the tutorial and keep its outputs. Both languages have the same code, so it runs once, and both get the outputs.
 
-    python execute_tutorial.py
+    python examples/study/tutorial.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 NOTEBOOKS = [FOLDER / "tutorial.ipynb", FOLDER / "tutorial.zh-CN.ipynb"]
 
 

@@ -1,40 +1,35 @@
 """
 Does it help? Train each method with several seeds, attack what it has learned, and put the results side by side.
 
-    python study.py                                                  # small: hours on 2 CPU cores
-    python study.py --methods "plain, FGM" --seeds 2 --epochs 1      # smaller
-    python study.py --methods "plain, FGM epsilon=0.5, FGM"          # other arguments
-    python study.py --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
+    python examples/study                                                  # small: hours on 2 CPU cores
+    python examples/study --methods "plain, FGM" --seeds 2 --epochs 1      # smaller
+    python examples/study --methods "plain, FGM epsilon=0.5, FGM"          # other arguments
+    python examples/study --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
 
-Writes `runs.csv`, a row a run, and from it `results.md` with tables and figures. A run that has a row is not run again:
-stop the study when you like, start it again, add methods or seeds.
+Writes `runs.csv`, a row per run, and from it `results.md` with tables and figures. A run that has a row is not run
+again: stop the study when you like, start it again, add methods or seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-# Before torch starts its threads: threads that spin while they wait stall one another on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import study_page
 import torch
 from cli import one_line_errors, positive
-from data import Data, load_data
+from data import load_data
 from fastNLP import logger
-from models import load_model
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
-from study_attack import attack
-from study_table import Table, read_table
-from study_train import METHODS, callbacks_of, step_seconds, train
+
+from study import page
+from study.one_run import load_part, run
+from study.runs import Runs, read_runs
+from study.train import METHODS, callbacks_of, step_seconds
 
 TIMED_ROUNDS = 5
 
@@ -44,13 +39,13 @@ SETTINGS = {
     "dataset": ("snippets", "snippets, a .csv or .tsv file, or a data set on the hub"),
     "train_size": (1000, "texts to train on"),
     "test_size": (1000, "texts for the clean accuracy"),
-    "max_length": (64, "tokens a text has at most"),
+    "max_length": (64, "tokens per text at most"),
     "epochs": (3, ""),
     "batch_size": (16, ""),
     "lr": (1e-4, "learning rate"),
     "epsilons": ([0.1, 0.2, 0.4], "radii of the attack on the word vectors, in units of their mean norm"),
     "attack_size": (50, "test texts to attack"),
-    "attack_steps": (20, "climbs from each start"),
+    "attack_steps": (20, "ascent steps from each start"),
     "restarts": (3, "starts for each radius"),
     "max_flips": (3, "words that HotFlip may swap in a text"),
     "max_typos": (2, "words that may get a typo in a text"),
@@ -64,14 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors(parser):
         for method in args.methods:
             callbacks_of(method)  # says now what cannot be had, not in the last of the processes
-        table = read_table(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
+        runs = read_runs(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
         load_data(args.dataset, 1)  # fetches once what the processes would fetch each
-        runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
-        complete(table, [run for run in runs if run not in table.rows], args)
-        if table.step_seconds.keys() != set(table.methods):
-            table.time(take_turns(table.methods, args))
-        command = shlex.join(["python", "examples/study.py", *(sys.argv[1:] if argv is None else argv)])
-        study_page.write(table, args.output_dir, command)
+        wanted = [(method, seed) for seed in range(args.seeds) for method in args.methods]
+        complete(runs, [each for each in wanted if each not in runs.rows], args)
+        if runs.step_seconds.keys() != set(runs.methods):
+            runs.time(take_turns(runs.methods, args))
+        command = shlex.join(["python", "examples/study", *(sys.argv[1:] if argv is None else argv)])
+        page.write(runs, args.output_dir, command)
     Console().print(f"Written to {args.output_dir}: runs.csv, results.md and the figures")
 
 
@@ -83,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--methods", type=names, default=METHODS, help=told)
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
-    add("--jobs", type=positive, default=2, help="runs at a time, a process each (default: %(default)s)")
+    add("--jobs", type=positive, default=2, help="runs at a time, each in a process of its own (default: %(default)s)")
     add("--threads", type=positive, default=1, help="of each process (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here: %(default)s)")
     add("--output-dir", type=Path, default=Path("runs/study"), help="for table and figures (default: %(default)s)")
@@ -102,22 +97,22 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def complete(table: Table, runs: list[tuple[str, int]], args: argparse.Namespace) -> None:
+def complete(runs: Runs, missing: list[tuple[str, int]], args: argparse.Namespace) -> None:
     """Run what is missing, and write each row at once."""
-    if not runs:
+    if not missing:
         return
     counter = TextColumn("{task.completed:.0f}/{task.total:.0f}")
     # A process each, started afresh: a fork would inherit the threads of this one in the middle of whatever they do.
     progress = Progress(TextColumn("runs"), BarColumn(), counter, TimeElapsedColumn())
     pool = ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"))
     with progress, pool:
-        bar = progress.add_task("runs", total=len(runs))
-        waiting: dict[Future, tuple[str, int]] = {pool.submit(run, *each, args): each for each in runs}
+        bar = progress.add_task("runs", total=len(missing))
+        waiting: dict[Future, tuple[str, int]] = {pool.submit(run, *each, args): each for each in missing}
         try:
             for finished in as_completed(waiting):
                 method, seed = waiting[finished]
                 row = finished.result()
-                table.add(row)
+                runs.add(row)
                 shown = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "hotflip_1", "typos_1"))
                 progress.console.print(f"{method}, seed {seed}: {shown}")
                 progress.advance(bar)
@@ -134,25 +129,3 @@ def take_turns(methods: list[str], args: argparse.Namespace) -> dict[str, list[f
     for method in track([*methods] * TIMED_ROUNDS, description="time of a step"):
         found[method].append(step_seconds(method, data, args))
     return found
-
-
-def load_part(args: argparse.Namespace, test_size: int) -> Data:
-    """The data of the study, with so many test texts."""
-    data = load_data(args.dataset, args.train_size)
-    return replace(data, test=data.test.select(range(min(test_size, len(data.test)))))
-
-
-def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | str]:
-    """Train and attack, in a process of its own."""
-    logger.setLevel("ERROR")  # several processes write to one terminal, which shows the progress of all
-    torch.set_num_threads(args.threads)
-    data = load_part(args, args.test_size)
-    folder = args.models_dir / f"{method.lower().replace(' ', '')}-{seed}"
-    measured = train(method, seed, data, args, folder)
-    model, tokenizer = load_model(str(folder), data.num_labels)
-    found = attack(model.to(args.device), tokenizer, data, args, folder / "attacked.csv")
-    return {"method": method, "seed": seed, **measured, **found}
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,9 @@ from typing import Dict, List
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from study_table import Table, spread
-from study_train import PLAIN
+
+from study.runs import Runs, spread
+from study.train import PLAIN
 
 MARKERS = "os^Dv<>pP*Xdhx"
 COLUMNS = 5
@@ -20,19 +21,19 @@ TITLE_WIDTH = 22  # letters that fit above a panel
 Values = Dict[str, List[float]]
 
 
-def draw(table: Table, headline: float, folder: Path) -> list[Path]:
+def draw(runs: Runs, headline: float, folder: Path) -> list[Path]:
     """
-    :param table: the runs.
+    :param runs: the runs.
     :param headline: the radius that stands for robustness where there is room for one only.
     :param folder: where to.
     :return: the files.
     """
     named = f"accuracy at ε = {headline:g} (%)"
-    clean, left = table_of(table, "accuracy", 100), table_of(table, f"attacked_{headline:g}", 100)
+    clean, left = table_of(runs, "accuracy", 100), table_of(runs, f"attacked_{headline:g}", 100)
     figures = {
-        "accuracy_by_epsilon.png": by_epsilon(table),
-        "clean_and_robust.png": scatter(table, clean, left, ("clean accuracy (%)", named)),
-        "cost_and_robust.png": scatter(table, table.step_seconds, left, ("seconds a step", named)),
+        "accuracy_by_epsilon.png": by_epsilon(runs),
+        "clean_and_robust.png": scatter(runs, clean, left, ("clean accuracy (%)", named)),
+        "cost_and_robust.png": scatter(runs, runs.step_seconds, left, ("seconds a step", named)),
     }
     for name, figure in figures.items():
         for axes in figure.axes:
@@ -44,14 +45,14 @@ def draw(table: Table, headline: float, folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def by_epsilon(table: Table) -> Figure:
+def by_epsilon(runs: Runs) -> Figure:
     """Accuracy against the radius of the attack, the mean over seeds: each method beside plain training."""
-    radii = [0.0, *sorted(table.settings["epsilons"])]
+    radii = [0.0, *sorted(runs.settings["epsilons"])]
     means = {
-        method: [100 * np.mean(list(table.values(method, f"attacked_{radius:g}").values())) for radius in radii]
-        for method in table.methods
+        method: [100 * np.mean(list(runs.values(method, f"attacked_{radius:g}").values())) for radius in radii]
+        for method in runs.methods
     }
-    others = [method for method in table.methods if method != PLAIN]
+    others = [method for method in runs.methods if method != PLAIN]
     columns = min(COLUMNS, max(1, len(others)))
     rows = max(1, -(-len(others) // columns))
     size = {"figsize": (max(7, 2 * columns), 2 * rows + 0.8), "layout": "constrained"}
@@ -74,12 +75,12 @@ def by_epsilon(table: Table) -> Figure:
     return figure
 
 
-def scatter(table: Table, x: Values, y: Values, names: tuple[str, str]) -> Figure:
+def scatter(runs: Runs, x: Values, y: Values, names: tuple[str, str]) -> Figure:
     """A point a method: the mean, with a standard deviation to each side."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for place, method in enumerate(table.methods):
+    for place, method in enumerate(runs.methods):
         # Plain training in black, so that the eye can compare with it.
-        shade = plt.get_cmap("viridis")(place / max(1, len(table.methods) - 1) * 0.85)
+        shade = plt.get_cmap("viridis")(place / max(1, len(runs.methods) - 1) * 0.85)
         style = {
             "marker": MARKERS[place % len(MARKERS)],
             "color": "black" if method == PLAIN else shade,
@@ -93,6 +94,6 @@ def scatter(table: Table, x: Values, y: Values, names: tuple[str, str]) -> Figur
     return figure
 
 
-def table_of(table: Table, column: str, scale: float) -> Values:
+def table_of(runs: Runs, column: str, scale: float) -> Values:
     """What was measured of each method, for each seed."""
-    return {method: [scale * each for each in table.values(method, column).values()] for method in table.methods}
+    return {method: [scale * each for each in runs.values(method, column).values()] for method in runs.methods}

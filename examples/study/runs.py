@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import report
-from study_train import METHODS, PLAIN
+
+from study.train import METHODS, PLAIN
 
 RESAMPLES = 10_000
 VERSIONS = ("torch", "fastNLP", "transformers")
 
 
 @dataclass
-class Table:
+class Runs:
     """
     :param folder: where ``runs.csv`` is.
     :param settings: what all rows have in common.
@@ -53,7 +54,7 @@ class Table:
 
     @property
     def methods(self) -> list[str]:
-        """In the order of :data:`~study_train.METHODS`, plain training first, and what else there is as it came."""
+        """In the order of :data:`~study.train.METHODS`, plain training first, and what else there is as it came."""
         found = dict.fromkeys(method for method, _ in self.rows)
         return [
             *(method for method in METHODS if method in found),
@@ -78,7 +79,7 @@ class Table:
         return [own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())]
 
 
-def read_table(folder: Path, settings: dict) -> Table:
+def read_runs(folder: Path, settings: dict) -> Runs:
     """
     :param folder: where ``runs.csv`` may be.
     :param settings: those of this study. The file ``settings.json`` beside it remembers them.
@@ -95,13 +96,13 @@ def read_table(folder: Path, settings: dict) -> Table:
             raise ValueError(f"Expected the settings of the runs in {folder}, {told}. Choose another `--output-dir`.")
     folder.mkdir(parents=True, exist_ok=True)
     known.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return Table(folder, settings, *read_measured(folder))
+    return Runs(folder, settings, *read_measured(folder))
 
 
 def read_measured(folder: Path) -> tuple[dict[tuple[str, int], dict], dict[str, list[float]]]:
     """
     :param folder: where ``runs.csv`` and ``step_seconds.json`` may be.
-    :return: the rows and the times of steps, as :class:`Table` has them.
+    :return: the rows and the times of steps, as :class:`Runs` has them.
     """
     rows, step_seconds = {}, {}
     if (folder / "runs.csv").is_file():

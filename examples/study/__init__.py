@@ -1,0 +1,1 @@
+"""Does it help? A study of all methods with several seeds: `python examples/study --help`."""
