@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .arguments import Arguments, arguments
 from .random_state import Noise, Replay
 from .taps import EmbeddingTap, Tap
+from .versions import comes_of_reentrant_checkpoints, refuse_compiled
 
 __all__ = ["Method", "ModelMethod"]
 
@@ -39,6 +40,7 @@ class Method(Arguments):
         """
         if model is not None:
             _refuse_data_parallel(model)
+            refuse_compiled(model)
         self.taps = taps
         self.stream = Noise()
         self.replay = Replay(model, dropout_mask)
@@ -111,7 +113,7 @@ class Method(Arguments):
             inputs = [leaf for each in leaves for leaf in each]
             found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
+            if not comes_of_reentrant_checkpoints(error):
                 raise
             raise RuntimeError(
                 "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "

@@ -8,7 +8,7 @@ from typing import Any, Callable, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["compile_nothing_in", "element_size", "is_compiled", "refuse_compiled"]
+__all__ = ["comes_of_reentrant_checkpoints", "compile_nothing_in", "element_size", "is_compiled", "refuse_compiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -27,6 +27,16 @@ def element_size(dtype: torch.dtype) -> int:
     """
     # `dtype.itemsize` came with torch 2.1; this is what came before, and still holds.
     return torch.empty((), dtype=dtype).element_size()
+
+
+def comes_of_reentrant_checkpoints(error: RuntimeError) -> bool:
+    """
+    Tell whether torch refused a gradient because a checkpoint is reentrant.
+
+    :param error: what it raised.
+    """
+    # Before torch 2.3 the message does not name the argument.
+    return any(text in str(error) for text in ("use_reentrant=True", "Checkpointing is not compatible with .grad()"))
 
 
 def compile_nothing_in(function: _Function) -> _Function:

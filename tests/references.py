@@ -6,6 +6,7 @@ A ``loss_of(model)`` runs the model on the batch. All gradients are of a copy, s
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 
@@ -46,6 +47,17 @@ def bert(seed=0, **config):
 
     torch.manual_seed(seed)
     return BertForSequenceClassification(bert_config(0.0, **config)).double()
+
+
+def checkpointed(model, *, use_reentrant):
+    """Turn gradient checkpointing of a transformers model on, by the name that its version has for it."""
+    new = getattr(model, "activation_checkpointing_enable", None)
+    if new is not None:
+        new(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    elif "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    else:
+        pytest.skip("transformers lets one choose how it checkpoints from 4.35 on")
 
 
 def loss_on(ids, labels):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from equal import zip_equal
 from fastNLP import TorchDataLoader, Trainer
 from torch import nn
 
 VOCAB, CLASSES = 50, 3
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
+
+def since_torch(major, minor, what):
+    """Skip a test before a version of torch that brings what the test needs; says what."""
+    return pytest.mark.skipif((major, minor) > TORCH, reason=f"{what} from torch {major}.{minor} on")
+
+
+compiles = since_torch(2, 1, "compiled models are attacked")
 
 
 def samples(n=24, length=7, seed=0):

@@ -261,17 +261,25 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
         "finished_epoch": "AssertionError",
         "resume_again": "AssertionError",
     }
-    left = dict(errors)
+    left = {name: error for name, error in errors.items() if name in NEEDED}
     expected = {"": dict(left)}
     for name in errors:
-        del left[name]
+        left.pop(name, None)
         expected[name] = dict(left)
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
+REFUSES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+refuses_pickles = pytest.mark.skipif(
+    not REFUSES, reason="torch.load refuses what is more than weights from torch 2.6 on"
+)
+#: the repairs whose fault this version of torch brings out
+NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_repaired(name):
-    assert name in compat.repair()
+    assert (name in compat.repair()) == (name in NEEDED)
     SCENARIOS[name]()
 
 
@@ -293,7 +301,7 @@ def patched():
 def test_repairing_twice_is_repairing_once():
     names = compat.repair()
     before = patched()
-    assert compat.repair() == names == tuple(SCENARIOS)
+    assert compat.repair() == names == tuple(NEEDED)
     assert patched() == before
 
 
@@ -306,6 +314,7 @@ def test_skipped_where_there_is_no_fault(each):
     assert patched() == before
 
 
+@refuses_pickles
 def test_torch_stays_as_it_is(tmp_path):
     compat.repair()
     with pytest.raises(ValueError, match="prefetch_factor"):
@@ -397,6 +406,7 @@ def test_resume_after_any_batch(tmp_path, sampling):
     assert train(resume_from=str(next(tmp_path.glob(f"*/trainer-epoch_*-batch_{3 * epochs}")))).batches == []
 
 
+@refuses_pickles
 def test_a_whole_model_is_not_loaded_unasked(tmp_path):
     compat.repair()
     trainer = make_trainer(loader())
@@ -418,6 +428,7 @@ def test_loading_respects_strict_and_takes_state_dicts(tmp_path):
     other.load_model(tmp_path, only_state_dict=False, strict=False)
 
 
+@refuses_pickles
 def test_unknown_objects_in_a_checkpoint_are_still_refused(tmp_path):
     compat.repair()
     _, checkpoint = save_halfway(tmp_path, UnknownState())

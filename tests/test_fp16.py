@@ -14,6 +14,8 @@ from fastNLP import Callback, TorchGradClipCallback, TorchWarmupCallback
 
 from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
 
+pytestmark = support.since_torch(2, 3, "a gradient scaler for the CPU")
+
 METHODS = {
     "fgm": lambda: [FGMCallback()],
     "fgm replace": lambda: [FGMCallback(replace=True)],

@@ -74,7 +74,10 @@ class VocabularyTokenizer:
         self.pad_token = self._entry("padding", padding, vocabulary)
         self.unk_token = self._entry("unknown", unknown, vocabulary)
         self.all_special_ids = [self._ids[self.pad_token], self._ids[self.unk_token]]
-        self.added_tokens_decoder: dict[int, str] = {}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the tokens beside the vocabulary: none."""
+        return {}
 
     def _entry(self, name: str, given: str | None, vocabulary: Any) -> str:
         entry = getattr(vocabulary, name, None) if given is None else given

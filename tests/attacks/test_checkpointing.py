@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import ATTACKS, assert_same, batch, bert, classifier, loss_on, step
+from references import ATTACKS, assert_same, batch, bert, checkpointed, classifier, loss_on, step
 from support import CLASSES, VOCAB, assert_untouched, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -144,7 +144,7 @@ def test_checkpointing_of_transformers(build, reference, use_reentrant):
         return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
 
     plain, model = bert().train(), bert().train()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    checkpointed(model, use_reentrant=use_reentrant)
     attack = build(model)
     if use_reentrant and isinstance(attack, PGD):
         with pytest.raises(RuntimeError, match="to be non-reentrant"):

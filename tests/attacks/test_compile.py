@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch._dynamo
 from references import ATTACKS, assert_same, batch, loss_on, step
-from support import CLASSES, VOCAB
+from support import CLASSES, TORCH, VOCAB, compiles
 from torch import nn
 
 from fastnlp_adv import FGM, PGD
+
+pytestmark = compiles
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)
@@ -64,8 +66,9 @@ def test_a_model_that_was_compiled_and_run_before_the_attack(attack):
     model = torch.compile(Mlp(), backend="eager")
     LOSS(model).backward()
     attack = attack(model)
-    with pytest.raises(RuntimeError, match=r"`torch.compiler.reset\(\)` if the model was compiled and run before"):
-        attack.step(lambda: LOSS(model))
+    if TORCH >= (2, 3):  # before, graphs notice hooks that come later
+        with pytest.raises(RuntimeError, match=r"`torch.compiler.reset\(\)` if the model was compiled and run before"):
+            attack.step(lambda: LOSS(model))
     torch._dynamo.reset()
     found = step(attack, model, LOSS)
     assert_same(plain_names(found), expected)

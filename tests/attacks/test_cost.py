@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from references import batch
+from support import since_torch
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -135,6 +136,7 @@ def test_watching_a_frozen_embedding_costs_two_small_operations():
     assert extra == {"aten.zeros_like.default": 1, "aten.add.Tensor": 1}
 
 
+@since_torch(2, 2, "fake tensors take part in random numbers and in broadcasts")
 @EACH
 @pytest.mark.parametrize("emb_name", [None, "layer"])
 def test_no_operation_waits_for_a_device(attack, arguments, passes, emb_name):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from equal import zip_equal
 from fastNLP import Callback
-from support import Bert, Classifier, collate, distance, samples, train
+from support import Bert, Classifier, collate, distance, samples, since_torch, train
 
 from fastnlp_adv import (
     AWP,
@@ -154,7 +154,10 @@ def test_a_trainer_ends_near_where_it_would_have(callbacks):
 
 
 @EACH
-@pytest.mark.parametrize("around", [None, torch.float16, LOW])
+@pytest.mark.parametrize(
+    "around",
+    [None, pytest.param(torch.float16, marks=since_torch(2, 2, "autocast to float16 on the CPU")), LOW],
+)
 def test_an_autocast_around_the_step_holds_for_the_other_passes(attack, arguments, precisions, around):
     """Also its cache: what it has cast is neither used where the precision is another, nor lost."""
     model = Watched()

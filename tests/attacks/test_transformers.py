@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import peft
 import pytest
 import torch
 import transformers
-from references import ATTACKS, assert_same, batch, bert, differ, gradients, on_positions, on_weights, step
+from packaging.version import Version
+from references import (
+    ATTACKS,
+    assert_same,
+    batch,
+    bert,
+    checkpointed,
+    differ,
+    gradients,
+    on_positions,
+    on_weights,
+    step,
+)
 from support import VOCAB, assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
@@ -124,6 +137,8 @@ def input_weight(model):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(build, reference, name):
     model, loss = family(name)
+    if name == "bart" and Version(transformers.__version__) < Version("4.38"):
+        pytest.skip("BART makes masks of float64 from transformers 4.38 on")
     before = snapshot(model)
     attack = build(model)
     found = step(attack, model, loss)
@@ -227,7 +242,7 @@ def test_lora_with_checkpointing():
         model = lora({"target_modules": ["query", "value"]}).train()
         pgd = PGD(model) if first == "attack" else None
         if first != "none":
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            checkpointed(model, use_reentrant=False)
         found.append(step(pgd or PGD(model), model, classify))
     assert_same(found[0], found[2])
     assert_same(found[1], found[2])
@@ -249,6 +264,8 @@ TOKENS = [1, 2, *IDS[0, :3].tolist()]
 
 def with_trainable_tokens(**config):
     """Of these tokens PEFT trains copies of the rows, which it looks up in the place of the table's."""
+    if "trainable_token_indices" not in inspect.signature(peft.LoraConfig).parameters:
+        pytest.skip("PEFT trains single rows from 0.15 on")
     config.setdefault("trainable_token_indices", {"word_embeddings": sorted(set(TOKENS))})
     model = lora({"target_modules": ["query"], **config})
     for name, param in model.named_parameters():

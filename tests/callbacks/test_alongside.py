@@ -6,7 +6,19 @@ import pytest
 import torch
 from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback, Trainer, logger
 from rows import each_row
-from support import Classifier, build, distance, loader, samples, snapshot, textbook_fgm, textbook_pgd, train, weights
+from support import (
+    Classifier,
+    build,
+    compiles,
+    distance,
+    loader,
+    samples,
+    snapshot,
+    textbook_fgm,
+    textbook_pgd,
+    train,
+    weights,
+)
 from torch import nn
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
@@ -118,6 +130,7 @@ class Bag(Classifier):
         return self.head(self.dropout(self.word_embeddings(input_ids)).mean(1).tanh())
 
 
+@compiles
 @pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
 @pytest.mark.parametrize("run", [train, evaluating])
 def test_compiled_model_trains_as_without(make, run):

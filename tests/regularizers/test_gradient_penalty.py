@@ -7,8 +7,20 @@ import copy
 import pytest
 import torch
 from equal import zip_equal
-from references import Siamese, add, assert_same, batch, bert, classifier, gradients, words
-from support import Bert, Classifier, assert_untouched, build, collate, loader, samples, snapshot, train, weights
+from references import Siamese, add, assert_same, batch, bert, checkpointed, classifier, gradients, words
+from support import (
+    Bert,
+    Classifier,
+    assert_untouched,
+    build,
+    collate,
+    loader,
+    samples,
+    since_torch,
+    snapshot,
+    train,
+    weights,
+)
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
@@ -199,7 +211,7 @@ def test_gradient_checkpointing_changes_nothing():
     for on in (False, True):
         model = bert()
         if on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpointed(model, use_reentrant=False)
         GradientPenalty(model.train(), 10.0)(objective(model), BATCH)["loss"].backward()
         found.append(gradients(model))
     assert_same(*found)
@@ -213,6 +225,7 @@ def test_recurrent_layers_have_a_second_derivative_on_the_cpu(layer):
     assert model.rnn.weight_hh_l0.grad.abs().sum() > 0
 
 
+@since_torch(2, 3, "fused attention has no second derivative, and a context without it,")
 def test_fused_attention_is_refused_with_the_setting_that_helps():
     model = Bert(0.0, attn_implementation="sdpa")
     before = snapshot(model)
