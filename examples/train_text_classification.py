@@ -98,13 +98,22 @@ def build(
         model=model,
         driver="torch",
         n_epochs=args.epochs,
-        optimizers=torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True),
+        optimizers=adamw(model, args.lr),
         train_dataloader=prepare_torch_dataloader(train, batch_sampler=batches),
         evaluate_dataloaders=prepare_torch_dataloader(test, batch_size=2 * args.batch_size, sampler=by_length),
         metrics={"accuracy": Accuracy()},
         callbacks=[*callbacks, TorchWarmupCallback(warmup=0.1)],
         **options,
     )
+
+
+def adamw(model: nn.Module, lr: float) -> torch.optim.AdamW:
+    """Make the optimizer, as one kernel where torch has one for the device."""
+    parameters = list(model.parameters())
+    try:
+        return torch.optim.AdamW(parameters, lr=lr, fused=True)
+    except RuntimeError:  # torch before 2.4 has none for the CPU
+        return torch.optim.AdamW(parameters, lr=lr)
 
 
 def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser, **options) -> report.Result:

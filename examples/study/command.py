@@ -117,7 +117,8 @@ def complete(runs: Runs, missing: list[tuple[str, int]], args: argparse.Namespac
                 progress.console.print(f"{method}, seed {seed}: {shown}")
                 progress.advance(bar)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what has begun is finished, or Ctrl-C has reached it, too
+            for each in waiting:
+                each.cancel()  # what has begun is finished, or Ctrl-C has reached it, too
             raise
 
 

@@ -51,7 +51,8 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
 
     Every kernel of the model must have a second derivative. Fused attention has none: transformers' models need
     ``attn_implementation="eager"``, others ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Recurrent layers have
-    one on the CPU, but not in cuDNN: ``torch.backends.cudnn.flags(enabled=False)``. Compiled models have none.
+    none in cuDNN: ``torch.backends.cudnn.flags(enabled=False)``; on the CPU they have one, but for ``nn.LSTM`` in older
+    versions of torch: ``torch.backends.mkldnn.flags(enabled=False)``. Compiled models have none.
 
     :param model: the model; its weights are never written.
     :arguments:
@@ -122,7 +123,8 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
             "Expected every kernel of the model to have a second derivative, but got one without "
             f"({cause or 'a custom or a compiled function'}). For fused attention, give models of transformers "
             "`attn_implementation='eager'`, others `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around training; "
-            "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`; do not compile the model."
+            "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`, on a CPU, "
+            "`torch.backends.mkldnn.flags(enabled=False)`; do not compile the model."
         ) from cause
 
 

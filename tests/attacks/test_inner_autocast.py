@@ -190,6 +190,7 @@ class Casts(Callback):
         driver.auto_cast = functools.partial(torch.autocast, "cpu", dtype=torch.float16)
 
 
+@since_torch(2, 2, "autocast to float16 on the CPU")
 def test_the_autocast_of_a_trainer_goes_first():
     model = Watched()
     train(model, [PGDCallback(inner_autocast=LOW), Casts()], n_batches=2, n_epochs=1)

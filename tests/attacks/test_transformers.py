@@ -148,7 +148,8 @@ def test_families(build, reference, name):
 
 
 def test_an_encoder_decoder_looks_up_twice_and_bart_scales():
-    for name, scale in (("t5", 1.0), ("bart", 4.0)):
+    bart_is_scaled = Version(transformers.__version__) >= Version("4.38")  # makes masks of float64 from then on
+    for name, scale in (("t5", 1.0), ("bart", 4.0))[: 1 + bart_is_scaled]:
         model, loss = family(name)
         fgm = FGM(model, 0.7)
         loss(model).backward()
@@ -328,6 +329,9 @@ def test_per_token_perturbations_of_rows_that_peft_trains():
     assert_same({name: found[name] for name in [delta, *expected]}, {delta: rows, **expected})
 
 
+@pytest.mark.skipif(
+    "trainable_token_indices" not in inspect.signature(peft.LoraConfig).parameters, reason="this peft trains no rows"
+)
 def test_a_scaled_table_of_which_peft_trains_rows():
     torch.manual_seed(0)
     size = {"vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "scale_embedding": True}

@@ -13,7 +13,7 @@ import torch
 from equal import zip_equal
 from study import tutorial as execute_tutorial
 from study.tutorial import NOTEBOOKS, code_cells, read
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 FOLDER = NOTEBOOKS[0].parent
 WORDS = [("the", "a"), ("film", "plot"), ("is", "was"), ("good", "bad"), ("fine", "poor")]
@@ -76,7 +76,9 @@ def small(tmp_path):
     with reviews.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((text, "good" in text) for text in texts)])
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *itertools.chain(*WORDS)]
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(bert)
+    bert.mkdir()
+    (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast.from_pretrained(bert).save_pretrained(bert)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(bert)

@@ -14,7 +14,7 @@ from fastNLP.models.torch import CNNText
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import MARKS, SPECIAL, Bag, Recorder, ask, assert_honest, bert_for, distance, remade, right_labels, wrapped
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 
 from fastnlp_adv.robustness import HotFlip, Typos, VocabularyTokenizer
@@ -45,6 +45,7 @@ def word_piece(tmp_path_factory):
     tokenizer = Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return wrapped(tokenizer, MARKS, model_max_length=48)
 
 
