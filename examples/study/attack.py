@@ -54,13 +54,14 @@ def by_changes(name: str, results: Sequence[Attacked], most: int) -> dict[str, f
     :param name: of the attack.
     :param results: what it returned.
     :param most: its limit.
-    :return: the share that is still right, for each limit up to that.
+    :return: the share that is still right, for each limit up to that, of the texts that something was tried on.
     """
+    results = [each for each in results if not each.not_attacked]
     still = {
         n: [each.was_right and not (each.fooled and len(each.changes) <= n) for each in results]
         for n in range(1, most + 1)
     }
-    return {f"{name}_{n}": sum(right) / len(results) for n, right in still.items()}
+    return {f"{name}_{n}": sum(right) / len(results) if results else float("nan") for n, right in still.items()}
 
 
 def save_texts(found: Mapping[str, Sequence[Attacked]], file: Path) -> None:
