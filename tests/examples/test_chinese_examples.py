@@ -1,0 +1,191 @@
+"""The Chinese examples and their study from end to end, on small data."""
+
+import csv
+import importlib.util
+import itertools
+import json
+import math
+import random
+
+import chinese_data
+import chinese_ner
+import chinese_reviews
+import numpy as np
+import pytest
+import study_chinese
+import study_chinese_page
+import study_chinese_tasks
+import torch
+from fastNLP.modules.torch import ConditionalRandomField
+from study_chinese_attack import worst_texts
+from study_table import interval
+
+needs_pypinyin = pytest.mark.skipif(importlib.util.find_spec("pypinyin") is None, reason="pypinyin is not installed")
+METHODS = ["plain", "FGM", "PGD", "R-Drop", "FGM + R-Drop"]
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """Reviews that are good when they say 好, with characters around."""
+    chooser = random.Random(0)
+    texts = sorted({"".join(chooser.choices("这书房间真的很太有点", k=6)) + word for word in "好差" * 40})
+    file = tmp_path_factory.mktemp("chinese") / "reviews.csv"
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *((text, int(text[-1] == "好")) for text in texts)])
+    return file
+
+
+@pytest.fixture
+def newspaper(monkeypatch):
+    """Sentences in which persons go to places."""
+    chooser = random.Random(0)
+
+    def sentence():
+        name, place = (chooser.choice(several) for several in (["江泽民", "李鹏", "王小明"], ["北京", "上海", "广州"]))
+        text = chooser.choice(["今天", "昨天", "据说"]) + name + "到了" + place
+        tags = ["O", "O", "B-PER", *["I-PER"] * (len(name) - 1), "O", "O", "B-LOC", "I-LOC"]
+        return list(text), tags
+
+    tagged = chinese_data.Tagged([sentence() for _ in range(60)], [sentence() for _ in range(20)], "made up")
+    for module in (chinese_ner, study_chinese_tasks):
+        monkeypatch.setattr(module, "load_tagged", lambda train_size=None: tagged)
+    return tagged
+
+
+@needs_pypinyin
+def test_reviews_are_learned_by_every_method_and_attacked(reviews, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    words = f"--dataset {reviews} --epochs 8 --batch-size 8 --lr 0.01 --attack 6 --report {page}"
+    results = chinese_reviews.main(words.split())
+    out = capsys.readouterr().out
+    assert [result.method for result in results] == METHODS
+    assert all(result.accuracy == 1 for result in results)
+    assert out.count("texts right after 2 typos") == 5
+    assert page.read_text(encoding="utf-8").count("<article") == 6
+
+
+def test_entities_are_learned_by_every_method(newspaper, capsys):
+    rows = chinese_ner.main(["--epochs", "10", "--batch-size", "8", "--lr", "0.02"])
+    assert list(rows) == METHODS
+    assert all(row["f"] > 0.9 for row in rows.values())
+    assert "F1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "reason"),
+    [
+        (chinese_reviews, "--methods SGD", "`--methods` to be of plain, FGM"),
+        (chinese_reviews, "--report x.html", "`--attack` beside `--report`"),
+        (chinese_reviews, "--dataset absent.csv", "there is no file absent.csv"),
+        (chinese_ner, "--methods SGD", "`--methods` to be of plain, FGM"),
+        (chinese_ner, "--epsilon -1", "`epsilon`"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(script, wrong, reason, newspaper, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main([*wrong.rsplit(" ", 1)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert reason in told.splitlines()[-1] and "Traceback" not in told
+
+
+def every_sequence(crf, emissions):
+    """The logarithm of the probability of each sequence of tags, by the definition."""
+    scores = []
+    for tags in itertools.product(range(emissions.shape[1]), repeat=len(emissions)):
+        score = crf.start_scores[tags[0]] + crf.end_scores[tags[-1]]
+        score = score + sum(emissions[i, tag] for i, tag in enumerate(tags))
+        scores.append(score + sum(crf.trans_m[a, b] for a, b in zip(tags, tags[1:])))
+    return torch.stack(scores).log_softmax(0)
+
+
+def test_the_divergence_of_sequences_is_that_over_all_sequences():
+    """Its value and its gradients, against a sum over all sequences; and padding changes nothing."""
+    torch.manual_seed(0)
+    crf = ConditionalRandomField(3, include_start_end_trans=True).double()
+    lengths = torch.tensor([4, 2])
+    mask = torch.arange(4) < lengths.unsqueeze(1)
+    target = torch.randint(0, 3, (2, 4))
+    both = [torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    pred = []
+    for emissions in both:
+        (slopes,) = torch.autograd.grad(crf(emissions, target, mask).sum(), emissions, create_graph=True)
+        pred.append(torch.cat([emissions, slopes], -1))
+    found = chinese_ner.sequence_divergence(*pred)[mask].sum()
+    expected = 0
+    for row, length in enumerate(lengths.tolist()):
+        p, q = (every_sequence(crf, emissions[row, :length]) for emissions in both)
+        expected = expected + ((p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum()) / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    parameters = [*both, crf.trans_m, crf.start_scores, crf.end_scores]
+    mine, theirs = (torch.autograd.grad(total, parameters, retain_graph=True) for total in (found, expected))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(mine, theirs))
+
+
+def test_the_worst_of_all_edits_is_kept_and_tags_stay_right():
+    text, tags = "江泽民今天到了北京", ["B-PER", "I-PER", "I-PER", "O", "O", "O", "O", "B-LOC", "I-LOC"]
+
+    def loss(each):  # the places of the characters, weighed by the text
+        return float(sum((i + 1) * ord(c) for i, c in enumerate(each)))
+
+    def losses(_, texts):
+        return [loss(each) for each in texts]
+
+    (one,), _ = worst_texts([text], [tags], losses, "swap", 2, 100)
+    allowed = [0, 1, 3, 4, 5, 7]
+    swapped = [text[:i] + text[i + 1] + text[i] + text[i + 2 :] for i in allowed]
+    assert one == max([text, *swapped], key=loss)
+    assert worst_texts(["……", "a"], None, losses, "swap", 1, 5) == [[None, None]]
+
+
+def study_arguments(task, folder, *more):
+    words = f"--task {task} --train-size 30 --epochs 2 --attack-size 10 --candidates 4 --output-dir {folder} --seeds 2"
+    return [*words.split(), *more]
+
+
+@needs_pypinyin
+@pytest.mark.parametrize("task", ["reviews", "ner"])
+def test_the_study_runs_resumes_and_writes_both_pages(task, reviews, newspaper, tmp_path, monkeypatch):
+    import data
+
+    monkeypatch.setattr(study_chinese_tasks, "load_data", lambda name, size: data.load_data(str(reviews), size))
+    study_chinese.main(study_arguments(task, tmp_path, "--methods", "plain, FGM"))
+    before = (tmp_path / "runs.csv").read_text()
+    study_chinese.main(study_arguments(task, tmp_path, "--methods", "plain, FGM, gradient penalty, R-Drop"))
+    after = (tmp_path / "runs.csv").read_text()
+    assert after.startswith(before) and after.count("\n") == 9
+    for row in csv.DictReader(after.splitlines()):
+        outcomes = json.loads(
+            study_chinese_page.outcome_file(tmp_path, row["method"], int(row["seed"])).read_text(encoding="utf-8")
+        )
+        for column, counts in outcomes.items():
+            assert float(row[column]) == pytest.approx(study_chinese_page.share(counts))
+    for file, words in (("results.md", "Differences to plain training"), ("results.zh-CN.md", "与普通训练之差")):
+        page = (tmp_path / file).read_text(encoding="utf-8")
+        assert words in page and "| gradient penalty | 2 |" in page and "{" not in page
+    with pytest.raises(SystemExit):
+        study_chinese.main(study_arguments(task, tmp_path, "--lr", "0.5"))
+
+
+def test_intervals_are_over_seeds_and_texts(tmp_path):
+    """With texts all alike the interval is that over seeds; with seeds all alike it is that over texts."""
+    rows = {}
+    for method, shares in {"plain": (0.2, 0.4, 0.6), "FGM": (0.5, 0.9, 0.7)}.items():
+        for seed, share in enumerate(shares):
+            rows[method, seed] = {"method": method, "seed": seed, "swap_1": share}
+            file = study_chinese_page.outcome_file(tmp_path, method, seed)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps({"swap_1": [[share, 1.0]] * 50}))
+    table = study_chinese_page.Table(tmp_path, {}, rows)
+    mean, low, high = study_chinese_page.difference(table, "FGM", "swap_1")
+    expected = interval([30.0, 50.0, 10.0])
+    assert mean == pytest.approx(30) and (low, high) == pytest.approx(expected, abs=1.5)
+    right = np.arange(50) < 20
+    for seed in range(3):
+        for method, hits in (("plain", 0 * right), ("FGM", right)):
+            counts = [[float(hit), 1.0] for hit in hits]
+            study_chinese_page.outcome_file(tmp_path, method, seed).write_text(json.dumps({"swap_1": counts}))
+            rows[method, seed]["swap_1"] = float(np.mean(hits))
+    mean, low, high = study_chinese_page.difference(table, "FGM", "swap_1")
+    half = 1.96 * 100 * math.sqrt(0.4 * 0.6 / 50)
+    assert mean == pytest.approx(40) and (high - low) / 2 == pytest.approx(half, rel=0.1)
