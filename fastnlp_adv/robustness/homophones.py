@@ -65,7 +65,7 @@ def _sounds(run: str) -> list[str]:
     return sounds if len(sounds) == len(run) else [sound for each in run for sound in _sounds(each)]
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=2)
 def _by_sound(encoding: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for character in _common(encoding):

@@ -95,7 +95,7 @@ def every_sequence(crf, emissions):
     for tags in itertools.product(range(emissions.shape[1]), repeat=len(emissions)):
         score = crf.start_scores[tags[0]] + crf.end_scores[tags[-1]]
         score = score + sum(emissions[i, tag] for i, tag in enumerate(tags))
-        scores.append(score + sum(crf.trans_m[a, b] for a, b in zip(tags, tags[1:])))
+        scores.append(score + sum(crf.trans_m[tags[i - 1], tags[i]] for i in range(1, len(tags))))
     return torch.stack(scores).log_softmax(0)
 
 
