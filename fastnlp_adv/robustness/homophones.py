@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from .words import is_spaceless
 
-__all__ = ["check_pypinyin", "homophones"]
+__all__ = ["check_pypinyin", "homophones", "is_chinese"]
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]")
+_KANA = re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]")
 
 
 def homophones(text: str, at: int) -> list[str]:
@@ -19,13 +23,15 @@ def homophones(text: str, at: int) -> list[str]:
 
     :param text: the text; it tells how a character with several readings is read.
     :param at: where the character stands.
-    :return: the other characters; none where it has no pinyin.
+    :return: the other characters; none where it has no pinyin, and none in Japanese.
     :raises ImportError: ``pypinyin`` is not installed.
 
     Example, which needs ``pypinyin``::
 
         homophones("银行", 1)  # 行 is read hang here: ['杭', '航', ...]
     """
+    if not is_chinese(text):
+        return []
     start = at
     while start > 0 and is_spaceless(text[start - 1]):
         start -= 1
@@ -37,6 +43,21 @@ def homophones(text: str, at: int) -> list[str]:
     sound = _sounds(text[start:end])[at - start]
     found = _by_sound("big5" if _is_traditional(text) else "gb2312").get(sound, [])
     return [character for character in found if character != text[at]]
+
+
+def is_chinese(text: str) -> bool:
+    """
+    Tell whether a text is read as Chinese.
+
+    :param text: the text.
+    :return: whether it has Chinese characters, and no kana: Japanese reads them otherwise.
+
+    Example::
+
+        >>> is_chinese("这部film很好"), is_chinese("良い映画"), is_chinese("film")
+        (True, False, False)
+    """
+    return _HAN.search(text) is not None and _KANA.search(text) is None
 
 
 def check_pypinyin() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..arguments import check_arguments, check_count
 from .distance import is_farther
-from .homophones import check_pypinyin
+from .homophones import check_pypinyin, is_chinese
 from .search import Search, Tokens
 from .slips import SHORTEST, SLIPS, character_typos, typos_of
 from .text_attack import TextAttack
@@ -34,10 +34,10 @@ class Typos(TextAttack):
 
     Words are what stands between white space, without the punctuation around; only those of letters alone are
     misspelt, if they have at least 4: see :func:`~fastnlp_adv.robustness.slips.typos_of`. In Chinese and Japanese each
-    character is a word, and is swapped with the next, left out, typed twice, or replaced by one that sounds the same:
-    see :func:`~fastnlp_adv.robustness.slips.character_typos`. Special tokens that are written out in the text and
-    tokens that the tokenizer does not know stay, and so does what it cuts off. A second typo that would undo a part of
-    the first is not tried: as many edits lie between the texts as typos are reported.
+    character is a word, and is swapped with the next, left out, typed twice, or, in Chinese, replaced by one that
+    sounds the same: see :func:`~fastnlp_adv.robustness.slips.character_typos`. Special tokens that are written out in
+    the text and tokens that the tokenizer does not know stay, and so does what it cuts off. A second typo that would
+    undo a part of the first is not tried: as many edits lie between the texts as typos are reported.
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
     :param tokenizer: a fast tokenizer of transformers, or a :class:`~fastnlp_adv.robustness.VocabularyTokenizer`.
@@ -91,7 +91,7 @@ class Typos(TextAttack):
         self._candidates, self._seed, self._slips = candidates, seed, tuple(slips)
 
     def prepare(self, texts: list[str]) -> None:
-        if "homophone" in self._slips and any(is_spaceless(character) for text in texts for character in text):
+        if "homophone" in self._slips and any(is_chinese(text) for text in texts):
             check_pypinyin()
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:

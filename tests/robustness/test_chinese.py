@@ -255,7 +255,7 @@ def test_without_pypinyin_homophones_are_refused_before_the_model_is_asked(monke
     with pytest.raises(ImportError, match=r"pip install 'fastnlp_adv\[chinese\]'`, or leave .homophone. out"):
         attack.attack(["good", "很好"], [0, 0])
     assert not step.batches
-    attack.attack(["really good"], [0])
+    attack.attack(["really good", "とても良い"], [0, 0])
     Typos(step.model, CHARS, step=step, slips=LETTER_SLIPS).attack(["很好"], [0])
     assert step.batches
 

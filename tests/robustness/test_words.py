@@ -96,6 +96,7 @@ def test_homophones_are_common_characters_of_the_same_pinyin_there():
     assert {"他", "它"} <= set(homophones("她是老师", 0))
     assert "媽" in homophones("這匹馬", 2) and "妈" not in homophones("這匹馬", 2)
     assert homophones("ab，", 1) == homophones("カ", 0) == []
+    assert homophones("良い映画", 0) == []  # which Japanese reads otherwise
 
 
 @needs_pypinyin
