@@ -31,7 +31,7 @@ ENGLISH = {
     "none": "none",
     "untried": "No edit could be tried on {count} of the {unit}; they count neither way.",
     "columns": ["method", "seeds", "clean", "0 edits", "cost"],
-    "edits": {"swap": "{n} swapped", "homophone": "{n} homophones"},
+    "edits": {"swap": "swapped: {n}", "homophone": "homophones: {n}"},
     "metric": {"accuracy": "Accuracy", "F1": "F1"},
     "unit": {"texts": "texts", "sentences": "sentences"},
 }
