@@ -12,13 +12,13 @@ import chinese_ner
 import chinese_reviews
 import numpy as np
 import pytest
-import study_chinese
-import study_chinese_page
-import study_chinese_tasks
 import torch
 from fastNLP.modules.torch import ConditionalRandomField
-from study_chinese_attack import worst_texts
-from study_table import interval
+from study.runs import Runs, interval
+from study_chinese import command as study_chinese
+from study_chinese import page as study_chinese_page
+from study_chinese import tasks as study_chinese_tasks
+from study_chinese.attack import worst_texts
 
 needs_pypinyin = pytest.mark.skipif(importlib.util.find_spec("pypinyin") is None, reason="pypinyin is not installed")
 METHODS = ["plain", "FGM", "PGD", "R-Drop", "FGM + R-Drop"]
@@ -176,7 +176,7 @@ def test_intervals_are_over_seeds_and_texts(tmp_path):
             file = study_chinese_page.outcome_file(tmp_path, method, seed)
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps({"swap_1": [[share, 1.0]] * 50}))
-    table = study_chinese_page.Table(tmp_path, {}, rows)
+    table = Runs(tmp_path, {}, rows)
     mean, low, high = study_chinese_page.difference(table, "FGM", "swap_1")
     expected = interval([30.0, 50.0, 10.0])
     assert mean == pytest.approx(30) and (low, high) == pytest.approx(expected, abs=1.5)

@@ -2,11 +2,11 @@
 Does it help on Chinese? Train each method with several seeds from scratch, on characters, attack what it has learned by
 swapped characters and by homophones, and put the results side by side. Less than an hour for each task on one CPU core.
 
-    python study_chinese.py --task reviews                       # CNNText on reviews
-    python study_chinese.py --task ner                           # BiLSTM + CRF on the People's Daily
-    python study_chinese.py --task ner --methods "plain, FGM epsilon=3.0" --seeds 2 --output-dir runs/more
+    python examples/study_chinese --task reviews                       # CNNText on reviews
+    python examples/study_chinese --task ner                           # BiLSTM + CRF on the People's Daily
+    python examples/study_chinese --task ner --methods "plain, FGM epsilon=3.0" --seeds 2 --output-dir runs/more
 
-Writes `runs.csv`, a row a run, `outcomes/`, what became of each text, and from them `results.md` and
+Writes `runs.csv`, one row per run, `outcomes/`, what became of each text, and from them `results.md` and
 `results.zh-CN.md`. A run that has a row is not run again: stop when you like, start again, add methods or seeds.
 """
 
@@ -20,15 +20,16 @@ import time
 from pathlib import Path
 
 import report
-import study_chinese_page
 import torch
 from cli import one_line_errors, positive
 from fastNLP import logger
 from rich.progress import track
-from study_chinese_attack import SLIPS, worst_texts
-from study_chinese_tasks import TASKS
-from study_table import read_table
-from study_train import callbacks_of
+from study.runs import read_runs
+from study.train import callbacks_of
+
+from study_chinese import page
+from study_chinese.attack import SLIPS, worst_texts
+from study_chinese.tasks import TASKS
 
 METHODS = ["plain", "FGM", "PGD", "R-Drop", "gradient penalty", "FGM + R-Drop"]
 
@@ -70,14 +71,14 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors(parser):
         for method in args.methods:
             callbacks_of(method)  # says now what cannot be had, not after hours
-        table = read_table(folder, settings)
+        runs = read_runs(folder, settings)
         task = TASKS[args.task](argparse.Namespace(**settings))
     missing = [(method, seed) for seed in range(args.seeds) for method in args.methods]
-    missing = [each for each in missing if each not in table.rows]
+    missing = [each for each in missing if each not in runs.rows]
     for method, seed in track(missing, description="runs"):
-        table.add(run(task, method, seed, settings, folder))
-    command = shlex.join(["python", "examples/study_chinese.py", *(sys.argv[1:] if argv is None else argv)])
-    study_chinese_page.write(table, task, command)
+        runs.add(run(task, method, seed, settings, folder))
+    command = shlex.join(["python", "examples/study_chinese", *(sys.argv[1:] if argv is None else argv)])
+    page.write(runs, task, command)
     print(f"Written to {folder}: runs.csv, results.md and results.zh-CN.md")
 
 
@@ -85,7 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True)
-    add("--methods", type=lambda text: [name.strip() for name in text.split(",")], default=METHODS, help="as study.py")
+    add(
+        "--methods",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=METHODS,
+        help="as of the study",
+    )
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--output-dir", type=Path, help="for the results (default: runs/study-<task>)")
     for name in SETTINGS["ner"]:
@@ -119,9 +125,9 @@ def run(task, method: str, seed: int, settings: dict, folder: Path) -> dict:
         "step_seconds": timer.median,
     }
     outcomes = attacked(task, trainer.model, settings)
-    row.update({name: study_chinese_page.share(counts) for name, counts in outcomes.items()})
+    row.update({name: page.share(counts) for name, counts in outcomes.items()})
     row["not_attacked"] = sum(each is None for each in outcomes[f"{SLIPS[0]}_1"])
-    file = study_chinese_page.outcome_file(folder, method, seed)
+    file = page.outcome_file(folder, method, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(outcomes), encoding="utf-8")  # before the row, which says that all is there
     return row
@@ -143,7 +149,3 @@ def attacked(task, model, settings: dict) -> dict[str, list]:
             counts = task.counts(model, [old if new is None else new for old, new in zip(task.texts, texts)])
             found[f"{slip}_{n}"] = [None if new is None else each for new, each in zip(texts, counts)]
     return found
-
-
-if __name__ == "__main__":
-    main()

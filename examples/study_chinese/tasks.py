@@ -18,7 +18,7 @@ import torch
 from chinese_data import load_tagged
 from data import load_data
 from fastNLP import Trainer
-from study_train import callbacks_of
+from study.train import callbacks_of
 from torch import Tensor, nn
 
 from fastnlp_adv import RDropCallback

@@ -11,11 +11,12 @@ import platform
 from pathlib import Path
 
 import numpy as np
-from study_chinese_attack import SLIPS
-from study_chinese_words import CHINESE, ENGLISH
-from study_page import markdown
-from study_table import VERSIONS, Table, interval, spread
-from study_train import PLAIN
+from study.runs import VERSIONS, Runs, interval, spread
+from study.train import PLAIN
+
+from study_chinese.attack import SLIPS
+from study_chinese.words import CHINESE, ENGLISH
+from tools.table import Table
 
 RESAMPLES = 10_000
 
@@ -45,27 +46,27 @@ def share(counts: list) -> float:
     return sum(right for right, _ in kept) / total if total else float("nan")
 
 
-def write(table: Table, task, command: str) -> None:
+def write(runs: Runs, task, command: str) -> None:
     """
     Write the page in both languages.
 
-    :param table: the runs; it knows the folder.
+    :param runs: the runs; it knows the folder.
     :param task: what was trained.
     :param command: how the study was started.
     """
     for words in (ENGLISH, CHINESE):
-        (table.folder / words["file"]).write_text(_page(table, task, command, words), encoding="utf-8")
+        (runs.folder / words["file"]).write_text(_page(runs, task, command, words), encoding="utf-8")
 
 
-def _page(table: Table, task, command: str, words: dict) -> str:
-    settings = table.settings
+def _page(runs: Runs, task, command: str, words: dict) -> str:
+    settings = runs.settings
     unit, metric = words["unit"][task.unit], words["metric"][task.metric]
     attacked = [f"{slip}_{n}" for slip in SLIPS for n in range(1, settings["edits"] + 1)]
     columns = ["clean", "attacked_0", *attacked]
     method, seeds, clean, none, cost = words["columns"]
     heads = [clean, none, *(words["edits"][name.split("_")[0]].format(n=name[-1]) for name in attacked)]
-    others = [name for name in table.methods if name != PLAIN and table.differences(name, "clean")]
-    found = {name: {column: difference(table, name, column) for column in columns} for name in others}
+    others = [name for name in runs.methods if name != PLAIN and runs.differences(name, "clean")]
+    found = {name: {column: difference(runs, name, column) for column in columns} for name in others}
     filled = {
         **settings,
         "model": words["model"][settings["task"]].format(**settings),
@@ -81,20 +82,20 @@ def _page(table: Table, task, command: str, words: dict) -> str:
         words["described"].format(**filled),
         f"```shell\n{command}\n```",
         words["values"].format(metric=metric),
-        markdown([method, seeds, *heads, cost], [_values(table, name, columns) for name in table.methods]),
+        Table([method, seeds, *heads, cost], [_values(runs, name, columns) for name in runs.methods]).markdown(),
     ]
-    untried = max((row["not_attacked"] for row in table.rows.values()), default=0)
+    untried = max((row["not_attacked"] for row in runs.rows.values()), default=0)
     if untried:
         parts.append(words["untried"].format(count=untried, unit=unit))
     if found:
         rows = [[name, *(_cell(cells[column]) for column in columns)] for name, cells in found.items()]
-        parts += [words["differences"].format(unit=unit), markdown([method, *heads], rows)]
+        parts += [words["differences"].format(unit=unit), Table([method, *heads], rows).markdown()]
         parts += [_verdict(found, columns, heads, words, sign) for sign in (1, -1)]
         widths = [(high - low) / 2 for cells in found.values() for _, low, high in (cells[name] for name in attacked)]
         alone = [
             (high - low) / 2
             for name in others
-            for low, high in (interval([100 * each for each in table.differences(name, column)]) for column in attacked)
+            for low, high in (interval([100 * each for each in runs.differences(name, column)]) for column in attacked)
         ]
         sizes = {"half": np.median(widths), "most": max(widths), "seeds": np.median(alone)}
         intervals = len(others) * len(columns)
@@ -103,21 +104,21 @@ def _page(table: Table, task, command: str, words: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def difference(table: Table, method: str, column: str) -> tuple[float, float, float]:
+def difference(runs: Runs, method: str, column: str) -> tuple[float, float, float]:
     """
-    :param table: the runs.
+    :param runs: the runs.
     :param method: a method.
     :param column: what was measured.
     :return: how much more it is than under plain training, in percentage points, and the ends of the 95 % interval:
         over seeds and texts where it is known for each text, over seeds elsewhere.
     """
-    plain, own = table.values(PLAIN, column), table.values(method, column)
+    plain, own = runs.values(PLAIN, column), runs.values(method, column)
     seeds = sorted(plain.keys() & own.keys())
-    mean = 100 * float(np.mean(table.differences(method, column)))
+    mean = 100 * float(np.mean(runs.differences(method, column)))
     if column == "clean":
-        return (mean, *interval([100 * each for each in table.differences(method, column)]))
+        return (mean, *interval([100 * each for each in runs.differences(method, column)]))
     generator = np.random.default_rng(0)
-    counts = {name: np.array([_counts(table.folder, name, seed, column) for seed in seeds]) for name in (PLAIN, method)}
+    counts = {name: np.array([_counts(runs.folder, name, seed, column) for seed in seeds]) for name in (PLAIN, method)}
     texts = counts[PLAIN].shape[1]
     of_texts = generator.multinomial(texts, np.full(texts, 1 / texts), size=RESAMPLES).astype(float)
     of_seeds = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
@@ -132,11 +133,11 @@ def _counts(folder: Path, method: str, seed: int, column: str) -> list:
     return [[0.0, 0.0] if each is None else each for each in counts]
 
 
-def _values(table: Table, method: str, columns: list[str]) -> list[str]:
+def _values(runs: Runs, method: str, columns: list[str]) -> list[str]:
     """The row of a method in the first table."""
-    found = [[100 * each for each in table.values(method, column).values()] for column in columns]
+    found = [[100 * each for each in runs.values(method, column).values()] for column in columns]
     cells = [f"{np.mean(each):.1f}" + (f" ± {spread(each):.1f}" if len(each) > 1 else "") for each in found]
-    seconds, plain = (list(table.values(name, "step_seconds").values()) for name in (method, PLAIN))
+    seconds, plain = (list(runs.values(name, "step_seconds").values()) for name in (method, PLAIN))
     cost = f"{np.median(seconds) / np.median(plain):.2f}" if plain else ""
     return [method, str(len(found[0])), *cells, cost]
 
