@@ -15,7 +15,7 @@ from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
 from .base import Delta, Tap
-from .find import Embedding, lookup_of, scale_of
+from .find import Embedding, lookup_of, scale_of, scales
 from .lookup import Lookup, Record
 from .perturbation import Perturbation, perturbation_for
 
@@ -238,7 +238,7 @@ class _Hook:
         self._tap = tap
         self.module = module
         self._table = None if module is None else lookup_of(module)
-        self._scales = self._table is not None and type(self._table).forward is not nn.Embedding.forward
+        self._scales = module is not None and scales(module)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if module is not self.module or self._tap is None or self._table is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of"]
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -103,6 +103,17 @@ def scale_of(module: nn.Module) -> Tensor | float:
     :return: a number, or a tensor of one.
     """
     return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
+
+
+def scales(module: nn.Module) -> bool:
+    """
+    Tell whether a lookup may scale its rows.
+
+    :param module: what looks up.
+    """
+    table = lookup_of(module)
+    # PEFT's layer scales as its embedding does from PEFT 0.18 on; before, it looks rows up as they stand.
+    return type(table).forward is not nn.Embedding.forward and (table is module or hasattr(module, "_get_embed_scale"))
 
 
 def lookup_of(module: nn.Module) -> nn.Embedding:

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(400)  # the first test starts the processes, wh
 
 
 def torchrun(script, world, *arguments, timeout=240):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", str(script)]
+    # Any free port, as --standalone takes from torch 2.1 on; before, it is the same for all that run at a time.
+    alone = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc_per_node={world}", str(script)]
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
