@@ -44,17 +44,17 @@ class Cheap(nn.Module):
 def by_hand(model: Cheap, epsilon: float = 1.0, alpha: float = 1.0, steps: int = 1) -> Step:
     """FGM, or PGD where there are more steps, by who knows this one model: the same passes and nothing around them."""
 
-    def climbed(rows: Tensor, gradient: Tensor) -> Tensor:
+    def ascended(rows: Tensor, gradient: Tensor) -> Tensor:
         rows = rows + alpha * gradient / gradient.norm().clamp(min=1e-30)
         return rows * (epsilon / rows.norm().clamp(min=epsilon))
 
     def step(trainer, batch) -> None:
         trainer.backward(trainer.train_step(batch))
-        rows = climbed(torch.zeros_like(model.embedding.weight), model.embedding.weight.grad)
+        rows = ascended(torch.zeros_like(model.embedding.weight), model.embedding.weight.grad)
         for _ in range(steps - 1):
             model.rows = rows.requires_grad_()
             (gradient,) = torch.autograd.grad(trainer.train_step(batch)["loss"], rows)
-            rows = climbed(rows.detach(), gradient)
+            rows = ascended(rows.detach(), gradient)
         model.rows = rows
         trainer.backward(trainer.train_step(batch))
         model.rows = None

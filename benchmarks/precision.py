@@ -1,4 +1,4 @@
-"""What `inner_autocast` does to the direction: the cosine of each climb in bfloat16 to the one in float32."""
+"""What `inner_autocast` does to the direction: the cosine of each ascent step in bfloat16 to the one in float32."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def variants() -> list[Variant]:
 
 def cosines(name: str, setting: Setting) -> list[float]:
     """
-    How well the perturbations agree after each climb, on a model without dropout.
+    How well the perturbations agree after each ascent step, on a model without dropout.
 
     :param name: of the variant; for one that is not in lower precision there is nothing to compare.
     :param setting: the model and the batch.
-    :return: a cosine a climb.
+    :return: one cosine per ascent step.
     """
     name, _, low = name.partition(", inner")
     if not low:

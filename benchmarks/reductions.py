@@ -40,7 +40,7 @@ def count(setting: Setting) -> list[dict]:
 
 
 def count_here(setting: Setting, variant: Variant) -> dict:
-    """The buckets that a rank reduces, and their bytes, an optimizer step."""
+    """The buckets that a rank reduces, and their bytes, per optimizer step."""
     sent: list[int] = []
     bare = setting.model()
     model = _counted(DistributedDataParallel(bare, broadcast_buffers=False), sent)

@@ -86,8 +86,8 @@ def every(base: Setting) -> Sweep:
 def lower_precision(base: Setting) -> Sweep:
     point = Point(0, str(base), base, tuple(precision.variants()))
     note = (
-        "`inner_autocast=torch.bfloat16`. The cosines are those of the perturbation after each climb to the one in "
-        "float32, on a model with fresh weights and dropout off. The time depends on the machine."
+        "`inner_autocast=torch.bfloat16`. The cosines are those of the perturbation after each ascent step to the one "
+        "in float32, on a model with fresh weights and dropout off. The time depends on the machine."
     )
     return Sweep("precision", "Inner passes in lower precision", "precision", (point,), note=note, seconds=40)
 

@@ -64,7 +64,7 @@ def _reductions(found: Record) -> Iterator[Target]:
     rows = [row for row in found["points"][0]["rows"] if not row["variant"].endswith("textbook")]
     most = max(row["reductions"] for row in rows)
     text = f"{most:g}, over {len(rows)} ways to train"
-    yield Target("Gradients are reduced once an optimizer step", text, abs(most - 1) < 1e-6)
+    yield Target("Gradients are reduced once per optimizer step", text, abs(most - 1) < 1e-6)
 
 
 CHECKS: dict[str, Callable[[Record], Iterator[Target]]] = {

@@ -30,11 +30,11 @@ def fgm(model: nn.Module, epsilon: float = 1.0) -> Step:
 
 
 def pgd(model: nn.Module, epsilon: float = 1.0, alpha: float | None = None, steps: int = 3) -> Step:
-    """Clone the matrix and all gradients, climb and project, put the gradients back, train, put the clone back."""
+    """Clone the matrix and all gradients, ascend and project, put the gradients back, train, put the clone back."""
     weight = model.embedding.weight
     length = 1.5 * epsilon / steps if alpha is None else alpha
 
-    def climb(clone: torch.Tensor) -> None:
+    def ascend(clone: torch.Tensor) -> None:
         norm = weight.grad.norm()
         if norm > 0:
             weight.data.add_(length * weight.grad / norm)
@@ -48,7 +48,7 @@ def pgd(model: nn.Module, epsilon: float = 1.0, alpha: float | None = None, step
         clone = weight.detach().clone()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         for inner in range(steps):
-            climb(clone)
+            ascend(clone)
             if inner < steps - 1:
                 model.zero_grad()
                 trainer.backward(trainer.train_step(batch))

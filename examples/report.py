@@ -84,7 +84,7 @@ def save(result: Result, settings: dict, folder: Path) -> None:
 
 def save_table(results: Sequence[Result], file: Path) -> None:
     """
-    :param results: the results, one a line.
+    :param results: the results, one per line.
     :param file: the CSV file to write.
     """
     save_rows([asdict(result) for result in results], file)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM, PGD
 
-#: ``@ATTACKS`` runs a test with FGM and with PGD: what builds the attack, and its climbs for the references below
+#: ``@ATTACKS`` runs a test with FGM and with PGD: what builds the attack, and its ascent steps for the references below
 ATTACKS = pytest.mark.parametrize(
     ("build", "reference"),
     [
@@ -135,7 +135,7 @@ def on_weights(model, loss_of, names, *, steps, radius=None, norm="l2", adv_weig
     The gradients of a step that perturbs whole weights, as the textbooks do.
 
     :param names: the parameters to perturb, each with its own norm.
-    :param steps: the lengths of the climbs: ``[epsilon]`` for FGM, ``[alpha] * steps`` for PGD.
+    :param steps: the lengths of the ascent steps: ``[epsilon]`` for FGM, ``[alpha] * steps`` for PGD.
     :param radius: that of the projection, if any.
     :param start: the perturbations to start from.
     """
@@ -196,9 +196,9 @@ def on_positions(
     The gradients of a step that perturbs embedded inputs, with loops over examples and positions.
 
     :param ids: one tensor of ids a lookup, or a list of them.
-    :param loss_from: the loss, given the model and the embedded inputs, one a lookup.
+    :param loss_from: the loss, given the model and the embedded inputs, one per lookup.
     :param embedding: the embedding of a model.
-    :param start: the perturbations to start from, one a lookup.
+    :param start: the perturbations to start from, one per lookup.
     """
     model = copy.deepcopy(model)
     ids = [ids] if isinstance(ids, torch.Tensor) else ids

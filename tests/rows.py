@@ -59,7 +59,7 @@ VARIANTS = {
 }
 ROWS = {**{name: Row(name) for name in METHODS}, **VARIANTS}
 
-#: ``@each_row`` runs a test once a row, with the row as its argument
+#: ``@each_row`` runs a test once per row, with the row as its argument
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 

@@ -149,7 +149,7 @@ def test_the_cosines_are_those_of_each_climb_to_float32(variant):
     found = precision.cosines(f"{variant}, inner bfloat16", Setting(batch=4, length=6, vocab=50, hidden=32, layers=1))
     assert len(found) == (3 if variant.startswith("PGD") else 1)
     assert all(0.9 < cosine < 1 + 1e-9 for cosine in found)
-    assert min(found) < 1 - 1e-9  # PGD's first climb is along the clean pass, which trains
+    assert min(found) < 1 - 1e-9  # PGD's first ascent step is along the clean pass, which trains
     assert precision.cosines(variant, Setting()) == []
 
 

@@ -96,7 +96,7 @@ def recorded(name, rows=FEW, examples=4, by_hand=False):
 @on_lookups
 @pytest.mark.parametrize("rows", [FEW, MANY])
 def test_nothing_is_computed_over_the_vocabulary(name, rows):
-    """But the gradient of the embedding, once a pass that trains it."""
+    """But the gradient of the embedding, once per pass that trains it."""
     expected = recorded(name, rows, by_hand=True).on_the_vocabulary()
     assert expected
     assert recorded(name, rows).on_the_vocabulary() == expected

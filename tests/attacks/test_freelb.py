@@ -1,4 +1,4 @@
-"""FreeLB trains on the mean loss along the climb of its definition, written out on embedded inputs."""
+"""FreeLB trains on the mean loss along the ascent of its definition, written out on embedded inputs."""
 
 from __future__ import annotations
 

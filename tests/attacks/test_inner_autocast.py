@@ -93,8 +93,8 @@ def test_closures_of_an_attack_run_in_it(attack):
     assert inner and model.precisions == [FULL, *[LOW] * inner, FULL]
 
 
-def climbs(attack, model):
-    """The perturbation after each climb, as one vector."""
+def ascents(attack, model):
+    """The perturbation after each ascent step, as one vector."""
     found, (tap,) = [], attack.taps
     perturb = tap.perturb
 
@@ -124,7 +124,7 @@ def climbs(attack, model):
 def test_directions_hardly_change(attack, dropout_mask, model):
     """With dropout, this also says that on a CPU a mask is the same in both precisions."""
     full, low = (
-        climbs(attack(m, dropout_mask=dropout_mask, inner_autocast=precision), m)
+        ascents(attack(m, dropout_mask=dropout_mask, inner_autocast=precision), m)
         for m, precision in ((model(), None), (model(), LOW))
     )
     for expected, found in zip_equal(full, low):

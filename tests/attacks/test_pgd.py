@@ -1,4 +1,4 @@
-"""PGD in plain loops gives the gradients of the textbook: climb on a copy of the weights, project, train, restore."""
+"""PGD in plain loops gives the gradients of the textbook: ascend on a copy of the weights, project, train, restore."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_several_embeddings_have_a_ball_each():
 @NORM
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_random_start_of_the_weight_is_reproducible(norm, replace):
-    """The start is read off the lookups of the first inner pass; the reference climbs from it."""
+    """The start is read off the lookups of the first inner pass; the reference ascends from it."""
     model = classifier()
     pgd = PGD(model, 0.5, 0.3, 2, random_init=True, norm=norm, replace=replace)
     starts = []

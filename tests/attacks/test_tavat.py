@@ -50,8 +50,8 @@ def start(ids, table, init, generator, padding_idx):
     return delta, eta / size if size > 0 else eta
 
 
-def climb(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
-    """One example's two parts after a climb."""
+def ascend(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
+    """One example's two parts after an ascent step."""
     tokens = positions(ids, padding_idx)
     if not tokens:
         return
@@ -89,7 +89,7 @@ def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, pa
         if step < steps - 1:
             for (delta, eta), x, i in zip_equal(parts, d, ids):
                 for example in range(len(i)):
-                    climb(
+                    ascend(
                         delta[example],
                         eta[example],
                         x.grad[example],
@@ -294,7 +294,7 @@ def test_perturbations_and_their_report():
 
 
 def test_groups_without_a_finite_gradient_make_no_step():
-    """One token's gradient is infinite: neither it nor its example climbs, and all others do."""
+    """One token's gradient is infinite: neither it nor its example ascends, and all others do."""
     model = classifier()
     factors = torch.ones(4, 7, 8, dtype=torch.float64)
     factors[2, 1, 3] = math.inf

@@ -100,7 +100,7 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
         for param, start, move in zip_equal(attacked, origin, moves):
             param.data.copy_(start + move)
 
-    def climb(moves, grads):
+    def ascend(moves, grads):
         for move, grad in zip_equal(moves, grads):
             move.add_(grad / grad.norm(), alpha=alpha if steps > 1 else epsilon)
             move.mul_(min(1.0, epsilon / move.norm().item()))
@@ -113,7 +113,7 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
             origin, moves = [p.detach().clone() for p in attacked], [torch.zeros_like(p) for p in attacked]
             direction = [g for (n, _), g in zip_equal(model.named_parameters(), clean) if name in n]
             for step in range(steps):
-                climb(moves, direction)
+                ascend(moves, direction)
                 write(origin, moves)
                 if step < steps - 1:
                     direction = gradients(batch, attacked)

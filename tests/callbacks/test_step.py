@@ -134,9 +134,9 @@ class Scaled(torch.autograd.Function):
 
 @pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
 @pytest.mark.parametrize(
-    "callback, climbs", [(FGMCallback, 1), (FGSMCallback, 1), (PGDCallback, 3)], ids=["fgm", "fgsm", "pgd"]
+    "callback, ascents", [(FGMCallback, 1), (FGSMCallback, 1), (PGDCallback, 3)], ids=["fgm", "fgsm", "pgd"]
 )
-def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, climbs, factor):
+def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, ascents, factor):
     class Broken(Classifier):
         def forward(self, input_ids):
             hidden, _ = self.rnn(Scaled.apply(self.word_embeddings(input_ids), factor))
@@ -147,7 +147,7 @@ def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, cl
     train(twice, optimizers=torch.optim.SGD(twice.head.parameters(), lr=0.1))
     assert torch.allclose(weights(ours.head), weights(twice.head), rtol=1e-6)
     assert torch.equal(weights(ours.word_embeddings), weights(Broken().word_embeddings))
-    assert trainer.state["adv"]["skipped"].item() == climbs * trainer.global_forward_batches
+    assert trainer.state["adv"]["skipped"].item() == ascents * trainer.global_forward_batches
     assert trainer.state["adv"]["perturbation_norm"].item() == 0
 
 

@@ -1,4 +1,4 @@
-"""Several real processes against one: the same weights, the same on each rank, one reduction an optimizer step."""
+"""Several real processes against one: the same weights, the same on each rank, one reduction per optimizer step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def relative(a, b):
 
 
 def agreeing(results):
-    """The ranks' results, which have the same weights to the bit, by one reduction an optimizer step."""
+    """The ranks' results, which have the same weights to the bit, by one reduction per optimizer step."""
     for other in results[1:]:
         assert all(torch.equal(w, other["weights"][name]) for name, w in results[0]["weights"].items())
     assert [r["reductions"] for r in results] == [r["steps"] for r in results]
