@@ -172,7 +172,7 @@ def test_everything_end_to_end(tmp_path, capsys):
         found = json.loads((tmp_path / f"{name}.json").read_text())
         assert {"date", "machine", "versions", "command", "title", "note", "axis", "points"} <= found.keys()
         assert found["command"] == "python -m benchmarks --quick"
-        assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert torch.__version__.startswith(found["versions"]["torch"])  # which may lack "+cu121"
         for point in found["points"]:
             assert Setting(**point["setting"])
             assert point["rows"]
