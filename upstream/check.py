@@ -15,12 +15,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from results import Results, compare, lines_of_patches
+from patches import EXPORTS, SERIES, lines_of_patches
+from results import Results, compare
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "build" / "upstream"
-SERIES = sorted((HERE / "dev0.8.0").glob("*.patch"))
-EXPORTS = sorted((HERE / "1.0.1").glob("*.patch"))
 NOTEBOOK = "docs/source/tutorials/basic/fastnlp_tutorial_8.ipynb"
 OWN_TESTS = ["tests/core/callbacks", "tests/core/controllers"]
 NEW_TESTS = [f"tests/core/callbacks/torch_callbacks/test_torch_{name}_callback.py" for name in ("adversarial", "rdrop")]

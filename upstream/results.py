@@ -1,4 +1,4 @@
-"""What `check.py` found: one line a check, the results of two runs of pytest side by side, and the size of patches."""
+"""What `check.py` found: one line per check, and the results of two runs of pytest side by side."""
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -66,31 +66,6 @@ def _outcomes(report):
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         outcomes["{}::{}".format(case.get("classname"), case.get("name"))] = kinds[0] if kinds else "passed"
     return outcomes
-
-
-def lines_of_patches(patches):
-    """A table of the lines that patches add and remove, by file."""
-    rows = ["", "added removed  file"]
-    for patch in patches:
-        rows.append(f"{patch.parent.name}/{patch.name}")
-        for name, (added, removed) in lines_by_file(patch.read_text(encoding="utf-8")).items():
-            rows.append(f"{added:5} {removed:7}  {name}")
-    return "\n".join(rows) + "\n"
-
-
-def lines_by_file(patch):
-    """
-    Count the lines of a patch.
-
-    :param patch: its text.
-    :return: for each file, how many lines are added and removed.
-    """
-    counts = {}
-    for section in patch.split("\ndiff --git ")[1:]:
-        name = section.split("\n", 1)[0].split(" b/")[-1]
-        body = section[section.index("\n@@ ") + 1 :].splitlines()
-        counts[name] = tuple(sum(line.startswith(sign) for line in body) for sign in "+-")
-    return counts
 
 
 def _last_line(text):
