@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -64,17 +65,37 @@ def test_both_series_export_the_same_names():
                 assert any(f"'{name}'" in line for line in added), (place, name)
 
 
-def test_installed_fastnlp_takes_the_patches(tmp_path):
-    shutil.copytree(Path(fastNLP.__file__).parent, tmp_path / "fastNLP", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.fixture(scope="module")
+def patched_fastnlp(tmp_path_factory):
+    """A copy of the installed fastNLP with the patches."""
+    folder = tmp_path_factory.mktemp("patched")
+    shutil.copytree(Path(fastNLP.__file__).parent, folder / "fastNLP", ignore=shutil.ignore_patterns("__pycache__"))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "core.autocrlf=false"]
     new = ["--exclude=docs/*", "--exclude=*__init__.py", patches.SERIES[1], patches.SERIES[3]]
     for command in (["init"], ["add", "-A", "-f"], ["commit", "-m", "1.0.1"], ["am", *new], ["am", *patches.EXPORTS]):
-        done = subprocess.run([*git, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([*git, *map(str, command)], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def python(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_installed_fastnlp_takes_the_patches(patched_fastnlp):
     source = f"import fastNLP; print(fastNLP.__file__); from fastNLP.core.callbacks import {', '.join(NAMES)}"
-    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True)
+    done = python(patched_fastnlp, "-c", source)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "fastNLP" / "__init__.py")
+    assert done.stdout.strip() == str(patched_fastnlp / "fastNLP" / "__init__.py")
+
+
+def test_their_own_tests_pass(patched_fastnlp):
+    options = ["-c", os.devnull, "--rootdir", str(patched_fastnlp), "-q", "-p", "no:cacheprovider"]
+    done = python(patched_fastnlp, "-m", "pytest", *options, "tests")
+    assert done.returncode == 0, done.stdout
+    assert "26 passed" in done.stdout
 
 
 def test_cells_that_the_patches_change_train_with_the_callbacks():
