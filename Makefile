@@ -7,13 +7,14 @@ STAMP := $(VENV)/.fastnlp_adv
 # Two processes of one thread each are faster on the small models of the tests than one process of many threads.
 JOBS ?= 2
 
-.PHONY: help demo bench test lint format matrix dist smoke clean
+.PHONY: help demo bench test lint format matrix dist smoke upstream clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
 	@echo "  PYTHON=EXE    make the environment with this Python, 3.11 for the main one"
 	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help; for matrix: ARGS='-s py3.8-torch2.0.1'"
+	@echo "  FASTNLP=DIR   for upstream: a clone of fastNLP's repository, or its address"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
@@ -41,6 +42,12 @@ dist: $(STAMP)  ## Build the sdist and the wheel into dist, and check them
 
 smoke: dist  ## Install the wheel beside torch 2.4, a download of 3 GB, and run the README's quickstart there
 	@$(BIN)/python tools/smoke.py $(ARGS)
+
+# fastNLP's tests import torchmetrics too; in this version it takes what those of both its branches ask for.
+upstream: $(STAMP)  ## Apply the patches for fastNLP to it and try the result: 3 minutes
+	@test -d build/upstream/site/torchmetrics || \
+		$(BIN)/python -m pip install -qq --no-deps --target build/upstream/site torchmetrics==0.8.2 pyDeprecate==0.3.2
+	@PYTHONPATH=$(CURDIR)/build/upstream/site $(BIN)/python upstream/check.py
 
 clean:  ## Remove .venv and all caches
 	rm -rf .venv .nox build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
