@@ -71,7 +71,8 @@ def test_a_run_of_nothing_is_refused(report):
 def test_what_is_installed():
     found = versions_row.installed()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["torch"] == torch.__version__.split("+")[0] and found["fastNLP"]
+    assert torch.__version__.startswith(found["torch"])  # which may lack "+cu121"
+    assert found["fastNLP"]
 
 
 def test_the_source_is_what_the_suite_runs_on(tmp_path):
