@@ -39,9 +39,10 @@ class Environment:
 
 # A pin is a requirement and why it is needed; the table of docs/versions.md repeats it.
 NUMPY_1 = {"numpy<2": "torch before 2.3 is built for numpy 1, and exchanges no arrays with numpy 2"}
+ACCELERATE_0 = {"accelerate<1": "later ones refuse what the Trainer of transformers before 4.39 passes"}
 
 ENVIRONMENTS = [
-    Environment("3.8", "2.0.1", {**NUMPY_1, "transformers==4.33.*": "as old as torch 2.0"}),
+    Environment("3.8", "2.0.1", {**NUMPY_1, "transformers==4.33.*": "as old as torch 2.0", **ACCELERATE_0}),
     Environment("3.9", "2.2.2", NUMPY_1),
     Environment(
         "3.10",
@@ -50,6 +51,7 @@ ENVIRONMENTS = [
             **NUMPY_1,
             "transformers==4.38.*": "as old as torch 2.1",
             "peft==0.13.*": "later ones import what transformers 4.38 does not have",
+            **ACCELERATE_0,
         },
     ),
     Environment("3.10", "2.4.1", {"transformers<5": "later ones turn torch before 2.6 off"}),
