@@ -8,7 +8,14 @@ from typing import Any, Callable, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["comes_of_reentrant_checkpoints", "compile_nothing_in", "element_size", "is_compiled", "refuse_compiled"]
+__all__ = [
+    "comes_of_reentrant_checkpoints",
+    "compile_nothing_in",
+    "element_size",
+    "has_compiled_parts",
+    "is_compiled",
+    "refuse_compiled",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -64,6 +71,15 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def has_compiled_parts(model: nn.Module) -> bool:
+    """
+    Tell whether a model, or any module in it, is compiled.
+
+    :param model: the model.
+    """
+    return any(map(is_compiled, model.modules()))
+
+
 def refuse_compiled(model: nn.Module) -> None:
     """
     Refuse a compiled model where its lookups cannot be watched.
@@ -72,7 +88,7 @@ def refuse_compiled(model: nn.Module) -> None:
     :raises ValueError: if any module in it is compiled, and torch is older than 2.1.
     """
     # torch 2.0 loses the hook's part of the graph when its compiler differentiates ahead of time, as its default does.
-    if not hasattr(torch, "compiler") and any(map(is_compiled, model.modules())):
+    if not hasattr(torch, "compiler") and has_compiled_parts(model):
         raise ValueError(
             f"Expected `model` not to be compiled on torch before 2.1, but got a compiled one on {torch.__version__}. "
             "Compile with torch 2.1 or later, or leave `torch.compile` out."

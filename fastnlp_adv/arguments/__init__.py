@@ -1,7 +1,18 @@
 """The arguments of methods and callbacks: each written once, with its type, default, check and description."""
 
 from . import shared
-from .checks import Check, at_most, check_arguments, check_choice, check_count, check_flag, check_number, check_positive
+from .checks import (
+    Check,
+    at_least,
+    at_most,
+    check_arguments,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_positive,
+    optional,
+)
 from .declare import Arguments, Cost, argument, arguments
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "Cost",
     "argument",
     "arguments",
+    "at_least",
     "at_most",
     "check_arguments",
     "check_choice",
@@ -17,5 +29,6 @@ __all__ = [
     "check_flag",
     "check_number",
     "check_positive",
+    "optional",
     "shared",
 ]

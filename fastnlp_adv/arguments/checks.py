@@ -11,6 +11,7 @@ import torch
 
 __all__ = [
     "Check",
+    "at_least",
     "at_most",
     "check_arguments",
     "check_choice",
@@ -20,6 +21,7 @@ __all__ = [
     "check_name",
     "check_number",
     "check_positive",
+    "optional",
 ]
 
 #: raises ValueError if the value of the argument of this name is out of range
@@ -67,6 +69,29 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"Expected `{name}` to be an integer of at least {least}, but got {value!r}.")
+
+
+def at_least(least: int) -> Check:
+    """
+    Return a check for an integer of at least ``least``.
+
+    :param least: the smallest that is allowed.
+    """
+    return partial(check_count, least=least)
+
+
+def optional(check: Check) -> Check:
+    """
+    Return a check that lets ``None`` pass.
+
+    :param check: the check for all else.
+    """
+    return partial(_check_unless_none, check)
+
+
+def _check_unless_none(check: Check, name: str, value: Any) -> None:
+    if value is not None:
+        check(name, value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_orig
 
 from typing_extensions import dataclass_transform
 
-from .checks import Check, check_choice, check_count, check_flag, check_number
+from .checks import Check, check_choice, check_count, check_flag, check_number, optional
 
 __all__ = ["Arguments", "Cost", "argument", "arguments"]
 
@@ -131,9 +131,8 @@ def arguments(cls: _T) -> _T:
     fields = [field for field in dataclasses.fields(made) if "description" in field.metadata]
     made._checks = {field.name: _check_of(made, field) for field in fields}
     _limit_positions(made)
-    if not vars(cls).get("__doc__") or made.__doc__.startswith(
-        f"{cls.__name__}("
-    ):  # which a dataclass makes of nothing
+    made_of_nothing = f"{cls.__name__}("  # by the dataclass
+    if not vars(cls).get("__doc__") or made.__doc__.startswith(made_of_nothing):
         made.__doc__ = f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
     if ":arguments:" in made.__doc__:
         made.__doc__ = _described(made.__doc__, fields)
@@ -151,15 +150,10 @@ def _check_of(cls: type, field: dataclasses.Field[Any]) -> Check:
         options = get_args(hint) if get_origin(hint) is Union else (hint,)
         (kind,) = [option for option in options if option is not type(None)]
         check = _TYPES.get(kind) or functools.partial(check_choice, choices=get_args(kind))
-    return functools.partial(_checked_unless_none, check) if annotation.startswith("Optional[") else check
+    return optional(check) if annotation.startswith("Optional[") else check
 
 
 _TYPES: dict[Any, Check] = {float: check_number, int: check_count, bool: check_flag}
-
-
-def _checked_unless_none(check: Check, name: str, value: Any) -> None:
-    if value is not None:
-        check(name, value)
 
 
 def _limit_positions(cls: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Literal, Optional, Union
+from typing import Any, Callable, Literal, Optional, Union, cast, get_args
 
 from .checks import check_choice, check_inner_autocast, check_name
-from .declare import argument
+from .declare import Arguments, Cost, argument
 
 __all__ = [
     "Divergence",
@@ -13,8 +13,8 @@ __all__ = [
     "Mask",
     "Norm",
     "Reduction",
+    "TwoPassArguments",
     "adv_weight",
-    "check_inner_passes",
     "divergence",
     "dropout_mask",
     "emb_name",
@@ -29,8 +29,9 @@ __all__ = [
 DropoutMask = Literal["new", "same"]
 Norm = Literal["l2", "linf"]
 Reduction = Literal["batchmean", "sum", "mean"]
+_Divergence = Literal["categorical", "bernoulli", "mse"]
 #: also a function of two predictions
-Divergence = Union[Literal["categorical", "bernoulli", "mse"], Callable[..., Any]]
+Divergence = Union[_Divergence, Callable[..., Any]]
 #: also a batch key or a function of batch and outputs
 Mask = Optional[Union[str, Callable[..., Any]]]
 
@@ -100,19 +101,25 @@ def inner_autocast() -> Any:
     )
 
 
-def check_inner_passes(inner_autocast: Any, there_are: bool) -> None:
-    """
-    Refuse a precision for passes that a step does not have.
+class TwoPassArguments(Arguments):
+    """Share what attacks with a clean and an adversarial pass have; ``replace`` makes the clean one an inner one."""
 
-    :param inner_autocast: the argument.
-    :param there_are: whether a step has a pass that does not train.
-    :raises ValueError: if ``inner_autocast`` would do nothing.
-    """
-    if inner_autocast is not None and not there_are:
-        raise ValueError(
-            "Expected `inner_autocast` to be None where every pass of a step trains, but got "
-            f"{inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
-        )
+    # Declared by each attack, in the order of its own. Without annotations, which would make arguments of them.
+    replace = cast(Any, False)
+    inner_autocast = cast(Any, None)
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step."""
+        return Cost(2, 2 - self.replace, int(self.replace))
+
+    def check_together(self) -> None:
+        """Refuse a precision for inner passes where a step has none."""
+        if self.inner_autocast is not None and not self.cost.inner:
+            raise ValueError(
+                "Expected `inner_autocast` to be None where every pass of a step trains, but got "
+                f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
+            )
 
 
 def divergence(more: str = "") -> Any:
@@ -157,4 +164,4 @@ def _check_mask(name: str, value: Any) -> None:
 
 def _check_divergence(name: str, value: Any) -> None:
     if not callable(value):
-        check_choice(name, value, ("categorical", "bernoulli", "mse"))
+        check_choice(name, value, get_args(_Divergence))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..functional import ascend, project
-from ..taps import Lookup, find_embeddings
+from ..taps import Lookup
 from ..versions import element_size
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -95,8 +95,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        embeddings = find_embeddings(self.model, self.emb_name).embeddings
-        self._features = sum(embedding.weight.shape[-1] for embedding in embeddings)
+        self._features = sum(tap.weight.shape[-1] for tap in self.embedding_taps)
         self.store = ExampleStore(self.storage_dtype)
         #: the indices of the examples of the next batch; every step uses them up
         self.indices: Iterable[int] | None = None

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..arguments import argument, arguments, shared
 from ..functional import group_norm, steepest_direction
 from ..taps import WeightTap, fits
 from .base import Attack, Pass
@@ -22,7 +22,7 @@ def _check_params(name: str, value: Any) -> None:
 
 
 @arguments
-class AWPArguments(Arguments):
+class AWPArguments(shared.TwoPassArguments):
     gamma: float = argument(
         0.001,
         "the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep model "
@@ -40,14 +40,6 @@ class AWPArguments(Arguments):
     adv_weight: float = shared.adv_weight()
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-
-    def check_together(self) -> None:
-        shared.check_inner_passes(self.inner_autocast, there_are=self.replace)
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2, 2 - self.replace, int(self.replace))
 
 
 @arguments

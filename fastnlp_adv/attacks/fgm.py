@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_number, shared
+from ..arguments import argument, arguments, check_number, shared
 from ..taps import Granularity
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -18,7 +18,7 @@ __all__ = ["FGM", "FGMArguments"]
 
 
 @arguments
-class FGMArguments(Arguments):
+class FGMArguments(shared.TwoPassArguments):
     epsilon: float = argument(1.0, "the norm of the perturbation, in the units of the embedding")
     emb_name: Optional[str] = shared.emb_name()
     granularity: Granularity = shared.granularity()
@@ -27,14 +27,6 @@ class FGMArguments(Arguments):
     replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-
-    def check_together(self) -> None:
-        shared.check_inner_passes(self.inner_autocast, there_are=self.replace)
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2, 2 - self.replace, int(self.replace))
 
 
 @arguments

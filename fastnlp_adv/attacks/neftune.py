@@ -67,7 +67,7 @@ class NEFTune(NEFTuneArguments, EmbeddingAttack):
         for tap in self.embedding_taps:
             tap.start = self._start
         yield Pass(adversarial=True, last=True)
-        self.record([tap.deltas() for tap in self.taps])
+        self.record_start()
 
     def _start(self, lookup: Lookup, output: Tensor) -> Tensor:
         return noise_on_tokens(self.stream, self.alpha, output, lookup.real())

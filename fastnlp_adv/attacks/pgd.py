@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_number, shared
+from ..arguments import Cost, argument, arguments, check_number, shared
 from ..taps import Granularity
 from .base import Pass
 from .embedding import EmbeddingAttack
@@ -18,7 +18,7 @@ __all__ = ["PGD", "PGDArguments"]
 
 
 @arguments
-class PGDArguments(Arguments):
+class PGDArguments(shared.TwoPassArguments):
     epsilon: float = argument(1.0, "the radius of the ball, in the units of the embedding")
     alpha: Optional[float] = argument(
         None,
@@ -39,9 +39,6 @@ class PGDArguments(Arguments):
     replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-
-    def check_together(self) -> None:
-        shared.check_inner_passes(self.inner_autocast, there_are=self.steps != 1 or self.random_init or self.replace)
 
     @property
     def cost(self) -> Cost:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..arguments import argument, arguments
 from ..functional import ascend, group_norm, steepest_direction
-from ..taps import Delta, Lookup, find_embeddings
+from ..taps import Delta, Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
-from .freelb import noise_on_tokens
+from .freelb import FreeLBArguments, noise_on_tokens
 
 __all__ = ["TAVAT", "TAVATArguments"]
 
@@ -31,7 +31,7 @@ class _Parts:
 
 
 @arguments
-class TAVATArguments(Arguments):
+class TAVATArguments(FreeLBArguments):
     epsilon: float = argument(
         0.5,
         "the radius of the ball that an example's perturbation is kept in after an ascent step, in the units of the "
@@ -40,13 +40,6 @@ class TAVATArguments(Arguments):
     alpha: float = argument(0.05, "the length of an ascent step, of an example and of a token, in the same units")
     steps: int = argument(2, "the number :math:`K` of passes")
     init: float = argument(0.2, "the size of the noise, in the same units")
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(self.steps, self.steps, 0)
 
 
 @arguments
@@ -98,9 +91,8 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        embeddings = find_embeddings(self.model, self.emb_name).embeddings
         #: the table of each embedding, by the name of its weight
-        self.tables = {embedding.name: self._new_table(embedding.weight) for embedding in embeddings}
+        self.tables = {tap.name: self._new_table(tap.weight) for tap in self.embedding_taps}
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps

@@ -58,16 +58,13 @@ class ATTACallback(AttackCallback, ATTAArguments):
         assert isinstance(self.method_, ATTA)
         self.method_.indices = indices
         if not self._told and trainer.driver.global_rank == 0:
-            bytes_needed = self.method_.memory(len(trainer.dataloader.dataset), _length(batch, len(indices)))
-            self._tell(len(trainer.dataloader.dataset), _length(batch, len(indices)), bytes_needed)
+            examples, length = len(trainer.dataloader.dataset), _length(batch, len(indices))
+            logger.info(
+                "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
+                f"{examples} examples of {length} tokens will take up to "
+                f"{self.method_.memory(examples, length) / 2**20:.4g} MiB in every process."
+            )
         self._told = True
-
-    @staticmethod
-    def _tell(examples: int, length: int, bytes_needed: int) -> None:
-        logger.info(
-            "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
-            f"{examples} examples of {length} tokens will take up to {bytes_needed / 2**20:.4g} MiB in every process."
-        )
 
 
 def _length(batch: Any, rows: int) -> int:

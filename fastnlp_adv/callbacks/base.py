@@ -9,20 +9,16 @@ from typing import Any, ClassVar, cast
 from fastNLP import Callback, logger
 from torch import nn
 
-from ..arguments import Arguments, argument, arguments, check_count
+from ..arguments import Arguments, argument, arguments, at_least
 from ..attacks import Attack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
-from ..versions import is_compiled
+from ..versions import has_compiled_parts
 from .checks import check_trainer
 from .log import log_state
 from .step import BatchStep, install, uninstall
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
-
-
-def _check_log_every(name: str, value: Any) -> None:
-    check_count(name, value, least=0)
 
 
 @arguments
@@ -44,7 +40,7 @@ class MethodCallback(Callback, Arguments):
     )
     every: int = argument(1, "the method acts in one of this many optimizer steps")
     log_every: int = argument(
-        0, 'write ``trainer.state["adv"]`` to fastNLP\'s log every so many batches; 0 for never', _check_log_every
+        0, 'write ``trainer.state["adv"]`` to fastNLP\'s log every so many batches; 0 for never', at_least(0)
     )
 
     # Without annotations, which would make arguments of them.
@@ -98,8 +94,7 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self.start if self.start >= 1 or self.start == 0 else self._first_step(trainer)
-        start = int(-(-start // 1))
+        start = self._first_step(trainer)
         return step >= start and (step - start) % self.every == 0
 
     def refresh(self) -> None:
@@ -156,10 +151,8 @@ class MethodCallback(Callback, Arguments):
         line = self.method_.describe()
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
-        if any(
-            map(is_compiled, model.modules())
-        ):  # its graphs do not notice hooks that come later, so these stay for the whole training
-            self.method_.open()
+        if has_compiled_parts(model):
+            self.method_.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
 
     def end(self, trainer: Any) -> None:
         """
@@ -188,7 +181,7 @@ class MethodCallback(Callback, Arguments):
             )
 
     def _first_step(self, trainer: Any) -> int:
-        if self.start >= 1:
+        if self.start >= 1 or self.start == 0:
             return math.ceil(self.start)
         # 0.07 of 100 steps is 7.000000000000001 to the computer
         return math.ceil(self.start * trainer.n_batches / trainer.accumulation_steps - 1e-6)

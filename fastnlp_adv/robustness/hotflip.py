@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_arguments, check_count
-from ..taps import find_embeddings
 from .search import Search, Tokens
 from .text_attack import TextAttack
 from .words import Change, is_spaceless, word_spans
@@ -88,7 +87,7 @@ class HotFlip(TextAttack):
             model, tokenizer, max_flips, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
         )
         self._candidates, self._min_similarity = candidates, min_similarity
-        self._weight = find_embeddings(model, emb_name).embeddings[0].weight
+        self._weight = self.embedding_taps[0].weight
         self._read_vocabulary()
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_arguments, check_count
+from ..arguments import at_least, check_arguments, check_count, optional
 from ..method import Method
 from ..regularizers.outputs import read_outputs
 from ..taps import taps_on
@@ -44,7 +44,7 @@ class TextAttack(Method, ABC):
         check_arguments(
             rest,
             batch_size=check_count,
-            max_length=lambda name, value: None if value is None else check_count(name, value, least),
+            max_length=optional(at_least(least)),
             step=_check_step,
         )
         self.set_up(model, taps_on(model, rest["emb_name"], "token"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import check_arguments, check_count
+from ..arguments import check_arguments, check_count, optional
 
 __all__ = ["VocabularyTokenizer"]
 
@@ -59,7 +59,7 @@ class VocabularyTokenizer:
         check_arguments(
             {"split": split, "max_length": max_length},
             split=_check_split,
-            max_length=lambda name, value: None if value is None else check_count(name, value),
+            max_length=optional(check_count),
         )
         table = getattr(vocabulary, "word2idx", vocabulary)
         if not isinstance(table, Mapping):

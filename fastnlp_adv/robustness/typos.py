@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ..arguments import check_arguments, check_count
+from ..arguments import at_least, check_arguments, check_count
 from .distance import is_farther
 from .homophones import check_pypinyin, is_chinese
 from .search import Search, Tokens
@@ -82,7 +81,7 @@ class Typos(TextAttack):
             {"max_typos": max_typos, "candidates": candidates, "seed": seed, "slips": slips},
             max_typos=check_count,
             candidates=check_count,
-            seed=partial(check_count, least=0),
+            seed=at_least(0),
             slips=_check_slips,
         )
         super().__init__(

@@ -12,11 +12,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Arguments, argument, arguments, check_count, check_number, check_positive, shared
+from ..arguments import Arguments, argument, arguments, at_least, check_number, check_positive, shared
 from ..forwards import announced
-from ..functional import ascend, group_norm, project, random_in_ball
+from ..functional import ascend, project, random_in_ball
 from ..method import ModelMethod
-from ..taps import Delta, find_embeddings, taps_on
+from ..taps import Delta, taps_on
 from .scores import Scores
 
 __all__ = ["WorstCase", "WorstCaseArguments", "differentiable"]
@@ -55,10 +55,6 @@ class _Worst:
         ]
 
 
-def _check_seed(name: str, value: Any) -> None:
-    check_count(name, value, least=0)
-
-
 def _check_epsilons(name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"Expected `{name}` to be a list or tuple of numbers, but got {value!r}.")
@@ -80,7 +76,7 @@ class WorstCaseArguments(Arguments):
         check_positive,
     )
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    seed: int = argument(0, "of the starts, the same for all epsilons and all calls", _check_seed)
+    seed: int = argument(0, "of the starts, the same for all epsilons and all calls", at_least(0))
 
 
 @arguments
@@ -105,14 +101,13 @@ class WorstCase(WorstCaseArguments, ModelMethod):
         self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
         self.close()
         self._radii = sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0})
-        self._weights = [embedding.weight for embedding in find_embeddings(self.model, self.emb_name).embeddings]
         self.begin()
 
     def begin(self) -> None:
         """Begin an evaluation: from the seed, so that all evaluations have the same starts, and on today's weights."""
-        self.stream.generator = torch.Generator(self._weights[0].device).manual_seed(self.seed)
-        norms = [group_norm(weight.detach(), dims=(1,)).mean().item() for weight in self._weights]
-        self._units = norms if self.relative else [1.0] * len(norms)
+        taps = self.embedding_taps
+        self.stream.generator = torch.Generator(taps[0].weight.device).manual_seed(self.seed)
+        self._units = [tap.row_length() if self.relative else 1.0 for tap in taps]
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """

@@ -8,7 +8,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Delta", "Tap"]
+__all__ = ["Delta", "Tap", "described"]
+
+
+def described(name: str, tensor: Tensor, more: str = "") -> str:
+    """
+    Name a parameter and its shape.
+
+    :param name: its name.
+    :param tensor: the parameter.
+    :param more: what else is to stand behind the shape.
+
+    Example::
+
+        >>> import torch
+        >>> described("words.weight", torch.zeros(100, 8), ", frozen")
+        '`words.weight` (100 x 8, frozen)'
+    """
+    return f"`{name}` ({' x '.join(map(str, tensor.shape))}{more})"
 
 
 @dataclass

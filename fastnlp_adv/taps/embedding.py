@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
-from .base import Delta, Tap
+from .base import Delta, Tap, described
 from .find import Embedding, lookup_of, scale_of, scales
 from .lookup import Lookup, Record
 from .perturbation import Perturbation, perturbation_for
@@ -50,12 +50,16 @@ class EmbeddingTap(Tap):
         self._begin(Record(), begun=False)
 
     def describe(self) -> str:
-        shape = " x ".join(map(str, self._embedding.weight.shape))
-        return f"`{self.name}` ({shape}, rows {self.row_length():.3g} long on average)"
+        return described(self.name, self.weight, f", rows {self.row_length():.3g} long on average")
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight that is looked up, of shape ``(rows, features)``."""
+        return self._embedding.weight
 
     def row_length(self) -> float:
         """Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device."""
-        return group_norm(self._embedding.weight.detach(), dims=(1,)).mean().item()
+        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
     def open(self) -> None:
         if self._handles:
@@ -244,7 +248,7 @@ class _Hook:
         if module is not self.module or self._tap is None or self._table is None:
             return output
         ids = args[0] if args else next(iter(kwargs.values()))
-        return self._tap.on_lookup(self._table, ids, output, scale_of(self._table) if self._scales else 1.0)
+        return self._tap.on_lookup(self._table, ids, output, scale_of(module) if self._scales else 1.0)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from .base import described
+
 __all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
@@ -32,7 +34,7 @@ class Embedding:
     modules: list[nn.Module]
 
     def describe(self) -> str:
-        return f"`{self.name}` ({' x '.join(str(n) for n in self.weight.shape)})"
+        return described(self.name, self.weight)
 
 
 @dataclass
@@ -102,7 +104,7 @@ def scale_of(module: nn.Module) -> Tensor | float:
     :param module: what looks up.
     :return: a number, or a tensor of one.
     """
-    return getattr(module, "embed_scale", 1.0) if type(module).forward is not nn.Embedding.forward else 1.0
+    return getattr(lookup_of(module), "embed_scale", 1.0) if scales(module) else 1.0
 
 
 def scales(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .base import Delta, Tap
+from .base import Delta, Tap, described
 
 __all__ = ["WeightTap"]
 
@@ -33,7 +33,7 @@ class WeightTap(Tap):
         self._backward = -1  # the backward pass that it came from
 
     def describe(self) -> str:
-        return f"`{self.name}` ({' x '.join(map(str, self.param.shape))})"
+        return described(self.name, self.param)
 
     def open(self) -> None:
         if not self._handles and self.param.requires_grad:
