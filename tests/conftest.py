@@ -1,5 +1,7 @@
 """Settings of all tests."""
 
+import gc
+
 import pytest
 import quick  # noqa: F401 - which is all that it takes
 import torch
@@ -17,3 +19,11 @@ def said(caplog):
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def young_heap():
+    """Let the garbage collector see what is made from here on alone: all modules together take it seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

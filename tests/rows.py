@@ -7,6 +7,7 @@ other arguments than the defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -68,6 +69,14 @@ each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def train_shortly(model, callbacks=None, **kwargs):
     """Train for two epochs of three batches: the first of ATTA is plain."""
     return train(model, callbacks, **{"data": samples(12), "n_batches": 6, **kwargs})
+
+
+@lru_cache(maxsize=None)
+def plainly(accumulation=1):
+    """Return a model that was trained as shortly without a method."""
+    model = Classifier()
+    train_shortly(model, accumulation_steps=accumulation)
+    return model
 
 
 def step_of(method, model, fields):

@@ -251,7 +251,7 @@ def test_norms_are_recorded():
 
 
 @pytest.mark.parametrize(("replace", "backwards"), [(False, 2), (True, 1)])
-def test_cost(replace, backwards):
+def test_cost(replace, backwards, young_heap):
     """Two passes; with `replace` the first fills no gradient. One backup a weight in the second pass, none after it."""
     model, fills, alive = classifier(), [], []
     keep = when_accumulated(model.head.bias, lambda p: fills.append(1))  # noqa: F841

@@ -1,13 +1,14 @@
 """What holds for every callback, whatever its method: one row of ``rows.ROWS`` each."""
 
 import inspect
+from functools import lru_cache
 
 import pytest
 import torch
 from equal import zip_equal
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from rows import Probe, each_row, train_shortly
+from rows import Probe, each_row, plainly, train_shortly
 from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
 
 import fastnlp_adv
@@ -57,6 +58,13 @@ class Record(Callback):
         self.events.append("zero grad done")
 
 
+@lru_cache(maxsize=None)
+def events_of_plain_training(accumulation):
+    record = Record()
+    train_shortly(Classifier(), [record], accumulation_steps=accumulation)
+    return record.events
+
+
 def test_every_exported_callback_has_a_row():
     assert {row.callback for row in METHODS.values()} == set(EXPORTED)
     assert all(getattr(fastnlp_adv, name) is row.method for name, row in METHODS.items())
@@ -88,12 +96,11 @@ def test_arguments_agree_with_those_of_the_method(callback):
 
 @each_row
 def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
-    model, plain = Probe(), Classifier()
+    model = Probe()
     before = snapshot(model)
     trainer = train_shortly(model, [row.callback()])
-    train_shortly(plain)
     assert torch.isfinite(weights(model)).all()
-    assert distance(model, plain) > 1e-6
+    assert distance(model, plainly()) > 1e-6
     assert model.cost == tuple(trainer.global_forward_batches * passes for passes in row.cost)
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
     assert snapshot(model)[1:] == before[1:]
@@ -120,19 +127,17 @@ def test_same_callback_trains_a_second_trainer_alike(row):
 
 @each_row
 def test_before_its_start_it_is_plain_training(row):
-    model, plain = Classifier(), Classifier()
+    model = Classifier()
     train_shortly(model, [row.callback(start=10**6)])
-    train_shortly(plain)
-    assert torch.equal(weights(model), weights(plain))
+    assert torch.equal(weights(model), weights(plainly()))
 
 
 @each_row
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_hooks_fire_as_in_plain_training(row, accumulation):
-    ours, plain = Record(), Record()
-    train_shortly(Classifier(), [row.callback(), ours], accumulation_steps=accumulation)
-    train_shortly(Classifier(), [plain], accumulation_steps=accumulation)
-    assert ours.events == plain.events
+    record = Record()
+    train_shortly(Classifier(), [row.callback(), record], accumulation_steps=accumulation)
+    assert record.events == events_of_plain_training(accumulation)
 
 
 @each_row

@@ -1,5 +1,7 @@
 """Arguments with which a step of a method is a plain one, or two plain ones."""
 
+from functools import lru_cache
+
 import pytest
 from rows import Row, train_shortly
 from support import Classifier, distance
@@ -34,18 +36,23 @@ TWICE = [
 ]
 
 
+@lru_cache(maxsize=None)
+def plain(**kwargs):
+    model = Classifier(dropout=0.0).double()
+    train_shortly(model, **kwargs)
+    return model
+
+
 @pytest.mark.parametrize("row", LIMITS, ids=str)
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_in_the_limit_it_is_plain_training(row, accumulation):
-    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    model = Classifier(dropout=0.0).double()
     train_shortly(model, [row.callback()], accumulation_steps=accumulation)
-    train_shortly(plain, accumulation_steps=accumulation)
-    assert distance(model, plain) < 1e-12
+    assert distance(model, plain(accumulation_steps=accumulation)) < 1e-12
 
 
 @pytest.mark.parametrize("row", TWICE, ids=str)
 def test_in_the_limit_a_clean_pass_and_an_adversarial_one_are_two_plain_ones(row):
-    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    model = Classifier(dropout=0.0).double()
     train_shortly(model, [row.callback()], lr=0.05)
-    train_shortly(plain, lr=0.1)
-    assert distance(model, plain) < 1e-12
+    assert distance(model, plain(lr=0.1)) < 1e-12

@@ -154,7 +154,7 @@ def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, as
 def test_log_every_writes_through_the_logger_of_fastnlp(caplog):
     logger.addHandler(caplog.handler)
     try:
-        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()])
+        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()], n_batches=12)
     finally:
         logger.removeHandler(caplog.handler)
     lines = [r.getMessage() for r in caplog.records if "adv_loss" in r.getMessage()]
