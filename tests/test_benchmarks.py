@@ -145,7 +145,7 @@ def test_from_where_on_concat_is_faster(gains, words):
 
 
 @pytest.mark.parametrize("variant", precision.METHODS)
-def test_the_cosines_are_those_of_each_climb_to_float32(variant):
+def test_the_cosines_are_those_of_each_ascent_step_to_float32(variant):
     found = precision.cosines(f"{variant}, inner bfloat16", Setting(batch=4, length=6, vocab=50, hidden=32, layers=1))
     assert len(found) == (3 if variant.startswith("PGD") else 1)
     assert all(0.9 < cosine < 1 + 1e-9 for cosine in found)

@@ -147,7 +147,7 @@ def test_the_choices_of_the_type_are_those_of_the_table(method, name):
 
 
 @each_argument
-def test_what_is_allowed_is_kept_as_it_was_given(method, name):
+def test_allowed_values_are_kept_as_given(method, name):
     for make, more in makers(method, name):
         late = make(**more)
         for value in TABLE[row(method, name)].taken:
@@ -157,7 +157,7 @@ def test_what_is_allowed_is_kept_as_it_was_given(method, name):
 
 
 @each_argument
-def test_what_is_not_is_refused_by_name_and_changes_nothing(method, name):
+def test_other_values_are_refused_by_name_and_change_nothing(method, name):
     kind = TABLE[row(method, name)]
     for make, more in makers(method, name):
         late = make(**more)

@@ -1,4 +1,4 @@
-"""ATTA against its definition: one perturbation an example in a dictionary, added to embedded inputs in loops."""
+"""ATTA against its definition: one perturbation per example in a dictionary, added to embedded inputs in loops."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=M
 
 
 class Definition:
-    """Perturbations in a dictionary, example to one vector a token, and a step in loops over examples and tokens."""
+    """Perturbations in a dictionary, a vector per token, and a step in loops over examples and tokens."""
 
     def __init__(self, dtype=torch.float16, epsilon=EPSILON, alpha=ALPHA):
         self.kept, self.dtype, self.epsilon, self.alpha = {}, dtype, epsilon, alpha

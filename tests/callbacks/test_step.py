@@ -94,7 +94,7 @@ def test_state_of_fgsm_measures_the_perturbation_of_every_token_type():
     assert state["perturbation_norm"].item() == pytest.approx(0.02 * (types * 8) ** 0.5, rel=1e-4)
 
 
-def test_state_of_pgd_is_that_of_the_last_climb():
+def test_state_of_pgd_is_that_of_the_last_ascent_step():
     state, batch, model = one_batch([PGDCallback(epsilon=0.5, alpha=0.3, steps=2)])
     weight = model.word_embeddings.weight
     origin = weight.detach().clone()
