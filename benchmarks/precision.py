@@ -40,11 +40,11 @@ def cosines(name: str, setting: Setting) -> list[float]:
     method, arguments = METHODS[name]
     model, batch = setting.model().eval(), setting.samples()
     batch = {key: value.to(setting.device) for key, value in batch.items()}
-    exact, rough = (_climbs(method, model, batch, {**arguments, "inner_autocast": p}) for p in (None, LOW))
+    exact, rough = (_ascents(method, model, batch, {**arguments, "inner_autocast": p}) for p in (None, LOW))
     return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(exact, rough)]
 
 
-def _climbs(method: type[Attack], model, batch: dict[str, Tensor], arguments: dict) -> list[Tensor]:
+def _ascents(method: type[Attack], model, batch: dict[str, Tensor], arguments: dict) -> list[Tensor]:
     found: list[Tensor] = []
 
     class Noted(method):  # type: ignore[misc,valid-type]

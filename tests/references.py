@@ -272,23 +272,3 @@ class Siamese(nn.Module):
     def compare(self, left, right):
         left, right = (torch.tanh(self.layer(e)).mean(-2) for e in (left, right))
         return ((left - right) ** 2).sum(-1).mean()
-
-
-class Fails:
-    """A loss that fails in the forward or backward pass of a given number."""
-
-    def __init__(self, model, ids, labels, where, number, error):
-        self.model, self.ids, self.labels = model, ids, labels
-        self.failure, self.error = (where, number), error
-        self.calls = {"forward": 0, "backward": 0}
-
-    def __call__(self):
-        self.count("forward")
-        logits = self.model(self.ids)
-        logits.register_hook(lambda grad: self.count("backward"))
-        return nn.functional.cross_entropy(logits, self.labels)
-
-    def count(self, where):
-        if self.failure == (where, self.calls[where]):
-            raise self.error("made to fail")
-        self.calls[where] += 1

@@ -7,13 +7,15 @@ other arguments than the defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
-from support import Classifier
+from support import Classifier, samples, train
 
 from benchmarks.methods import METHODS, Cost
+from fastnlp_adv.attacks import ATTA, Attack
 from fastnlp_adv.callbacks import MethodCallback
 
 
@@ -43,24 +45,48 @@ class Row:
 VARIANTS = {
     "FGM-sequence": Row("FGM", {"granularity": "sequence"}),
     "FGM-replace": Row("FGM", {"replace": True}),
-    "FGM-weights": Row("FGM", {"emb_name": "head"}),
+    "FGM-weights": Row("FGM", {"emb_name": "head", "replace": True}),
     "FGM-same-dropout": Row("FGM", {"dropout_mask": "same"}),
     "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
     "PGD-replace": Row("PGD", {"replace": True}),
     "PGD-random": Row("PGD", {"random_init": True}),
-    "PGD-weights": Row("PGD", {"emb_name": "*e*"}),  # the embedding, and parameters that are not looked up
+    # the embedding, and parameters that are not looked up
+    "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),
     "FreeLB-ball": Row("FreeLB", {"epsilon": 0.1, "steps": 2}),
     "TAVAT-one": Row("TAVAT", {"steps": 1}),
     "AWP-replace": Row("AWP", {"replace": True, "params": "head"}),
     "RDrop-two-pass": Row("RDrop", {"mode": "two_pass"}),
     "VAT-same-dropout": Row("VAT", {"dropout_mask": "same", "steps": 2}),
-    "SMART-bregman": Row("SMART", {"bregman_weight": 1.0}),
-    "R3F-uniform": Row("R3F", {"noise": "uniform", "epsilon": 0.1, "dropout_mask": "same"}),
+    "SMART-bregman": Row("SMART", {"bregman_weight": 1.0, "steps": 2}),
+    "R3F-uniform": Row("R3F", {"noise": "uniform", "epsilon": 0.5, "dropout_mask": "same"}),
 }
 ROWS = {**{name: Row(name) for name in METHODS}, **VARIANTS}
 
 #: ``@each_row`` runs a test once per row, with the row as its argument
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+
+
+def train_shortly(model, callbacks=None, **kwargs):
+    """Train for two epochs of three batches: the first of ATTA is plain."""
+    return train(model, callbacks, **{"data": samples(12), "n_batches": 6, **kwargs})
+
+
+@lru_cache(maxsize=None)
+def plainly(accumulation=1):
+    """Return a model that was trained as shortly without a method."""
+    model = Classifier()
+    train_shortly(model, accumulation_steps=accumulation)
+    return model
+
+
+def step_of(method, model, fields):
+    """Run one step of any method in a plain loop."""
+    if isinstance(method, Attack):
+        more = {"indices": range(len(fields["labels"]))} if isinstance(method, ATTA) else {}
+        method.step(lambda: model.train_step(**fields)["loss"], **more)
+    else:
+        with method.running():
+            method(lambda each: model.train_step(**each), fields)["loss"].backward()
 
 
 class Probe(Classifier):

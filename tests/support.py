@@ -107,8 +107,8 @@ def bert_config(dropout=0.1, **config):
     return BertConfig(**{**defaults, **config})
 
 
-def build(model, callbacks=None, *, data=None, batch_size=4, lr=0.05, n_epochs=20, n_batches=10, **kwargs):
-    """A Trainer on the CPU; ten batches unless told otherwise, and the rest of the last epoch, which fastNLP ends."""
+def build(model, callbacks=None, *, data=None, batch_size=4, lr=0.05, n_epochs=20, n_batches=6, **kwargs):
+    """A Trainer on the CPU; six batches unless told otherwise, and the rest of the last epoch, which fastNLP ends."""
     kwargs.setdefault("optimizers", torch.optim.SGD(model.parameters(), lr=lr))
     kwargs.setdefault("train_dataloader", loader(data, batch_size))
     return Trainer(

@@ -70,7 +70,7 @@ def test_steepest_direction_follows_its_formula(case):
 
 @NORM
 @pytest.mark.parametrize("n", [1, 2, 5, 64])
-def test_no_other_step_of_length_1_climbs_higher(n, norm):
+def test_no_other_step_of_length_1_raises_the_loss_more(n, norm):
     torch.manual_seed(n)
     grad = torch.randn(n, dtype=torch.float64)
     best = steepest_direction(grad, dims=(0,), norm=norm)

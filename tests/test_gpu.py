@@ -103,7 +103,7 @@ torch.save(model.state_dict(), {str(tmp_path / "model.pt")!r})
 """
     file = tmp_path / "train.py"
     file.write_text(script)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-4000:]
     model = support.Bert()
     model.load_state_dict(torch.load(tmp_path / "model.pt"))

@@ -13,11 +13,11 @@ import pytest
 import torch
 from counting import Recorder
 from fastNLP import Callback
-from rows import ROWS
+from rows import ROWS, step_of
 from support import build, loader, when_accumulated
 from torch import nn
 
-from fastnlp_adv.attacks import ATTA, Attack
+from fastnlp_adv.attacks import Attack
 
 HIDDEN, LENGTH = 16, 7
 FEW, MANY = 1009, 50021  # rows of the embedding, more than any other dimension
@@ -50,16 +50,6 @@ def batch(examples, rows):
     ids = torch.randint(1, rows, (examples, LENGTH), generator=g)
     ids[0, -2:] = 0
     return {"input_ids": ids, "labels": torch.arange(examples) % 3}
-
-
-def step_of(method, model, fields):
-    """One step of any method."""
-    if isinstance(method, Attack):
-        more = {"indices": range(len(fields["labels"]))} if isinstance(method, ATTA) else {}
-        method.step(lambda: model.train_step(**fields)["loss"], **more)
-    else:
-        with method.running():
-            method(lambda each: model.train_step(**each), fields)["loss"].backward()
 
 
 def passes_of(cost, model, fields, *, together):

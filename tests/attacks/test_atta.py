@@ -1,4 +1,4 @@
-"""ATTA against its definition: one perturbation an example in a dictionary, added to embedded inputs in loops."""
+"""ATTA against its definition: one perturbation per example in a dictionary, added to embedded inputs in loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from equal import zip_equal
-from fastNLP import CheckpointCallback, TorchDataLoader, logger
+from fastNLP import TorchDataLoader, logger
 from references import (
     Siamese,
     assert_same,
@@ -21,24 +21,19 @@ from references import (
     shrink,
     words,
 )
-from rows import Probe
 from support import (
     Bert,
     Classifier,
-    assert_untouched,
     build,
     collate,
     distance,
     samples,
-    snapshot,
     train,
     weights,
-    when_accumulated,
 )
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from fastnlp_adv import RDropCallback
 from fastnlp_adv.attacks.atta import ATTA
 from fastnlp_adv.callbacks.atta import ATTACallback, _length
 from fastnlp_adv.forwards import announced
@@ -75,7 +70,7 @@ each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=M
 
 
 class Definition:
-    """Perturbations in a dictionary, example to one vector a token, and a step in loops over examples and tokens."""
+    """Perturbations in a dictionary, a vector per token, and a step in loops over examples and tokens."""
 
     def __init__(self, dtype=torch.float16, epsilon=EPSILON, alpha=ALPHA):
         self.kept, self.dtype, self.epsilon, self.alpha = {}, dtype, epsilon, alpha
@@ -175,14 +170,6 @@ def test_first_epoch_is_plain_to_the_bit(workers):
     assert torch.equal(weights(ours), weights(plain))
 
 
-@pytest.mark.parametrize("limit", [{"epsilon": 0.0}, {"alpha": 0.0}])
-def test_limits_are_plain_training(limit):
-    ours, plain = Classifier(), Classifier()
-    train(ours, [ATTACallback(**limit)], train_dataloader=indexed(), n_batches=18)
-    train(plain, train_dataloader=indexed(), n_batches=18)
-    assert torch.equal(weights(ours), weights(plain))
-
-
 def test_start_and_every_keep_what_is_stored():
     trainings = []
     for _ in range(2):
@@ -254,47 +241,6 @@ def test_copies_of_an_example_share_a_perturbation():
             torch.testing.assert_close(rows[example], found[0][example], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["concat", "two_pass"])
-def test_with_rdrop(mode):
-    models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
-    for model in models:
-        callbacks = [RDropCallback(mode=mode), ATTACallback(EPSILON, alpha=ALPHA)]
-        trainer = train(model, callbacks, train_dataloader=indexed(), n_batches=12)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-    assert torch.isfinite(weights(models[0])).all()
-    assert {"adv_loss", "grad_norm", "perturbation_norm", "skipped"} <= trainer.state["adv"].keys()
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_step_that_fails_leaves_model_and_store(error, where):
-    model = Probe(dropout=0.0)
-    before = snapshot(model)
-    ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, ALPHA)
-    atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
-    atta.close()
-    kept = copy.deepcopy(atta.store._rows)
-    model.fail(where, 1, error)
-    with pytest.raises(error, match="made to fail"):
-        atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
-    assert_untouched(model, before)
-    assert atta.store._rows.keys() == kept.keys()
-    assert all(torch.equal(row, kept[key]) for key, row in atta.store._rows.items())
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"epsilon": -1.0}, {"alpha": float("inf")}, {"storage_dtype": "float16"}, {"storage_dtype": torch.int8}],
-    ids=str,
-)
-def test_bad_arguments_are_refused(bad):
-    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
-        ATTA(classifier(), **bad)
-    with pytest.raises(ValueError, match=f"Expected `{next(iter(bad))}`"):
-        ATTACallback(**bad)
-
-
 def test_steps_without_their_own_indices_are_refused():
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
@@ -363,41 +309,16 @@ def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
     assert len(empty.store) == 0
 
 
-@pytest.mark.parametrize("stop", [4, 8, 15])
-def test_resumed_training_ends_in_the_same_weights(stop, tmp_path):
-    whole, resumed = Classifier(dropout=0.0), Classifier(dropout=0.0)
-    saver = CheckpointCallback(folder=tmp_path, save_object="trainer", every_n_batches=stop)
-    settings = {"n_batches": -1, "n_epochs": 3}
-    build(whole, [ATTACallback(EPSILON, alpha=ALPHA), saver], train_dataloader=indexed(), **settings).run()
-    saved = str(next(tmp_path.rglob(f"trainer-*batch_{stop}")))
-    build(resumed, [ATTACallback(EPSILON, alpha=ALPHA)], train_dataloader=indexed(), **settings).run(resume_from=saved)
-    assert torch.equal(weights(whole), weights(resumed))
-    plain = Classifier(dropout=0.0)
-    build(plain, train_dataloader=indexed(), **settings).run()
-    assert distance(whole, plain) > 1e-6
-
-
-def test_same_callback_trains_a_second_trainer_alike():
-    callback, models = ATTACallback(EPSILON, alpha=ALPHA), [Classifier(), Classifier()]
-    states = [train(model, [callback], train_dataloader=indexed(), n_batches=12).state["adv"] for model in models]
-    assert torch.equal(weights(models[0]), weights(models[1]))
-    assert {k: float(v) for k, v in states[0].items()} == {k: float(v) for k, v in states[1].items()}
-
-
-def test_costs_a_plain_step(monkeypatch):
-    """One forward and one full backward pass, and one transfer of perturbations each way."""
-    model = Probe(dropout=0.0)
+def test_perturbations_are_transferred_once_each_way(monkeypatch):
+    model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
     atta = ATTA(model, EPSILON, ALPHA)
-    fills, calls = [], []
-    keep = when_accumulated(model.word_embeddings.weight, lambda p: fills.append(1))  # noqa: F841
+    calls = []
     for name in ("read", "rows"):
         method = getattr(atta.store, name)
         monkeypatch.setattr(atta.store, name, lambda *args, m=method, n=name: (calls.append(n), m(*args))[1])
-    for step in range(1, 4):
-        atta.step(lambda: model.train_step(ids, labels)["loss"], [0, 1, 2])
-        assert model.passes == {"forward": step, "backward": step}
-        assert len(fills) == step
+    for _ in range(3):
+        atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
     assert calls == ["read", "rows"] * 3
 
 
@@ -411,15 +332,6 @@ def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
     atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
     assert all(torch.equal(row, kept[key]) for key, row in atta.store._rows.items())
     assert int(atta.skipped) == 1
-
-
-def test_half_precision():
-    model = classifier().bfloat16()
-    ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, ALPHA)
-    for _ in range(3):
-        atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
-    assert float(atta.perturbation_norm) == pytest.approx(EPSILON * 3**0.5, rel=1e-2)
 
 
 def test_the_estimate_sees_through_a_batch_encoding():

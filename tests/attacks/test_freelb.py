@@ -9,7 +9,6 @@ import torch
 from equal import zip_equal
 from fastNLP import Callback
 from references import (
-    Fails,
     Siamese,
     assert_same,
     batch,
@@ -21,7 +20,7 @@ from references import (
     shrink,
     words,
 )
-from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train, weights
+from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.freelb import FreeLB
@@ -216,81 +215,6 @@ def test_an_example_without_a_finite_gradient_keeps_still():
         torch.testing.assert_close(infinite[others], finite[others])
         assert torch.equal(infinite[1], passes[math.inf][0][1])
     assert not torch.equal(passes[1.0][1][1], passes[1.0][0][1])
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_step_that_fails_leaves_nothing(number, where, error):
-    model = classifier()
-    before, output = snapshot(model), model(IDS)
-    attack = FreeLB(model, init=1.0)
-    hooks = snapshot(model)
-    for left in (hooks, before):
-        with pytest.raises(error, match="made to fail"):
-            attack.step(Fails(model, IDS, LABELS, where, number, error))
-        assert_untouched(model, left)
-        assert torch.equal(model(IDS), output)
-        attack.close()
-    arguments = {"seed": 3, "init": 1.0}
-    attack, generator = attack_and_generator(model, **arguments)
-    assert_same(step(attack, model), expected(model, generator, init=1.0))  # and it goes on
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": 0}, "`steps` to be an integer of at least 1, but got 0"),
-        ({"alpha": -0.1}, "`alpha` to be a finite, non-negative number, but got -0.1"),
-        ({"epsilon": math.nan}, "`epsilon`"),
-        ({"init": -1}, "`init`"),
-        ({"dropout_mask": "old"}, "`dropout_mask`"),
-        ({"emb_name": "nothing"}, "`emb_name`"),
-        ({"emb_name": "head"}, "not looked up"),
-    ],
-)
-def test_arguments_out_of_range_are_refused_and_leave_no_hook(arguments, message):
-    model = classifier()
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=message):
-        FreeLB(model, **arguments)
-    assert_untouched(model, before)
-
-
-def test_a_loss_without_the_embedding_is_refused():
-    model = classifier()
-    for steps in (1, 2):
-        with pytest.raises(RuntimeError, match="look up embedding"):
-            FreeLB(model, steps=steps).step(lambda: model.head.weight.sum())
-
-
-def test_resumed_training_ends_in_the_same_weights():
-    torch.manual_seed(0)
-    models = [classifier(), classifier()]
-    attacks = [FreeLB(m, init=0.5) for m in models]
-
-    def go(number, steps):
-        for _ in range(steps):
-            step(attacks[number], models[number])
-            with torch.no_grad():
-                for p in models[number].parameters():
-                    p -= 0.1 * p.grad
-
-    go(0, 2)
-    models[1].load_state_dict(models[0].state_dict())
-    attacks[1].load_state_dict(attacks[0].state_dict())
-    go(0, 2)
-    torch.manual_seed(5)
-    go(1, 2)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-def test_same_callback_trains_a_second_trainer_alike():
-    callback, models = FreeLBCallback(init=0.5), [Classifier(), Classifier()]
-    for model in models:
-        train(model, [callback], n_batches=6)
-        assert callback.method_ is None
-    assert torch.equal(*map(weights, models))
 
 
 def test_half_precision_keeps_the_perturbation_in_single():

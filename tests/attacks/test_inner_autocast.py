@@ -197,13 +197,6 @@ def test_the_autocast_of_a_trainer_goes_first():
     assert set(model.precisions) == {torch.float16}
 
 
-@pytest.mark.parametrize("value", [torch.float16, FULL, torch.float64, "bfloat16", True, 16])
-@pytest.mark.parametrize("method", [PGDCallback, FGMCallback, AWPCallback])
-def test_other_precisions_are_refused(method, value):
-    with pytest.raises(ValueError, match="Expected `inner_autocast` to be None or torch"):
-        method(inner_autocast=value, replace=True)
-
-
 @pytest.mark.parametrize(
     ("attack", "arguments"),
     [(FGM, {}), (FGSM, {}), (AWP, {}), (PGD, {"steps": 1})],

@@ -18,16 +18,6 @@ LOSS = loss_on(IDS, LABELS)
 ERRORS = pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 #: lookups, and parameters that are written
 NAMES = pytest.mark.parametrize("emb_name", [None, "head", "*e*"])
-KINDS = pytest.mark.parametrize(
-    "build",
-    [
-        FGM,
-        lambda m, **k: FGM(m, replace=True, **k),
-        lambda m, **k: PGD(m, random_init=True, **k),
-        lambda m, **k: PGD(m, replace=True, **k),
-    ],
-    ids=["fgm", "fgm-replace", "pgd-random", "pgd-replace"],
-)
 
 
 class Fails:
@@ -52,33 +42,6 @@ class Fails:
 def predictions(model):
     with torch.no_grad():
         return model(IDS)
-
-
-@ERRORS
-@KINDS
-@NAMES
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_step_that_fails_anywhere(build, emb_name, where, error):
-    model = classifier()
-    before, output = snapshot(model), predictions(model)
-    attack = build(model, emb_name=emb_name)
-    count = Fails(model, "", 0, error)
-    attack.step(count)
-    attack.close()
-    for number in range(count.calls[where]):
-        model.zero_grad()
-        with pytest.raises(error, match="made to fail"):
-            attack.step(Fails(model, where, number, error))  # opens what is closed, and closes it
-        assert_untouched(model, before)
-        assert torch.equal(predictions(model), output)
-        with attack:
-            hooks = snapshot(model)
-            with pytest.raises(error, match="made to fail"):
-                attack.step(Fails(model, where, number, error))
-            assert_untouched(model, hooks)
-            assert torch.equal(predictions(model), output)
-    attack.step(lambda: LOSS(model))  # and it goes on
-    assert_untouched(model, before)
 
 
 @ERRORS

@@ -191,7 +191,7 @@ def tensors_alive():
 
 
 @pytest.mark.parametrize(("granularity", "perturbed"), [("vocab", False), ("vocab", True), ("token", False)])
-def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed):
+def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, young_heap):
     model = classifier()
     fgm = FGM(model, granularity=granularity)
     loss_on(*BATCHES[0])(model).backward()
@@ -207,7 +207,7 @@ def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed):
 
 
 @pytest.mark.parametrize("granularity", ["vocab", "sequence"])
-def test_steps_leave_nothing(granularity):
+def test_steps_leave_nothing(granularity, young_heap):
     model = classifier()
     attacks = [FGM(model, granularity=granularity), PGD(model, granularity=granularity), FGM(model, emb_name="head")]
 

@@ -1,45 +1,20 @@
 """What holds for every callback, whatever its method: one row of ``rows.ROWS`` each."""
 
 import inspect
+from functools import lru_cache
 
 import pytest
 import torch
 from equal import zip_equal
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from rows import Probe, Row, each_row
+from rows import Probe, each_row, plainly, train_shortly
 from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
 
 import fastnlp_adv
 from benchmarks.methods import METHODS
+from fastnlp_adv import FGMCallback, RDropCallback
 from fastnlp_adv.callbacks import AttackCallback, MethodCallback
-
-#: attacks whose first pass is perturbed already
-#: arguments with which a step is a plain one
-LIMITS = [
-    Row("NEFTune", {"alpha": 0.0}),
-    Row("FGM", {"epsilon": 0.0, "replace": True}),
-    Row("FGM", {"adv_weight": 0.0}),
-    Row("FGSM", {"epsilon": 0.0, "replace": True}),
-    Row("PGD", {"epsilon": 0.0, "replace": True}),
-    Row("PGD", {"alpha": 0.0, "replace": True}),
-    Row("FreeLB", {"init": 0.0, "alpha": 0.0}),
-    Row("TAVAT", {"init": 0.0, "alpha": 0.0}),
-    Row("ATTA", {"epsilon": 0.0}),
-    Row("ATTA", {"alpha": 0.0}),
-    Row("AWP", {"gamma": 0.0, "replace": True}),
-    Row("AWP", {"adv_weight": 0.0}),
-    Row("RDrop", {"kl_weight": 0.0}),
-    Row("VAT", {"weight": 0.0}),
-    Row("VAT", {"epsilon": 0.0}),
-    Row("SMART", {"weight": 0.0}),
-    Row("SMART", {"epsilon": 0.0}),
-    Row("R3F", {"weight": 0.0}),
-    Row("R3F", {"epsilon": 0.0}),
-    Row("GradientPenalty", {"weight": 0.0}),
-]
-#: arguments with which it is the sum of two plain ones
-TWICE = [Row("FGM", {"epsilon": 0.0}), Row("PGD", {"alpha": 0.0}), Row("AWP", {"gamma": 0.0})]
 
 #: those that take part in the batch step; RobustEvaluateCallback only evaluates, and has a suite of its own
 EXPORTED = [
@@ -83,6 +58,13 @@ class Record(Callback):
         self.events.append("zero grad done")
 
 
+@lru_cache(maxsize=None)
+def events_of_plain_training(accumulation):
+    record = Record()
+    train_shortly(Classifier(), [record], accumulation_steps=accumulation)
+    return record.events
+
+
 def test_every_exported_callback_has_a_row():
     assert {row.callback for row in METHODS.values()} == set(EXPORTED)
     assert all(getattr(fastnlp_adv, name) is row.method for name, row in METHODS.items())
@@ -114,12 +96,11 @@ def test_arguments_agree_with_those_of_the_method(callback):
 
 @each_row
 def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
-    model, plain = Probe(), Classifier()
+    model = Probe()
     before = snapshot(model)
-    trainer = train(model, [row.callback()], n_batches=12)  # two epochs: the first of ATTA is plain
-    train(plain, n_batches=12)
+    trainer = train_shortly(model, [row.callback()])
     assert torch.isfinite(weights(model)).all()
-    assert distance(model, plain) > 1e-6
+    assert distance(model, plainly()) > 1e-6
     assert model.cost == tuple(trainer.global_forward_batches * passes for passes in row.cost)
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
     assert snapshot(model)[1:] == before[1:]
@@ -139,33 +120,31 @@ def test_building_a_trainer_changes_nothing(row):
 def test_same_callback_trains_a_second_trainer_alike(row):
     callback, models, states = row.callback(), [Classifier(), Classifier()], []
     for model in models:
-        states.append(train(model, [callback], n_batches=6).state["adv"])
+        states.append(train_shortly(model, [callback]).state["adv"])
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert {k: v.item() for k, v in states[0].items()} == {k: v.item() for k, v in states[1].items()}
 
 
 @each_row
 def test_before_its_start_it_is_plain_training(row):
-    model, plain = Classifier(), Classifier()
-    train(model, [row.callback(start=10**6)], n_batches=6)
-    train(plain, n_batches=6)
-    assert torch.equal(weights(model), weights(plain))
+    model = Classifier()
+    train_shortly(model, [row.callback(start=10**6)])
+    assert torch.equal(weights(model), weights(plainly()))
 
 
 @each_row
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_hooks_fire_as_in_plain_training(row, accumulation):
-    ours, plain = Record(), Record()
-    train(Classifier(), [row.callback(), ours], accumulation_steps=accumulation, n_batches=6)
-    train(Classifier(), [plain], accumulation_steps=accumulation, n_batches=6)
-    assert ours.events == plain.events
+    record = Record()
+    train_shortly(Classifier(), [row.callback(), record], accumulation_steps=accumulation)
+    assert record.events == events_of_plain_training(accumulation)
 
 
 @each_row
 def test_reported_loss_is_that_of_the_first_pass(row):
     model, callback = Classifier(dropout=0.0), row.callback()
     record = Record(model)
-    trainer = train(model, [callback, record], n_batches=12)
+    trainer = train_shortly(model, [callback, record])
     state = {name: value.item() for name, value in trainer.state["adv"].items()}
     if METHODS[row.method].kind == "regularizer":  # with its terms
         factors = {"bregman": "bregman_weight", "kl": "kl_weight"}
@@ -207,14 +186,14 @@ def test_step_never_waits_for_the_device(row, monkeypatch):
         def refuse(self, *args):
             raise AssertionError("the step asked a tensor for its value")
 
-    train(Classifier(), [Watch(), row.callback()], n_batches=6)
+    train_shortly(Classifier(), [Watch(), row.callback()])
 
 
 @each_row
 def test_accumulation_counts_optimizer_steps(row):
     model, plain = Probe(), Probe()
-    train(model, [row.callback(start=2, every=2)], accumulation_steps=2, n_batches=-1, n_epochs=2)
-    train(plain, accumulation_steps=2, n_batches=-1, n_epochs=2)
+    for each, callbacks in ((model, [row.callback(start=2, every=2)]), (plain, [])):
+        train(each, callbacks, accumulation_steps=2, n_batches=12)
     batches = plain.passes["forward"]
     assert batches == 12
     assert model.passes["forward"] == batches + 4 * (
@@ -222,38 +201,35 @@ def test_accumulation_counts_optimizer_steps(row):
     )  # in steps 2 and 4 of 0 to 5, two batches each
 
 
-@pytest.mark.parametrize("row", LIMITS, ids=str)
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_in_the_limit_it_is_plain_training(row, accumulation):
-    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
-    train(model, [row.callback()], accumulation_steps=accumulation, n_batches=12)
-    train(plain, accumulation_steps=accumulation, n_batches=12)
-    assert distance(model, plain) < 1e-12
+@each_row
+def test_the_order_of_callbacks_does_not_matter(row):
+    others = [] if METHODS[row.method].kind == "attack" else [FGMCallback]
+    others += [] if row.method == "RDrop" else [RDropCallback]
+    models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
+    for model, order in zip_equal(models, (1, -1)):
+        callbacks = [row.callback(), *(other() for other in others)][::order]
+        state = train_shortly(model, callbacks).state["adv"]
+        assert {"adv_loss", "kl"} <= state.keys()
+    assert torch.equal(weights(models[0]), weights(models[1]))
 
 
-@pytest.mark.parametrize("row", TWICE, ids=str)
-def test_in_the_limit_a_clean_pass_and_an_adversarial_one_are_two_plain_ones(row):
-    model, plain = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
-    train(model, [row.callback()], lr=0.05)
-    train(plain, lr=0.1)
-    assert distance(model, plain) < 1e-12
+NAMES = [(name, each) for name in METHODS for each in ("emb_name", "params") if each in METHODS[name].callback.names()]
+POSITIONS = [m for m, name in NAMES if {"granularity", "params"}.isdisjoint(METHODS[m].callback.names())]
 
 
-def arguments_and_rubbish():
-    """Every argument of every callback: what is no value at all, and, for numbers, what is out of range."""
-    for name, method in METHODS.items():
-        for argument, p in inspect.signature(method.callback).parameters.items():
-            yield from ((name, argument, value) for value in (object(), [], ()))
-            if isinstance(p.default, (int, float)):
-                yield from ((name, argument, value) for value in (-1, float("nan"), float("inf"), "1"))
+@pytest.mark.parametrize("method, name", NAMES)
+def test_a_name_that_matches_nothing_is_refused_when_the_trainer_is_built(method, name):
+    model = Classifier()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"`{name}`.* got 'nothing'.*`word_embeddings.weight`"):
+        build(model, [METHODS[method].callback(**{name: "nothing"})])
+    assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("name, argument, value", list(arguments_and_rubbish()))
-def test_bad_arguments_are_refused_by_name(name, argument, value):
-    method = METHODS[name]
-    with pytest.raises(ValueError, match=f"Expected `{argument}` to be "):
-        method.callback(**{argument: value})
-    if argument not in ("start", "every", "log_every"):
-        model = {} if method.method is fastnlp_adv.RDrop else {"model": Classifier()}
-        with pytest.raises(ValueError, match=f"Expected `{argument}` to be "):
-            method.method(**model, **{argument: value})
+@pytest.mark.parametrize("method", POSITIONS)
+def test_perturbations_of_positions_refuse_parameters_that_are_not_looked_up(method):
+    model = Classifier()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"that are not looked up.*an `emb_name` that matches embeddings only"):
+        build(model, [METHODS[method].callback(emb_name="head")])
+    assert_untouched(model, before)

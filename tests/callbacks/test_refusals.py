@@ -1,6 +1,5 @@
 """What is refused, when, and that the message says what was found and what to do."""
 
-import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,12 +14,11 @@ from fastNLP.core.drivers.torch_driver.fairscale import FairScaleDriver
 from support import Bert, Classifier, build, samples, train, weights
 from torch import nn
 
-from fastnlp_adv import FGM, FGSM, PGD, FGMCallback, FGSMCallback, PGDCallback, RDrop, RDropCallback
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
 
 ATTACKS = [FGMCallback, FGSMCallback, PGDCallback]
 METHODS = [*ATTACKS, RDropCallback]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-NUMBERS = [-0.1, math.inf, math.nan, "1.0", None, True]
 
 
 @contextmanager
@@ -30,51 +28,6 @@ def refused(*parts, error=ValueError):
         yield
     for part in parts:
         assert part in str(caught.value)
-
-
-def out_of_range():
-    for method in METHODS:
-        for name, values in {
-            "start": [-1, -0.5, math.nan, math.inf, "0.1", True, None],
-            "every": [0, -1, 1.0, True, "1"],
-            "log_every": [-1, 0.5, True, None],
-        }.items():
-            yield from ((method, name, value) for value in values)
-    for method in [*ATTACKS, FGM, FGSM, PGD]:
-        for name, values in {
-            "epsilon": NUMBERS,
-            "adv_weight": NUMBERS,
-            "granularity": ["word", None],
-            "norm": ["l1", 2],
-            "replace": [1, "yes", None],
-            "emb_name": [3, ""],
-        }.items():
-            yield from ((method, name, value) for value in values)
-    for method in (PGD, PGDCallback):
-        for name, values in {
-            "alpha": [n for n in NUMBERS if n is not None],
-            "steps": [0, -1, 2.0, True, "3"],
-            "random_init": [1, None],
-        }.items():
-            yield from ((method, name, value) for value in values)
-    for method in (RDrop, RDropCallback):
-        for name, values in {
-            "kl_weight": NUMBERS,
-            "reduction": ["none", None],
-            "divergence": ["kl", None],
-            "mode": ["twice", None],
-            "mask": [3],
-        }.items():
-            yield from ((method, name, value) for value in values)
-
-
-@pytest.mark.parametrize("method, name, value", list(out_of_range()), ids=lambda v: getattr(v, "__name__", repr(v)))
-def test_argument_out_of_range(method, name, value):
-    arguments = {name: value}
-    if method in (FGM, FGSM, PGD):
-        arguments["model"] = Classifier()
-    with refused(f"Expected `{name}` to be ", f"but got {value!r}."):
-        method(**arguments)
 
 
 @pytest.mark.parametrize("callback", ATTACKS)

@@ -62,26 +62,17 @@ def checkpoint(folder, ending):
 STOPS = {"batch_4": {"every_n_batches": 4}, "epoch_1": {"every_n_epochs": 1}, "batch_8": {"every_n_batches": 8}}
 
 
-def whole_and_resumed(row, dropout, stop, folder):
-    whole, resumed = make_model(dropout), make_model(dropout)
-    run(whole, [row.callback(), saver(folder, **STOPS[stop])])
-    trainer = run(resumed, [row.callback()], resume_from=checkpoint(folder, stop))
-    assert trainer.global_forward_batches == 12
+@pytest.mark.parametrize("dropout, stops", [(False, STOPS), (True, ["batch_8"])], ids=["", "dropout"])
+@pytest.mark.parametrize("row", ALL.values(), ids=ALL.keys())
+def test_resumed_training_ends_in_the_same_weights(row, dropout, stops, tmp_path):
+    whole = make_model(dropout)
+    run(whole, [row.callback(), *(saver(tmp_path / stop, **STOPS[stop]) for stop in stops)])
     assert distance(whole, make_model(dropout)) > 1e-3
-    return whole, resumed
-
-
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("row", ALL.values(), ids=ALL.keys())
-def test_resumed_training_ends_in_the_same_weights(row, stop, tmp_path):
-    whole, resumed = whole_and_resumed(row, False, stop, tmp_path)
-    assert torch.equal(weights(resumed), weights(whole))
-
-
-@pytest.mark.parametrize("row", ALL.values(), ids=ALL.keys())
-def test_resumed_training_with_dropout_that_resumes_ends_in_the_same_weights(row, tmp_path):
-    whole, resumed = whole_and_resumed(row, True, "batch_8", tmp_path)
-    assert torch.equal(weights(resumed), weights(whole))
+    for stop in stops:
+        resumed = make_model(dropout)
+        trainer = run(resumed, [row.callback()], resume_from=checkpoint(tmp_path / stop, stop))
+        assert trainer.global_forward_batches == 12
+        assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_resumed_training_with_accumulation_ends_in_the_same_weights(tmp_path):

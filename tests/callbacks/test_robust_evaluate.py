@@ -61,7 +61,7 @@ def test_training_is_the_same_with_and_without(attack):
 
 def test_the_trainer_gives_data_and_metrics(tmp_path):
     evaluation = {"evaluate_dataloaders": loader(DATA), "metrics": {"acc": Accuracy()}}
-    train(Classifier(), [saving(tmp_path, dataloaders=None, metrics=None)], **evaluation)
+    train(Classifier(), [saving(tmp_path, dataloaders=None, metrics=None)], n_batches=12, **evaluation)
     found = saved(tmp_path)
     assert len(found) == 2 and all({"acc#acc", "loss#robust", "accuracy#robust"} == set(each) for each in found)
 
@@ -99,7 +99,7 @@ def test_watches_a_monitor_of_the_trainer(tmp_path):
 
 @pytest.mark.parametrize("bar", ["raw", "rich", "tqdm", None])
 def test_progress_bars(tmp_path, bar):
-    train(Classifier(), [saving(tmp_path, progress_bar=bar)])
+    train(Classifier(), [saving(tmp_path, progress_bar=bar)], n_batches=12)
     assert len(files(tmp_path)) == 2
 
 
@@ -211,7 +211,7 @@ def test_attack_lowers_what_plain_evaluation_gives(tmp_path):
     for sample in data:
         sample["labels"] = sample["input_ids"][0] % 3
     model = Classifier(0.0)
-    robust = saving(tmp_path, dataloaders=loader(data), epsilon=1.0)
+    robust = saving(tmp_path, dataloaders=loader(data), epsilon=1.0, evaluate_every=-20)
     train(model, [robust], data=data, lr=0.5, n_epochs=20, n_batches=-1)
     clean = model(torch.stack([s["input_ids"] for s in data])).argmax(-1) == torch.stack([s["labels"] for s in data])
     assert saved(tmp_path)[-1]["accuracy#robust"] < clean.double().mean().item() - 0.2

@@ -8,8 +8,8 @@ import torch
 from fastNLP import Callback, CheckpointCallback
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from fastNLP.core.utils.exceptions import EarlyStopException
-from rows import ROWS, Probe, each_row
-from support import Classifier, assert_untouched, build, snapshot, train, weights
+from rows import ROWS, Probe, each_row, train_shortly
+from support import Classifier, assert_untouched, build, samples, snapshot, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
 
@@ -46,7 +46,7 @@ def test_failure_in_any_pass_leaves_the_model_as_before_the_step(make, passes, n
     model.fail(where, FAILING_BATCH * passes[where] + number, error)
     # Before and after the methods' callbacks, since fastNLP calls the callbacks in the order of the list.
     savers = [CheckpointCallback(folder=tmp_path / place, on_exceptions=[error]) for place in ("first", "last")]
-    trainer = build(model, [savers[0], keep, *make(), savers[1]])
+    trainer = build(model, [savers[0], keep, *make(), savers[1]], data=samples(8))
 
     with nullcontext() if error is KeyboardInterrupt else pytest.raises(error, match="made to fail"):
         trainer.run()
@@ -94,7 +94,7 @@ def test_early_stop_ends_the_methods_as_well(row):
 
     model = Probe()
     before = snapshot(model)[1:]
-    trainer = train(model, [row.callback(), Stop()])
+    trainer = train_shortly(model, [row.callback(), Stop()])
     assert trainer.global_forward_batches == 1
     assert snapshot(model)[1:] == before
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
@@ -121,10 +121,10 @@ def test_callback_works_again_after_a_failure(row):
     callback, broken = row.callback(), Probe()
     broken.fail("backward", row.passes["backward"] - 1, ValueError)
     with pytest.raises(ValueError, match="made to fail"):
-        train(broken, [callback])
+        train_shortly(broken, [callback])
     again, fresh = Classifier(), Classifier()
-    train(again, [callback], n_batches=6)
-    train(fresh, [row.callback()], n_batches=6)
+    train_shortly(again, [callback])
+    train_shortly(fresh, [row.callback()])
     assert torch.equal(weights(again), weights(fresh))
 
 
@@ -137,7 +137,7 @@ def test_whole_model_saved_in_training_is_a_plain_model(row, tmp_path):
 
     copies = []
     model = Classifier()
-    train(model, [row.callback(), Save()])
+    train_shortly(model, [row.callback(), Save()], n_batches=2)
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     for saved in (loaded, copies[-1]):
         assert_untouched(saved, snapshot(model))
@@ -150,7 +150,7 @@ def test_failure_in_the_forward_of_a_mixin_gives_it_its_own_settings_back():
     model = Mixed()
     model.fail("forward", 1, ValueError)
     with pytest.raises(ValueError, match="made to fail"):
-        train(model, [RDropCallback(mode="two_pass")])
+        train_shortly(model, [RDropCallback(mode="two_pass")])
     model.failure = None
     outputs = model.train_step(torch.ones(2, 3, dtype=torch.long), torch.tensor([0, 1]))
     assert "pred2" in outputs

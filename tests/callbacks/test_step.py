@@ -94,7 +94,7 @@ def test_state_of_fgsm_measures_the_perturbation_of_every_token_type():
     assert state["perturbation_norm"].item() == pytest.approx(0.02 * (types * 8) ** 0.5, rel=1e-4)
 
 
-def test_state_of_pgd_is_that_of_the_last_climb():
+def test_state_of_pgd_is_that_of_the_last_ascent_step():
     state, batch, model = one_batch([PGDCallback(epsilon=0.5, alpha=0.3, steps=2)])
     weight = model.word_embeddings.weight
     origin = weight.detach().clone()
@@ -154,7 +154,7 @@ def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, as
 def test_log_every_writes_through_the_logger_of_fastnlp(caplog):
     logger.addHandler(caplog.handler)
     try:
-        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()])
+        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()], n_batches=12)
     finally:
         logger.removeHandler(caplog.handler)
     lines = [r.getMessage() for r in caplog.records if "adv_loss" in r.getMessage()]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from test_compat import NEEDED
 from test_ddp import HERE, torchrun
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def test_every_rank_makes_the_repairs_and_can_do_what_they_are_for(tmp_path):

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import quick  # noqa: F401
 import scenarios
 
 TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")

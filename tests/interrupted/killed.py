@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import quick  # noqa: F401
 import support
 import torch
 from fastNLP import CheckpointCallback

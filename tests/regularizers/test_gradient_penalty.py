@@ -13,7 +13,6 @@ from support import (
     Bert,
     Classifier,
     assert_untouched,
-    build,
     collate,
     compiles,
     loader,
@@ -201,13 +200,6 @@ def test_on_r_drop_the_doubled_batch_is_the_batch():
     torch.testing.assert_close(weights(model), weights(alone))
 
 
-def test_weight_zero_is_plain_training():
-    model, plain = Classifier(), Classifier()
-    train(model, [GradientPenaltyCallback(0.0)])
-    train(plain)
-    assert torch.equal(weights(model), weights(plain))
-
-
 def test_gradient_checkpointing_changes_nothing():
     found = []
     for on in (False, True):
@@ -287,19 +279,6 @@ def test_loss_that_does_not_look_up_is_refused():
         GradientPenalty(model)(lambda _: {"loss": model.head.weight.sum()}, None)
     with pytest.raises(RuntimeError, match="on a loss that depends on the embedding"):
         GradientPenalty(model)(lambda b: model(b["input_ids"]) is not None and {"loss": model.head.weight.sum()}, BATCH)
-
-
-@pytest.mark.parametrize("arguments", [{"weight": -1}, {"weight": float("nan")}, {"weight": "1"}, {"emb_name": ""}])
-def test_bad_arguments(arguments):
-    (name,) = arguments
-    for make in (GradientPenaltyCallback, lambda **kw: GradientPenalty(Classifier(), **kw)):
-        with pytest.raises(ValueError, match=f"Expected `{name}`"):
-            make(**arguments)
-
-
-def test_parameters_that_are_not_looked_up_are_refused():
-    with pytest.raises(ValueError, match="an `emb_name` that matches embeddings only"):
-        build(Classifier(), [GradientPenaltyCallback(emb_name="head")])
 
 
 def test_outputs_without_a_loss_are_refused():

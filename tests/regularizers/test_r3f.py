@@ -5,26 +5,22 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
     SEED,
     Gru,
     Passes,
-    Trace,
     assert_oracle,
     batches,
     both,
     reference_training,
     step_of,
-    trace,
-    train_by_hand,
 )
-from support import Classifier, assert_untouched, distance, snapshot, train, weights
+from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv import FGMCallback, RDrop, RDropCallback
+from fastnlp_adv import RDrop
 from fastnlp_adv.callbacks.r3f import R3FCallback
 from fastnlp_adv.regularizers.r3f import R3F
 from fastnlp_adv.taps.lookup import Lookup, Record
@@ -99,73 +95,3 @@ def test_with_r_drop_inside_it_compares_with_the_first_half():
     loss = (cross_entropy(first, batch["labels"]) + cross_entropy(second, batch["labels"])) / 2
     (loss + 2.0 * both(first, second) / 2 + both(first, perturbed)).backward()
     assert_same(gradients(ours), gradients(theirs), 1e-5)
-
-
-def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
-    made = [lambda: R3FCallback(0.1), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
-    models = [Classifier(), Classifier()]
-    for model, order in zip_equal(models, (made, made[::-1])):
-        state = train(model, [make() for make in order], n_batches=6).state["adv"]
-        assert {"loss", "adv_loss", "kl", "r3f"} <= state.keys()
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}, {"epsilon": 0.0, "noise": "uniform"}])
-def test_limits_are_plain_training(arguments):
-    ours, plain = Gru.make(), Gru.make()
-    train(ours, [R3FCallback(**arguments)], n_batches=6)
-    train(plain, n_batches=6)
-    assert distance(ours, plain) < 1e-14
-
-
-def test_cost_in_passes():
-    assert trace(R3F) == "FFBBW"
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("fail", [("F", 0), ("F", 1), ("B", 0), ("B", 1)])
-def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
-    model, batch = Classifier(0.0).double(), batches()[0]
-    clean, closed = model(batch["input_ids"]), snapshot(model)
-    r3f = R3F(model, 0.5)
-    before = snapshot(model)
-    with pytest.raises(error, match="made to fail"):
-        r3f(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, before)
-    assert torch.equal(model(batch["input_ids"]), clean)
-    r3f(Trace(model), batch)["loss"].backward()
-    r3f.close()
-    with pytest.raises(error, match="made to fail"), r3f.running():
-        r3f(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, closed)
-
-
-def test_resumes_from_its_state():
-    def method(model):
-        return R3F(model, 0.3)
-
-    assert torch.equal(weights(train_by_hand(method, stop=3)), weights(train_by_hand(method)))
-
-
-def test_the_same_callback_trains_a_second_trainer_alike():
-    callback, models = R3FCallback(0.3, noise="uniform"), [Classifier(), Classifier()]
-    for model in models:
-        train(model, [callback], n_batches=6)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-def test_a_model_that_looks_nothing_up_is_refused():
-    """Rather than compared with itself."""
-    model = Classifier()
-    with pytest.raises(RuntimeError, match="it never did"):
-        R3F(model)(lambda b: {"loss": torch.zeros(()), "pred": model.head(torch.randn(4, 8))}, {})
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"epsilon": -1}, {"weight": -1}, {"noise": "gaussian"}, {"noise": 1e-5}, {"divergence": "kl"}, {"mask": 3}],
-)
-def test_bad_arguments_are_refused(arguments):
-    for build in (R3FCallback, lambda **k: R3F(Classifier(), **k)):
-        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
-            build(**arguments)

@@ -12,20 +12,17 @@ from smoothness import (
     SEED,
     Gru,
     Passes,
-    Trace,
     assert_oracle,
     batches,
     both,
     kl,
     reference_training,
     step_of,
-    trace,
-    train_by_hand,
 )
-from support import Classifier, assert_untouched, distance, snapshot, train, weights
+from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv import FGM, RDropCallback
+from fastnlp_adv import FGM
 from fastnlp_adv.callbacks.smart import SMARTCallback
 from fastnlp_adv.regularizers.smart import SMART
 
@@ -194,22 +191,6 @@ def test_under_fgm_the_regularized_objective_is_attacked():
     assert_same(gradients(ours), gradients(theirs), 1e-5)
 
 
-def test_combines_with_r_drop_in_a_trainer():
-    models = [Classifier(), Classifier()]
-    for model, order in zip_equal(models, (1, -1)):
-        state = train(model, [SMARTCallback(**BREGMAN), RDropCallback()][::order], n_batches=6).state["adv"]
-        assert {"loss", "kl", "smart"} <= state.keys()
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}, {"epsilon": 0.0, "bregman_weight": 0.0}])
-def test_limits_are_plain_training(arguments):
-    ours, plain = Gru.make(), Gru.make()
-    train(ours, [SMARTCallback(**arguments)], n_batches=6)
-    train(plain, n_batches=6)
-    assert distance(ours, plain) < 1e-14
-
-
 def test_an_average_without_memory_is_the_model_itself():
     ours, without = Gru.make(), Gru.make()
     train(ours, [SMARTCallback(**{**BREGMAN, "bregman_beta": 0.0})], n_batches=6)
@@ -235,38 +216,6 @@ def test_an_example_without_a_gradient_keeps_its_noise():
     assert [(found[i] - noise[i]).abs().max().item() for i in (0, 1, 3)] == pytest.approx([0.5] * 3)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_cost_in_passes(steps):
-    assert trace(lambda m: SMART(m, **WIDE, steps=steps)) == "F" + "FB" * steps + "F" + "BBW"
-    assert trace(lambda m: SMART(m, **BREGMAN, steps=steps)) == "F" + "F" + "FB" * steps + "F" + "BBW"
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("fail", [("F", n) for n in range(5)] + [("B", n) for n in range(4)])
-def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
-    model, batch = Classifier(0.0).double(), batches()[0]
-    closed = snapshot(model)
-    smart = SMART(model, **BREGMAN, steps=2)
-    with torch.no_grad():
-        smart._average["head.weight"].mul_(2)
-    clean, before = model(batch["input_ids"]), snapshot(model)
-    with pytest.raises(error, match="made to fail"):
-        smart(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, before)
-    assert torch.equal(model(batch["input_ids"]), clean)
-    smart(Trace(model), batch)["loss"].backward()
-    smart.close()
-    with pytest.raises(error, match="made to fail"), smart.running():
-        smart(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, closed)
-
-
-@pytest.mark.parametrize("arguments", [WIDE, BREGMAN])
-def test_resumes_from_its_state(arguments):
-    whole = train_by_hand(lambda m: SMART(m, **arguments))
-    assert torch.equal(weights(train_by_hand(lambda m: SMART(m, **arguments), stop=3)), weights(whole))
-
-
 def test_an_average_that_is_asked_for_when_training_resumes_starts_then():
     smart = SMART(Classifier(), bregman_weight=1.0)
     before = smart.state_dict()["average"]
@@ -280,36 +229,6 @@ def test_a_state_is_no_view_of_the_average():
     state = smart.state_dict()["average"]
     moved(smart, model)
     assert not torch.equal(state["head.weight"], smart.state_dict()["average"]["head.weight"])
-
-
-def test_the_same_callback_trains_a_second_trainer_alike():
-    callback, models = SMARTCallback(**BREGMAN), [Classifier(), Classifier()]
-    for model in models:
-        train(model, [callback], n_batches=6)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"epsilon": -1},
-        {"alpha": -1},
-        {"noise": 0},
-        {"noise": "normal"},
-        {"steps": 0},
-        {"weight": -1},
-        {"bregman_weight": -1},
-        {"bregman_weight": math.inf},
-        {"bregman_beta": 1.5},
-        {"bregman_beta": -0.1},
-        {"divergence": "kl"},
-        {"dropout_mask": "old"},
-    ],
-)
-def test_bad_arguments_are_refused(arguments):
-    for build in (SMARTCallback, lambda **k: SMART(Classifier(), **k)):
-        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
-            build(**arguments)
 
 
 def test_a_batch_without_a_loss_is_refused():

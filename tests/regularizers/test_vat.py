@@ -12,22 +12,19 @@ from smoothness import (
     SEED,
     Gru,
     Passes,
-    Trace,
     assert_oracle,
     batches,
     kl,
     reference_training,
     step_of,
-    trace,
-    train_by_hand,
     unit,
 )
-from support import Classifier, assert_untouched, distance, loader, samples, snapshot, train, weights
+from support import Classifier, distance, loader, samples, train
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from fastnlp_adv import FGM, FGMCallback, RDrop, RDropCallback
+from fastnlp_adv import FGM, RDrop
 from fastnlp_adv.callbacks.vat import VATCallback
 from fastnlp_adv.regularizers.vat import VAT
 
@@ -136,15 +133,6 @@ def test_with_r_drop_inside_it_compares_with_the_first_half():
     assert_same(gradients(ours), gradients(theirs), 1e-5)
 
 
-def test_combinations_in_a_trainer_do_not_depend_on_the_order_of_the_callbacks():
-    made = [lambda: VATCallback(0.5), lambda: RDropCallback(), lambda: FGMCallback(0.7)]
-    models = [Classifier(), Classifier()]
-    for model, order in zip_equal(models, (made, made[::-1])):
-        state = train(model, [make() for make in order], n_batches=6).state["adv"]
-        assert {"loss", "adv_loss", "kl", "vat"} <= state.keys()
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
 class Unlabelled(Classifier):
     def train_step(self, input_ids):
         return {"pred": self(input_ids)}
@@ -173,14 +161,6 @@ def test_a_batch_may_hold_a_loss_of_none():
     assert torch.equal(outputs["loss"].detach(), outputs["vat"])
 
 
-@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"weight": 0.0}])
-def test_limits_are_plain_training(arguments):
-    ours, plain = Gru.make(), Gru.make()
-    train(ours, [VATCallback(**arguments)], n_batches=6)
-    train(plain, n_batches=6)
-    assert distance(ours, plain) < 1e-14
-
-
 def test_epsilon_of_zero_with_one_dropout_mask_adds_nothing():
     model = Gru.make(dropout=0.3)
     outputs = VAT(model, epsilon=0.0, dropout_mask="same")(step_of(Gru, model), batches()[0])
@@ -204,82 +184,6 @@ def test_an_example_without_a_gradient_is_not_perturbed():
     sizes = [math.hypot(*d.flatten().tolist()) for d in seen[-1].deltas({})[0].value]
     assert sizes == pytest.approx([0.0, 1.0, 0.0, 1.0])
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_cost_in_passes(steps):
-    assert trace(lambda m: VAT(m, steps=steps)) == "F" + "FB" * steps + "F" + "BBW"
-
-
-def test_inner_gradients_reach_no_parameter():
-    model = Classifier(0.0)
-    VAT(model, steps=3)(step_of(Gru, model), batches()[0])
-    assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("fail", [("F", n) for n in range(4)] + [("B", n) for n in range(4)])
-def test_a_failure_anywhere_leaves_the_model_alone(fail, error):
-    model, batch = Classifier(0.0).double(), batches()[0]
-    clean, closed = model(batch["input_ids"]), snapshot(model)
-    vat = VAT(model, steps=2)
-    before = snapshot(model)
-    with pytest.raises(error, match="made to fail"):
-        vat(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, before)
-    assert torch.equal(model(batch["input_ids"]), clean)
-    vat(Trace(model), batch)["loss"].backward()
-    vat.close()
-    with pytest.raises(error, match="made to fail"), vat.running():
-        vat(Trace(model, fail, error), batch)["loss"].backward()
-    assert_untouched(model, closed)
-
-
-def test_resumes_from_its_state():
-    whole = train_by_hand(VAT)
-    assert torch.equal(weights(train_by_hand(VAT, stop=3)), weights(whole))
-
-
-def test_the_same_callback_trains_a_second_trainer_alike():
-    callback, models = VATCallback(), [Classifier(), Classifier()]
-    for model in models:
-        train(model, [callback], n_batches=6)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"epsilon": -1},
-        {"epsilon": math.nan},
-        {"xi": 0},
-        {"steps": 0},
-        {"steps": 1.5},
-        {"weight": -1},
-        {"divergence": "kl"},
-        {"reduction": "none"},
-        {"mask": 3},
-        {"dropout_mask": "old"},
-        {"emb_name": ""},
-        {"emb_name": 3},
-    ],
-)
-def test_bad_arguments_are_refused(arguments):
-    for build in (VATCallback, lambda **k: VAT(Classifier(), **k)):
-        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
-            build(**arguments)
-
-
-@pytest.mark.parametrize("emb_name", ["head", "nothing"])
-def test_what_is_no_embedding_is_refused(emb_name):
-    with pytest.raises(ValueError, match="emb_name"):
-        VAT(Classifier(), emb_name=emb_name)
-
-
-def test_a_model_that_looks_nothing_up_is_refused():
-    model = Classifier()
-    with pytest.raises(RuntimeError, match="it never did"):
-        VAT(model)(lambda b: {"pred": model.head(torch.randn(4, 8))}, {})
 
 
 def test_lookups_inside_gradient_checkpointing_are_refused():

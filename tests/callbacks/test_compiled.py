@@ -1,0 +1,52 @@
+"""Compiled parts of a model, and models that are saved or pickled while a method watches them."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from fastNLP import Callback
+from support import Bert, Classifier, collate, compiles, samples, train
+from torch import nn
+
+from fastnlp_adv import FGM, FGMCallback
+
+
+class Compiled(Classifier):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._net = nn.Sequential(self.word_embeddings, nn.Linear(8, 8), nn.Tanh())
+        self.net = torch.compile(self._net, backend="eager")
+
+    def forward(self, input_ids):
+        return self.head(self.net(input_ids).mean(1))
+
+
+class Saves(Callback):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer):
+        if trainer.global_forward_batches == 4:
+            trainer.save_model(self.folder, only_state_dict=False)
+
+
+@compiles
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_compiled_part_can_be_attacked_later_and_saved_meanwhile(start, tmp_path):
+    torch.compiler.reset()
+    ours = Compiled()
+    ours(samples(2)[0]["input_ids"].unsqueeze(0))  # has run before the training
+    trainer = train(ours, [FGMCallback(start=start), Saves(tmp_path)], n_batches=6)
+    assert float(trainer.state["adv"]["perturbation_norm"]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_model_that_was_pickled_in_training_has_hooks_that_do_nothing():
+    model = Bert(dropout=0.0)
+    fgm = FGM(model)
+    copied = pickle.loads(pickle.dumps(model))
+    fgm.close()
+    batch = collate(samples(4))
+    assert torch.equal(model.train_step(**batch)["pred"], copied.train_step(**batch)["pred"])

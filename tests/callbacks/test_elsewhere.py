@@ -1,0 +1,185 @@
+"""Batches that do not come to the embedding, that have no tokens, and that the model takes apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastNLP import Callback
+from support import Classifier, build, collate, distance, samples, train, weights
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from fastnlp_adv import (
+    ATTACallback,
+    FGMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
+
+
+class MultiTask(Classifier):
+    """Some batches have words, others numbers that never reach the embedding."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.numbers = nn.Linear(3, 8)
+
+    def train_step(self, labels, input_ids=None, numbers=None):
+        hidden = self.numbers(numbers) if input_ids is None else self.rnn(self.word_embeddings(input_ids))[0].mean(1)
+        pred = self.head(self.dropout(hidden))
+        return {"loss": cross_entropy(pred, labels), "pred": pred}
+
+
+def tasks(order):
+    """Batches in an order of ``w`` for words and ``n`` for numbers."""
+    words = [collate(samples(4, seed=i)) for i in range(len(order))]
+    g = torch.Generator().manual_seed(0)
+    for kind, batch in zip(order, words):
+        batch.pop("attention_mask")
+        if kind == "n":
+            batch.pop("input_ids")
+            batch["numbers"] = torch.randn(4, 3, generator=g)
+    return words
+
+
+class Batches(DataLoader):
+    """Gives batches as they are, and tells the indices of their examples, as fastNLP's dataloader does."""
+
+    def __init__(self, batches):
+        super().__init__(batches, batch_size=None)
+        self.given = -1
+
+    def __iter__(self):
+        for given, batch in enumerate(self.dataset):
+            self.given = given
+            yield batch
+
+    def get_batch_indices(self):
+        return list(range(len(self.dataset[self.given]["labels"])))
+
+
+def batches_of(order):
+    return Batches(tasks(order))
+
+
+CALLBACKS = [
+    FGMCallback,
+    lambda: FGMCallback(replace=True, granularity="token"),
+    lambda: FGMCallback(emb_name="head"),
+    PGDCallback,
+    lambda: PGDCallback(random_init=True),
+    FreeLBCallback,
+    TAVATCallback,
+    VATCallback,
+    SMARTCallback,
+    R3FCallback,
+    GradientPenaltyCallback,
+]
+
+
+@pytest.mark.parametrize("make", [c for c in CALLBACKS if c is not CALLBACKS[2]])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_batch_that_goes_elsewhere_is_a_plain_step_and_counted(make, accumulation):
+    """After one batch of words, those of numbers train the weights as plain training does."""
+    order = "w" * accumulation + "n" * 4
+    ours, plain, callback = MultiTask(dropout=0.0), MultiTask(dropout=0.0), make()
+    first = {}
+
+    class Copy(Callback):
+        def on_train_batch_end(self, trainer):
+            if trainer.global_forward_batches == accumulation:
+                first.update({k: v.clone() for k, v in ours.state_dict().items()})
+
+    kwargs = {"n_epochs": 1, "n_batches": -1, "accumulation_steps": accumulation}
+    trainer = build(ours, [callback, Copy()], train_dataloader=batches_of(order), **kwargs)
+    trainer.run()
+    plain.load_state_dict(first)
+    build(plain, [], train_dataloader=Batches(tasks(order)[accumulation:]), **kwargs).run()
+    assert distance(ours, plain) < 1e-6
+    assert int(trainer.state["adv"]["skipped"]) >= 4
+
+
+@pytest.mark.parametrize("make", [c for c in CALLBACKS if c is not CALLBACKS[2]])
+def test_an_embedding_that_was_never_looked_up_is_probably_the_wrong_one(make):
+    trainer = build(MultiTask(), [make()], train_dataloader=batches_of("nn"), n_epochs=1, n_batches=-1)
+    with pytest.raises(RuntimeError, match=r"to look up embedding `word_embeddings.weight`.*`emb_name`"):
+        trainer.run()
+
+
+class TwoEmbeddings(MultiTask):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.more_embeddings = nn.Embedding(50, 8)
+
+    def train_step(self, labels, input_ids=None, numbers=None):
+        embedding = self.more_embeddings if input_ids[0, 0] % 2 else self.word_embeddings
+        pred = self.head(self.rnn(embedding(input_ids))[0].mean(1))
+        return {"loss": cross_entropy(pred, labels), "pred": pred}
+
+
+@pytest.mark.parametrize("callback", [FGMCallback, PGDCallback, FreeLBCallback, TAVATCallback, VATCallback])
+def test_one_of_several_embeddings_may_be_left_out(callback):
+    data = tasks("w" * 12)
+    for i, batch in enumerate(data):
+        batch["input_ids"][:, 0] = 1 + i % 2
+    both = dict(data[0])
+    model = TwoEmbeddings()
+    trainer = build(
+        model, [callback(emb_name="_embeddings")], train_dataloader=Batches([both]), n_epochs=1, n_batches=-1
+    )
+    if callback is not VATCallback:  # which compares predictions, and needs a lookup of any
+        with pytest.raises(RuntimeError, match="to look up embedding"):
+            trainer.run()
+    method = callback(emb_name="_embeddings")
+
+    class Seen(Callback):
+        def on_train_begin(self, trainer):
+            for tap in method.method_.taps:
+                tap.seen = True
+
+    trainer = build(model, [method, Seen()], train_dataloader=Batches(data), n_epochs=1, n_batches=-1)
+    before = weights(model).clone()
+    trainer.run()
+    assert torch.isfinite(weights(model)).all() and not torch.equal(before, weights(model))
+
+
+class Empty(Classifier):
+    """Takes texts of no tokens."""
+
+    def train_step(self, input_ids, labels):
+        hidden = torch.tanh(self.word_embeddings(input_ids)).sum(1)
+        pred = self.head(hidden)
+        return {"loss": cross_entropy(pred, labels, reduction="sum") / max(len(labels), 1), "pred": pred}
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize("make", [*CALLBACKS, lambda: ATTACallback()], ids=range(len(CALLBACKS) + 1))
+def test_a_lookup_of_no_tokens_trains_on(make, shape):
+    data = [
+        {"input_ids": torch.randint(1, 50, size), "labels": torch.randint(0, 3, size[:1])}
+        for size in [(4, 5), shape, (4, 5)]
+    ]
+
+    model = Empty()
+    train(model, [make()], train_dataloader=Batches(data), n_epochs=1, n_batches=-1)
+    assert torch.isfinite(weights(model)).all()
+
+
+class Pops(Classifier):
+    def train_step(self, batch):
+        return super().train_step(batch.pop("input_ids"), batch.pop("labels"))
+
+
+@pytest.mark.parametrize("make", [*CALLBACKS, RDropCallback, lambda: RDropCallback(mode="two_pass")])
+def test_a_step_may_take_fields_out_of_the_batch(make):
+    ours, theirs = Pops(dropout=0.3), Classifier(dropout=0.3)
+    for model in (ours, theirs):
+        train(model, [make()], n_batches=6, model_wo_auto_param_call=model is ours)
+    assert torch.equal(weights(ours), weights(theirs))

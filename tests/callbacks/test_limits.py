@@ -1,0 +1,58 @@
+"""Arguments with which a step of a method is a plain one, or two plain ones."""
+
+from functools import lru_cache
+
+import pytest
+from rows import Row, train_shortly
+from support import Classifier, distance
+
+#: arguments with which a step is a plain one
+LIMITS = [
+    Row("NEFTune", {"alpha": 0.0}),
+    Row("FGM", {"epsilon": 0.0, "replace": True}),
+    Row("FGM", {"adv_weight": 0.0}),
+    Row("FGSM", {"epsilon": 0.0, "replace": True}),
+    Row("PGD", {"epsilon": 0.0, "replace": True}),
+    Row("PGD", {"alpha": 0.0, "replace": True}),
+    *(Row(name, {"init": 0.0, "alpha": 0.0, "steps": steps}) for name in ("FreeLB", "TAVAT") for steps in (1, 3)),
+    Row("ATTA", {"epsilon": 0.0}),
+    Row("ATTA", {"alpha": 0.0}),
+    Row("AWP", {"gamma": 0.0, "replace": True}),
+    Row("AWP", {"adv_weight": 0.0}),
+    Row("RDrop", {"kl_weight": 0.0}),
+    Row("VAT", {"weight": 0.0}),
+    Row("VAT", {"epsilon": 0.0}),
+    Row("SMART", {"weight": 0.0}),
+    Row("SMART", {"epsilon": 0.0}),
+    Row("R3F", {"weight": 0.0}),
+    Row("R3F", {"epsilon": 0.0}),
+    Row("GradientPenalty", {"weight": 0.0}),
+]
+#: arguments with which it is the sum of two plain ones
+TWICE = [
+    *(Row(name, {"epsilon": 0.0}) for name in ("FGM", "FGSM", "PGD")),
+    Row("PGD", {"alpha": 0.0}),
+    Row("AWP", {"gamma": 0.0}),
+]
+
+
+@lru_cache(maxsize=None)
+def plain(**kwargs):
+    model = Classifier(dropout=0.0).double()
+    train_shortly(model, **kwargs)
+    return model
+
+
+@pytest.mark.parametrize("row", LIMITS, ids=str)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_in_the_limit_it_is_plain_training(row, accumulation):
+    model = Classifier(dropout=0.0).double()
+    train_shortly(model, [row.callback()], accumulation_steps=accumulation)
+    assert distance(model, plain(accumulation_steps=accumulation)) < 1e-12
+
+
+@pytest.mark.parametrize("row", TWICE, ids=str)
+def test_in_the_limit_a_clean_pass_and_an_adversarial_one_are_two_plain_ones(row):
+    model = Classifier(dropout=0.0).double()
+    train_shortly(model, [row.callback()], lr=0.05)
+    assert distance(model, plain(lr=0.1)) < 1e-12

@@ -1,0 +1,111 @@
+"""Every method in a plain loop: a step that fails leaves no trace, a state resumes, half precision trains."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from rows import Probe, each_row, step_of
+from support import assert_untouched, collate, samples, snapshot, weights
+
+from fastnlp_adv.regularizers import Regularizer
+
+BATCH = collate(samples(4))
+del BATCH["attention_mask"]
+
+
+def predictions(model):
+    with torch.no_grad():
+        return model.eval()(BATCH["input_ids"]), model.train()
+
+
+def remembered(method):
+    """What it keeps, but for the stream of its noise, from which a step that fails may have drawn."""
+    return {name: value for name, value in copy.deepcopy(method.state_dict()).items() if name != "noise"}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def train(method, model, steps, first=0):
+    """A loop with momentum, which draws its dropout masks from the number of the step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(first, first + steps):
+        torch.manual_seed(step)
+        step_of(method, model, BATCH)
+        optimizer.step()
+        optimizer.zero_grad()
+        if isinstance(method, Regularizer):
+            method.after_step()
+
+
+@each_row
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_that_fails_leaves_no_trace(row, where, error):
+    model = Probe()
+    method = row.callback().build(model)
+    train(method, model, 1)  # so that there is something to remember
+    model.zero_grad()
+    kept, (output, _) = remembered(method), predictions(model)
+    for number in range(row.passes[where]):
+        for opens in (False, True):  # what a step finds closed, it leaves closed
+            if opens:
+                method.open()
+            before = snapshot(model)
+            model.fail(where, model.passes[where] + number, error)
+            with pytest.raises(error, match="made to fail"):
+                step_of(method, model, BATCH)
+            assert_untouched(model, before)
+            assert torch.equal(predictions(model)[0], output)
+            assert same(remembered(method), kept)
+            method.close()
+    model.failure = None
+    other = copy.deepcopy(model)
+    fresh = row.callback().build(other)
+    fresh.load_state_dict(method.state_dict())
+    for each, of in ((method, model), (fresh, other)):
+        of.zero_grad()
+        train(each, of, 1, first=1)  # and it goes on
+    assert torch.equal(weights(model), weights(other))
+
+
+@each_row
+def test_a_state_resumes(row):
+    """By way of a file that holds tensors and plain values alone."""
+    whole, halves, resumed = Probe(), Probe(), Probe(seed=1)
+    train(row.callback().build(whole), whole, 4)
+    method = row.callback().build(halves)
+    train(method, halves, 2)
+    file = io.BytesIO()
+    torch.save({"model": halves.state_dict(), "method": method.state_dict()}, file)
+    train(method, halves, 2, first=2)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed.load_state_dict(state["model"])
+    method = row.callback().build(resumed)
+    method.load_state_dict(state["method"])
+    train(method, resumed, 2, first=2)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(weights(halves), weights(whole))  # which a state that was taken does not change
+
+
+@each_row
+def test_half_precision_trains(row):
+    model = Probe().bfloat16()
+    method = row.callback().build(model)
+    for step in range(2):
+        before = snapshot(model)
+        torch.manual_seed(step)
+        step_of(method, model, BATCH)
+        assert_untouched(model, before)
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())
