@@ -7,7 +7,7 @@ STAMP := $(VENV)/.fastnlp_adv
 # Two processes of one thread each are faster on the small models of the tests than one process of many threads.
 JOBS ?= 2
 
-.PHONY: help demo bench test lint format matrix dist smoke upstream clean
+.PHONY: help demo bench test lint format docs matrix dist smoke upstream clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -34,6 +34,11 @@ format: $(STAMP)  ## Put the code into the style that lint checks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(STAMP)  ## Build the documentation site into docs/_build/html
+	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -W ignore -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "Built docs/_build/html/index.html"
+
 matrix: $(STAMP)  ## Run the tests in every environment that is promised, into docs/versions.md: hours, and 3 GB a download
 	@$(BIN)/nox $(ARGS); status=$$?; $(BIN)/python tools/versions_page.py && exit $$status
 
@@ -50,7 +55,7 @@ upstream: $(STAMP)  ## Apply the patches for fastNLP to it and try the result: 3
 	@PYTHONPATH=$(CURDIR)/build/upstream/site $(BIN)/python upstream/check.py
 
 clean:  ## Remove .venv and all caches
-	rm -rf .venv .nox build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .nox docs/_build build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,101 @@
+"""Every program of the pages runs, both languages show the same ones, and nothing is missing or leads nowhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from pages import ROOT, blocks, broken_links, callbacks, paper, without_comments
+
+import fastnlp_adv
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/")]
+#: run by other tests: excerpts of the package's own code, a program for several processes, that of the README, and
+#: those for loggers, which tests/callbacks/test_log_callback.py runs
+SPECIAL = ["docs/adding_a_method.md", "docs/distributed.md", "docs/quickstart.md", "docs/logging.md"]
+
+
+def english(name):
+    return name.replace("docs/zh-CN/", "docs/")
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_both_languages_show_the_same_code(name):
+    first, second = ([without_comments(block) for block in blocks(each)] for each in (english(name), name))
+    assert first == second
+
+
+def test_every_page_but_the_reference_is_there_in_both_languages():
+    translated = {english(name) for name in CHINESE}
+    single = {
+        name
+        for name in PAGES
+        if name.startswith(("docs/api/", "docs/study/", "docs/benchmarks/", "docs/versions"))
+        or name in ("docs/changelog.md", "docs/contributing.md", "docs/adding_a_method.md")
+    }
+    assert {name for name in PAGES if name not in CHINESE} - single == translated
+
+
+@pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
+def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks(name):
+        exec(compile(block, name, "exec"), space)
+    if name.startswith("docs/methods/"):
+        assert space["callback"].method_class.__name__ in callbacks()
+    if name == "docs/from_the_tutorial.md":
+        assert all((a == b).all() for a, b in zip(space["before"].parameters(), space["after"].parameters()))
+
+
+def test_the_quickstart_is_that_of_the_readme():
+    assert blocks("docs/quickstart.md") == blocks("README.md")[:1]
+
+
+def test_the_program_for_several_processes_trains_the_same_model_on_both(tmp_path):
+    (block,) = blocks("docs/distributed.md")
+    (tmp_path / "train.py").write_text(block, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    # not the exit status: when all is done, torch's own threads now and then abort a process of gloo that ends
+    ranks = re.findall(r"rank (\d): (-?[\d.]+)", done.stdout)
+    assert sorted(rank for rank, _ in ranks) == ["0", "1"], done.stderr
+    assert len({weight for _, weight in ranks}) == 1
+
+
+def test_excerpts_of_the_package_stand_in_it():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastnlp_adv").rglob("*.py"))
+    lines = {" ".join(line.split()) for line in source.splitlines()}
+    for block in blocks("docs/adding_a_method.md"):
+        for line in block.splitlines():
+            assert not line.strip() or line.strip() == "..." or " ".join(line.split()) in lines, line
+
+
+@pytest.mark.parametrize("method", callbacks())
+def test_every_method_has_a_page(method):
+    callback = callbacks()[method]
+    programs = {name: blocks(name) for name in PAGES if name.startswith("docs/methods/")}
+    (page,) = [name for name, code in programs.items() if f"callback = {method}Callback(" in code[0]]
+    for name in (page, page.replace("docs/", "docs/zh-CN/")):
+        assert paper(callback.method_class) in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name():
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in PAGES if name.startswith("docs/api/"))
+    shown = set(re.findall(r"<!-- api: fastnlp_adv\.(\w+)", text))
+    assert set(fastnlp_adv.__all__) - {"compat"} <= shown
+    assert "compat" in shown
+
+
+def test_every_recipe_is_on_the_page():
+    for name in ("docs/recipes.md", "docs/zh-CN/recipes.md"):
+        shown = re.findall(r"<!-- code: .*/(\w+)\.py -->", (ROOT / name).read_text(encoding="utf-8"))
+        assert sorted(shown) == sorted(path.stem for path in (ROOT / "examples/recipes").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [*PAGES, *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.ipynb"))])
+def test_links_lead_somewhere(name):
+    assert broken_links(name) == []

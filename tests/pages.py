@@ -1,0 +1,52 @@
+"""Reading README and pages: blocks of code, headings, links."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import fastnlp_adv
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name):
+    """Return the Python programs of a page, whose path is relative to the root."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.S)
+
+
+def without_comments(block):
+    return re.sub(r" *#.*", "", block)
+
+
+def anchors(path):
+    """Return what the headings of a page can be linked by."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w-]", "", title.strip().lower().replace(" ", "-")) for title in titles}
+
+
+def broken_links(name):
+    """Return the links of a page to files of the repository, and to headings in them, that lead nowhere."""
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.S)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    return broken
+
+
+def callbacks():
+    """Return the callbacks that have a method, by the name of the method's class."""
+    public = [getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback")]
+    return {each.method_class.__name__: each for each in public if hasattr(each, "method_class")}
+
+
+def paper(method):
+    """Return the link of a method's paper, which its docstring gives."""
+    return re.search(r"https://arxiv\.org/abs/[\d.]+\d", inspect.getdoc(method))[0]
