@@ -17,7 +17,7 @@ import argparse
 import report
 import torch
 from chinese_data import Tagged, load_tagged
-from cli import one_line_errors, positive, progress_bar
+from cli import check_methods, names, one_line_errors, positive, progress_bar
 from fastNLP import (
     BucketedBatchSampler,
     Callback,
@@ -156,7 +156,7 @@ def trainer_for(model: nn.Module, bundle: DataBundle, tags: Vocabulary, callback
 
 def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
-    add("--methods", default=", ".join(methods(1.0, 1.0)), help="some of %(default)s, which are the default")
+    add("--methods", type=names, default=", ".join(methods(1.0, 1.0)), help="(default: all, %(default)s)")
     add("--train-size", type=positive, default=6000, help="sentences to train on (default: %(default)s)")
     add("--test-size", type=positive, default=2000, help="sentences to test on (default: %(default)s)")
     add("--max-length", type=positive, default=80, help="characters a sentence has at most (default: %(default)s)")
@@ -174,13 +174,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     args = parse_args(parser, argv)
     torch.set_num_threads(1)  # the model is so small that a second thread only waits for the first
     with one_line_errors(parser):
-        known, chosen = methods(args.epsilon, args.kl_weight), [name.strip() for name in args.methods.split(",")]
-        if not set(chosen) <= set(known):
-            raise ValueError(f"Expected `--methods` to be of {', '.join(known)}, but got {args.methods}.")
+        known = methods(args.epsilon, args.kl_weight)
+        check_methods(args.methods, known)
         data = load_tagged(args.train_size)
     bundle, words, tags = index_characters(data, args.max_length, args.test_size)
     rows = {}
-    for name in chosen:
+    for name in args.methods:
         print(f"--- {name}")
         torch.manual_seed(args.seed)
         model, timer = Tagger(words, tags, with_marginals="R-Drop" in name), report.StepTimer("cpu")

@@ -18,7 +18,7 @@ import argparse
 
 import report
 import torch
-from cli import one_line_errors, positive, progress_bar
+from cli import check_methods, names, one_line_errors, positive, progress_bar
 from data import Data, load_data
 from fastNLP import Accuracy, BucketedBatchSampler, Callback, DataSet, Trainer, Vocabulary, prepare_torch_dataloader
 from fastNLP.io import DataBundle
@@ -106,7 +106,7 @@ def attack(model: Classifier, vocabulary: Vocabulary, data: Data, size: int, max
 def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", default="chinese-reviews", help="chinese-reviews, or a .csv or .tsv file (default: %(default)s)")
-    add("--methods", default=", ".join(methods(1.0, 1.0)), help="some of %(default)s, which are the default")
+    add("--methods", type=names, default=", ".join(methods(1.0, 1.0)), help="(default: all, %(default)s)")
     add("--train-size", type=positive, default=8000, help="texts to train on (default: %(default)s)")
     add("--max-length", type=positive, default=100, help="characters a text has at most (default: %(default)s)")
     add("--epochs", type=positive, default=4, help="(default: %(default)s)")
@@ -127,13 +127,12 @@ def main(argv: list[str] | None = None) -> list[report.Result]:
     with one_line_errors(parser):
         if args.report and not args.attack:
             raise ValueError("Expected `--attack` beside `--report`, but got none. Say how many texts to attack.")
-        known, chosen = methods(args.epsilon, args.kl_weight), [name.strip() for name in args.methods.split(",")]
-        if not set(chosen) <= set(known):
-            raise ValueError(f"Expected `--methods` to be of {', '.join(known)}, but got {args.methods}.")
+        known = methods(args.epsilon, args.kl_weight)
+        check_methods(args.methods, known)
         data = load_data(args.dataset, args.train_size)
     bundle, vocabulary = index_characters(data, args.max_length)
     results, under_attack = [], {}
-    for name in chosen:
+    for name in args.methods:
         print(f"--- {name}")
         torch.manual_seed(args.seed)
         model, timer = Classifier(vocabulary, data.num_labels), report.StepTimer("cpu")
@@ -150,8 +149,8 @@ def main(argv: list[str] | None = None) -> list[report.Result]:
         left = robust_accuracy(found)
         print(f"{name}: {left:.1%} of {left.attacked} texts right after 2 typos, {left.not_attacked} not attacked")
     if args.report:
-        names = NAMES if args.dataset == "chinese-reviews" else None
-        print(f"Written to {write_report(found, args.report, names=names, title=f'Typos: {name}')}")
+        labels = NAMES if args.dataset == "chinese-reviews" else None
+        print(f"Written to {write_report(found, args.report, names=labels, title=f'Typos: {name}')}")
     return results
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -43,6 +43,24 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
     return int(text)
+
+
+def names(text: str) -> list[str]:
+    """
+    :param text: an argument as typed: names, with commas between them.
+    :return: the names.
+    """
+    return [name.strip() for name in text.split(",")]
+
+
+def check_methods(chosen: list[str], known: Collection[str]) -> None:
+    """
+    :param chosen: what ``--methods`` named.
+    :param known: what it can name.
+    :raises ValueError: if one of them cannot be had.
+    """
+    if not set(chosen) <= set(known):
+        raise ValueError(f"Expected `--methods` to be of {', '.join(known)}, but got {', '.join(chosen)}.")
 
 
 def progress_bar(every: int = 20) -> str | RawTextCallback:

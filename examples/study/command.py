@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cli import one_line_errors, positive
+from cli import names, one_line_errors, positive
 from data import load_data
 from fastNLP import logger
 from rich.console import Console
@@ -90,11 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
         meaning = f"{meaning} (default: %(default)s)"
         add(option, type=kind, default=default, nargs="+" if several else None, help=meaning)
     return parser
-
-
-def names(text: str) -> list[str]:
-    """The parts of a list as typed."""
-    return [name.strip() for name in text.split(",")]
 
 
 def complete(runs: Runs, missing: list[tuple[str, int]], args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from study import figures
-from study.runs import VERSIONS, Runs, interval, spread
+from study.runs import VERSIONS, Runs, interval, mean_and_spread
 from study.train import PLAIN
 from tools.table import Table
 
@@ -72,16 +72,16 @@ def described(runs: Runs) -> str:
 
 
 def accuracies(runs: Runs, method: str, columns: dict[str, str]) -> list[str]:
-    """The row of a method in the first runs."""
+    """The row of a method in the first table."""
     found = [[100 * each for each in runs.values(method, column).values()] for column in columns.values()]
-    cells = [f"{np.mean(each):.1f}" + (f" ± {spread(each):.1f}" if len(each) > 1 else "") for each in found]
+    cells = [mean_and_spread(each) for each in found]
     seconds, plain = (runs.step_seconds.get(name, []) for name in (method, PLAIN))
     cost = [f"{np.median(np.divide(seconds, plain)):.2f}" if plain else ""]
     return [method, str(len(found[0])), *cells, *cost]
 
 
 def differences(runs: Runs, method: str, columns: dict[str, str]) -> list[str]:
-    """The row of a method in the second runs."""
+    """The row of a method in the second table."""
     cells = []
     for column in columns.values():
         found = [100 * each for each in runs.differences(method, column)]

@@ -123,6 +123,14 @@ def spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def mean_and_spread(values: list[float]) -> str:
+    """
+    :param values: numbers.
+    :return: their mean as a table shows it, and their standard deviation where there are several.
+    """
+    return f"{statistics.mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
+
+
 def interval(differences: list[float], resamples: int = RESAMPLES) -> tuple[float, float]:
     """
     The 95 % percentile bootstrap interval of the mean (Efron 1979), over seeds.

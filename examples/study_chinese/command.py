@@ -21,7 +21,7 @@ from pathlib import Path
 
 import report
 import torch
-from cli import one_line_errors, positive
+from cli import names, one_line_errors, positive
 from fastNLP import logger
 from rich.progress import track
 from study.runs import read_runs
@@ -86,12 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True)
-    add(
-        "--methods",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        default=METHODS,
-        help="as of the study",
-    )
+    add("--methods", type=names, default=METHODS, help="as of the study")
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--output-dir", type=Path, help="for the results (default: runs/study-<task>)")
     for name in SETTINGS["ner"]:

@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 
 import numpy as np
-from study.runs import VERSIONS, Runs, interval, spread
+from study.runs import VERSIONS, Runs, interval, mean_and_spread
 from study.train import PLAIN
 
 from study_chinese.attack import SLIPS
@@ -136,7 +136,7 @@ def _counts(folder: Path, method: str, seed: int, column: str) -> list:
 def _values(runs: Runs, method: str, columns: list[str]) -> list[str]:
     """The row of a method in the first table."""
     found = [[100 * each for each in runs.values(method, column).values()] for column in columns]
-    cells = [f"{np.mean(each):.1f}" + (f" ± {spread(each):.1f}" if len(each) > 1 else "") for each in found]
+    cells = [mean_and_spread(each) for each in found]
     seconds, plain = (list(runs.values(name, "step_seconds").values()) for name in (method, PLAIN))
     cost = f"{np.median(seconds) / np.median(plain):.2f}" if plain else ""
     return [method, str(len(found[0])), *cells, cost]

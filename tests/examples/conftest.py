@@ -1,7 +1,9 @@
 """Data and a model that take no time."""
 
 import csv
+import io
 import itertools
+import tarfile
 
 import pytest
 import torch
@@ -20,6 +22,51 @@ def reviews(tmp_path_factory):
         csv.writer(file).writerows([("text", "label"), *((text, "good" in text.split()) for text in texts)])
     assert len(set(texts)) == 40
     return path
+
+
+def tar(files):
+    """A tar.gz archive of ``{name: content}``, as bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def put_on_shelf(tmp_path, monkeypatch):
+    """
+    Make a small distribution of a package's name and shape, in the only folder where pip looks; and an empty cache.
+    """
+
+    def put(name, version, files):
+        setup = f"from setuptools import setup; setup(name={name!r}, version={version!r}, packages=[])"
+        metadata = {
+            "setup.py": setup.encode(),
+            "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        }
+        folder = tmp_path / "shelf"
+        folder.mkdir()
+        archive = folder / f"{name}-{version}.tar.gz"
+        archive.write_bytes(tar({f"{name}-{version}/{file}": text for file, text in {**metadata, **files}.items()}))
+        for variable in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+        monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads this as "no build isolation"
+        monkeypatch.setenv("FASTNLP_ADV_CACHE", str(tmp_path / "cache"))
+        return archive
+
+    return put
+
+
+@pytest.fixture
+def pack():
+    """What makes an archive."""
+    return tar
 
 
 @pytest.fixture(scope="module")

