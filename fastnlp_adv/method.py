@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, FrozenSet, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Method(Arguments):
     #: the address of the paper
     paper: ClassVar[str]
     #: the arguments from which hooks and memory are made: a method with others has to be built anew
-    fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "granularity", "dropout_mask"})
+    fixed: ClassVar[FrozenSet[str]] = frozenset({"emb_name", "granularity", "dropout_mask"})
 
     def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
         """

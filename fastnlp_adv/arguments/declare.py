@@ -23,7 +23,7 @@ import functools
 import inspect
 import sys
 import textwrap
-from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Dict, NamedTuple, Optional, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import dataclass_transform
 
@@ -63,9 +63,9 @@ class Cost(NamedTuple):
 class Arguments:
     """What all classes of arguments share: a value is checked whenever it is assigned."""
 
-    _checks: ClassVar[dict[str, Check]] = {}
+    _checks: ClassVar[Dict[str, Check]] = {}
     #: how many arguments may be given by position; ``None`` for all
-    _positional: ClassVar[int | None] = None
+    _positional: ClassVar[Optional[int]] = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = self._checks.get(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Optional, Type, cast
 
 from fastNLP import Callback, logger
 from torch import nn
@@ -32,8 +32,8 @@ class MethodCallback(Callback, Arguments):
     """
 
     #: the method, built anew on the model whenever a training begins
-    method_class: ClassVar[type[Method]]
-    _positional: ClassVar[int | None] = 1
+    method_class: ClassVar[Type[Method]]
+    _positional: ClassVar[Optional[int]] = 1
 
     start: float = argument(
         0, "optimizer steps of plain training before the method sets in, or, below 1, a fraction of the training"
@@ -207,7 +207,7 @@ class AttackCallback(MethodCallback):
     :arguments:
     """
 
-    method_class: ClassVar[type[Attack]]
+    method_class: ClassVar[Type[Attack]]
 
 
 @arguments
@@ -218,7 +218,7 @@ class RegularizerCallback(MethodCallback):
     :arguments:
     """
 
-    method_class: ClassVar[type[Regularizer]]
+    method_class: ClassVar[Type[Regularizer]]
 
     def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
         if isinstance(self.method_, Regularizer):

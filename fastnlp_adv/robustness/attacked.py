@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Optional, Tuple
 
 __all__ = ["Attacked", "RobustAccuracy", "robust_accuracy"]
 
@@ -30,10 +31,10 @@ class Attacked:
     label: int
     prediction: int
     was_right: bool
-    changes: tuple[tuple[str, str], ...]
+    changes: Tuple[Tuple[str, str], ...]
     queries: int
-    starts: tuple[int, ...] = ()
-    tried: int | None = None
+    starts: Tuple[int, ...] = ()
+    tried: Optional[int] = None
 
     @property
     def fooled(self) -> bool:

@@ -107,7 +107,7 @@ TABLE = {
     "weight": NUMBER,
     "xi": POSITIVE,
 }
-CLASSES = {name: (each.callback, each.method) for name, each in METHODS.items()} | {"WorstCase": (WorstCase,)}
+CLASSES = {**{name: (each.callback, each.method) for name, each in METHODS.items()}, "WorstCase": (WorstCase,)}
 PAIRS = [(method, name) for method, (first, *_) in CLASSES.items() for name in first.names()]
 each_argument = pytest.mark.parametrize(("method", "name"), PAIRS, ids=[".".join(pair) for pair in PAIRS])
 
