@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import support
 import torch
 from fastNLP import Callback, Trainer
+from processes import run
 
 from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
 
@@ -103,7 +103,7 @@ torch.save(model.state_dict(), {str(tmp_path / "model.pt")!r})
 """
     file = tmp_path / "train.py"
     file.write_text(script)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=1500)
+    done = run([sys.executable, file])
     assert done.returncode == 0, done.stderr[-4000:]
     model = support.Bert()
     model.load_state_dict(torch.load(tmp_path / "model.pt"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 import pytest
 from pages import ROOT, blocks, broken_links, callbacks, without_comments
+from processes import run
 
 READMES = ["README.md", "README.zh-CN.md"]
 
@@ -40,7 +40,7 @@ def test_the_quickstart_comes_first():
 def test_the_quickstart_runs_in_an_empty_folder(tmp_path):
     (tmp_path / "quickstart.py").write_text(quickstart("README.md"), encoding="utf-8")
     command = [sys.executable, "quickstart.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(plain|FGM) +epsilon 0.0: +([\d.]+)% .* epsilon 0.2: +([\d.]+)%$", done.stdout, flags=re.M)
     (plain, clean, attacked), (fgm, clean_too, attacked_too) = rows

@@ -56,14 +56,16 @@ def word_piece(lowercase=True):
 
 
 def byte_level(add_prefix_space=False):
-    return trained(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space), decoders.ByteLevel())
+    # said twice: transformers before 5 puts its own default into the tokenizer that it wraps
+    prefix = {"add_prefix_space": add_prefix_space}
+    return trained(pre_tokenizers.ByteLevel(**prefix), decoders.ByteLevel(), **prefix)
 
 
 def sentence_piece():
     return trained(pre_tokenizers.Metaspace(), decoders.Metaspace())
 
 
-def trained(pre_tokenizer, decoder):
+def trained(pre_tokenizer, decoder, **kwargs):
     """Subwords that begin with a mark where a word begins, by byte pair encoding."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
@@ -75,7 +77,7 @@ def trained(pre_tokenizer, decoder):
         min_frequency=1,
     )
     tokenizer.train_from_iterator([*TEXTS, *WORDS, " ".join(WORDS)] * 3, trainer)
-    return wrapped(tokenizer, MARKS, model_max_length=48)
+    return wrapped(tokenizer, MARKS, model_max_length=48, **kwargs)
 
 
 def wrapped(tokenizer, marks, **kwargs):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from fastNLP import Callback
-from support import Bert, Classifier, collate, compiles, samples, train
+from support import TORCH, Bert, Classifier, collate, compiles, samples, train
 from torch import nn
 
 from fastnlp_adv import FGM, FGMCallback
@@ -39,7 +39,8 @@ def test_a_compiled_part_can_be_attacked_later_and_saved_meanwhile(start, tmp_pa
     torch.compiler.reset()
     ours = Compiled()
     ours(samples(2)[0]["input_ids"].unsqueeze(0))  # has run before the training
-    trainer = train(ours, [FGMCallback(start=start), Saves(tmp_path)], n_batches=6)
+    saves = [Saves(tmp_path)] if TORCH >= (2, 4) else []  # before, what torch.compile returns cannot be pickled
+    trainer = train(ours, [FGMCallback(start=start), *saves], n_batches=6)
     assert float(trainer.state["adv"]["perturbation_norm"]) == pytest.approx(1.0, rel=1e-5)
 
 

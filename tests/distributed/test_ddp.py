@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import scenarios
 import torch
+from processes import run, torchrun
 
 HERE = Path(__file__).parent
-HANGS = 1500  # seconds: no machine is that busy
-
-
-def torchrun(script, world, *arguments, timeout=HANGS):
-    # Any free port, as --standalone takes from torch 2.1 on; before, it is the same for all that run at a time.
-    alone = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    command = [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc_per_node={world}", str(script)]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -73,8 +65,7 @@ CRASHES = [("pgd", 3), ("fgm + rdrop", 2)]
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crashed")
-    command = [sys.executable, str(HERE / "crash_worker.py"), str(folder), json.dumps(CRASHES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    done = run([sys.executable, HERE / "crash_worker.py", folder, json.dumps(CRASHES)])
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

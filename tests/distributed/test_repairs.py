@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from processes import torchrun
 from test_compat import NEEDED
-from test_ddp import HERE, torchrun
+from test_ddp import HERE
 
 
 def test_every_rank_makes_the_repairs_and_can_do_what_they_are_for(tmp_path):

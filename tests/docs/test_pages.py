@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 from pages import ROOT, blocks, broken_links, callbacks, paper, without_comments
+from processes import torchrun
 
 import fastnlp_adv
 
@@ -58,8 +57,7 @@ def test_the_quickstart_is_that_of_the_readme():
 def test_the_program_for_several_processes_trains_the_same_model_on_both(tmp_path):
     (block,) = blocks("docs/distributed.md")
     (tmp_path / "train.py").write_text(block, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    done = torchrun("train.py", 2, cwd=tmp_path)
     # not the exit status: when all is done, torch's own threads now and then abort a process of gloo that ends
     ranks = re.findall(r"rank (\d): (-?[\d.]+)", done.stdout)
     assert sorted(rank for rank, _ in ranks) == ["0", "1"], done.stderr

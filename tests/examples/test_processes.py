@@ -7,7 +7,7 @@ import torch
 import train_text_classification as script
 from data import load_data
 from equal import zip_equal
-from test_ddp import torchrun
+from processes import torchrun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
@@ -19,11 +19,10 @@ def accuracy(folder, data):
     return sum(int(row.argmax()) == label for row, label in zip_equal(logits, data.test["label"])) / len(logits)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["none", "fgm+rdrop"])
 def test_trains_in_two_processes_under_torchrun(method, reviews, bert, tmp_path):
     words = f"--method {method} --dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 4"
-    done = torchrun(script.__file__, 2, *words.split(), "--batch-size", 4, "--lr", 0.01, timeout=100)
+    done = torchrun(script.__file__, 2, *words.split(), "--batch-size", 4, "--lr", 0.01)
     assert done.returncode == 0, done.stderr[-4000:]
     metrics = json.loads((tmp_path / method / "metrics.json").read_text())
     assert done.stdout.count(f"accuracy {metrics['accuracy']:.4f}, ") == done.stdout.count(f"{method}: ") == 1

@@ -85,7 +85,6 @@ def small(tmp_path):
     return SMALL.format(reviews=str(reviews), bert=str(bert))
 
 
-@pytest.mark.timeout(600)
 def test_it_runs_from_top_to_bottom_and_keeps_its_outputs(small, tmp_path, monkeypatch):
     copies = [tmp_path / path.name for path in NOTEBOOKS]
     for path, copy in zip_equal(NOTEBOOKS, copies):

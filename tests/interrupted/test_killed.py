@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import killed
 import pytest
 import support
+from processes import run
 
 #: forward passes a batch
 PASSES = {
@@ -44,7 +44,7 @@ def kill_points():
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(Path(killed.__file__)), str(folder), json.dumps(list(kill_points()))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    done = run(command)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -1,11 +1,10 @@
 """The callbacks of the patches on two real processes: the weights of one process, one reduction per optimizer step."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 
 from upstream import ddp_worker
 
@@ -13,9 +12,7 @@ from upstream import ddp_worker
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = str(Path(__file__).with_name("ddp_worker.py"))
-    done = subprocess.run([*command, script, str(folder)], capture_output=True, text=True, timeout=110)
+    done = torchrun(Path(__file__).with_name("ddp_worker.py"), 2, folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 

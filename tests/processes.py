@@ -1,0 +1,21 @@
+"""Programs in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HANGS = 1500  # seconds: no machine is that busy
+
+
+def run(command, **options):
+    """Run a command to its end, whatever that is, and return it with what it wrote."""
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=HANGS, check=False, **options)
+
+
+def torchrun(script, world, *arguments, **options):
+    """Run a script in several processes."""
+    # Any free port, as --standalone takes from torch 2.1 on; before, it is the same for all that run at a time.
+    alone = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc_per_node={world}"]
+    return run([*command, script, *arguments], **options)
