@@ -49,6 +49,7 @@ class Model(nn.Module):
         super().__init__()
         from transformers import BertConfig, BertForSequenceClassification  # takes seconds, and is not always needed
 
+        fused = getattr(BertForSequenceClassification, "_supports_sdpa", False)  # from transformers 4.41 on
         config = BertConfig(
             vocab_size=setting.vocab,
             hidden_size=setting.hidden,
@@ -57,7 +58,7 @@ class Model(nn.Module):
             intermediate_size=4 * setting.hidden,
             hidden_dropout_prob=setting.dropout,
             attention_probs_dropout_prob=setting.dropout,
-            attn_implementation=setting.attention,
+            attn_implementation=setting.attention if fused else "eager",
         )
         self.bert = BertForSequenceClassification(config)
 

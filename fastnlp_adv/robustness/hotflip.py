@@ -143,7 +143,7 @@ class HotFlip(TextAttack):
         tokenizer = self._tokenizer
         ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
         tokens = tokenizer.convert_ids_to_tokens(ids)
-        written = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+        written = [_written(tokenizer, token).strip() for token in tokens]
         words = [(i, word) for i, word in zip(ids, written) if is_spaceless(word) or _is_word(word)]
         texts = [word for _, word in words]
         first, spaced, beside = (self._readings(texts, before) for before in ("", f"{WORD} ", COMMA))
@@ -181,6 +181,14 @@ class HotFlip(TextAttack):
         if old.isupper() and len(old) > 1:
             return new.upper()
         return new.capitalize() if old[0].isupper() else new
+
+
+def _written(tokenizer: Any, token: str) -> str:
+    """A token as it stands in a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.decoder is None:  # which transformers before 4.39 does not expect
+        return token
+    return tokenizer.convert_tokens_to_string([token])
 
 
 def _is_word(text: str) -> bool:
