@@ -329,7 +329,7 @@ def test_a_callable_is_reduced_like_the_others():
         torch.testing.assert_close(found, expected)
 
 
-def test_a_callable_may_give_one_value_a_position():
+def test_a_callable_may_give_one_value_per_position():
     p, q = draw((3, 2, 4), seed=13)
     mask = torch.tensor([[1, 0], [1, 1], [0, 0]])
     found = divergence(p, q, kind=lambda p, q: F.cosine_similarity(p, q, dim=-1), mask=mask)

@@ -12,7 +12,7 @@ import pytest
 import support
 from processes import run
 
-#: forward passes a batch
+#: forward passes per batch
 PASSES = {
     "fgm": 2,
     "fgm start every": 1,

@@ -142,7 +142,7 @@ def test_other_divergences(mode, divergence, out, by_hand):
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
-def test_regression_with_one_number_an_example(mode):
+def test_regression_with_one_number_per_example(mode):
     net, batch = make(out=1)
 
     def step(batch):
