@@ -4,9 +4,9 @@ import json
 import pickle
 import subprocess
 import sys
-import tempfile
 from array import array
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def load_models():
     dev, metrics = loader(), {"accuracy": Accuracy()}
     trained = make_trainer(loader(), evaluate_dataloaders=dev, metrics=metrics, callbacks=[best])
     trained.run()
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         trained.save_model(folder)
         other = make_trainer(loader(), seed=1)
         other.load_model(folder, only_state_dict=False)
@@ -164,7 +164,7 @@ def load_models():
 
 
 def resume_arrays():
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         trained, checkpoint = save_halfway(folder, ArrayState())
         restored = ArrayState()
         resumed = make_trainer(loader(), seed=1, callbacks=[restored])
@@ -175,7 +175,7 @@ def resume_arrays():
 
 
 def resume_weights():
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         _, checkpoint = save_halfway(folder)
         trainer = make_trainer(loader(), seed=1)
         trainer.load_checkpoint(checkpoint, resume_training=False)
@@ -202,12 +202,12 @@ def resume_from(folder, batch):
 
 
 def resume_after_an_epoch():
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         assert_same_weights(save_every_batch(folder), resume_from(folder, batch=3))
 
 
 def resume_twice():
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         whole = save_every_batch(folder)
         assert_same_weights(whole, resume_from(folder, batch=1))
         assert_same_weights(whole, resume_from(folder, batch=2))

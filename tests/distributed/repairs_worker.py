@@ -68,7 +68,7 @@ def main(folder):
     warnings.simplefilter("ignore")
     repaired = compat.repair()  # as the examples do, before there is a process group
     dist.init_process_group("gloo")
-    alone.make_trainer, alone.loader, alone.tempfile.TemporaryDirectory = make_trainer, loader, shared(folder)
+    alone.make_trainer, alone.loader, alone.TemporaryDirectory = make_trainer, loader, shared(folder)
     left = alone.failures(alone.SCENARIOS)
     Path(folder, f"rank{dist.get_rank()}.json").write_text(json.dumps({"repaired": repaired, "left": left}))
     dist.barrier()
