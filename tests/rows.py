@@ -45,10 +45,13 @@ class Row:
 VARIANTS = {
     "FGM-sequence": Row("FGM", {"granularity": "sequence"}),
     "FGM-replace": Row("FGM", {"replace": True}),
+    "FGM-part": Row("FGM", {"fraction": 0.5}),
+    "FGM-replace-part": Row("FGM", {"replace": True, "fraction": 0.25, "granularity": "sequence"}),
     "FGM-weights": Row("FGM", {"emb_name": "head", "replace": True}),
     "FGM-same-dropout": Row("FGM", {"dropout_mask": "same"}),
     "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
     "PGD-replace": Row("PGD", {"replace": True}),
+    "PGD-part": Row("PGD", {"fraction": 0.5, "random_init": True}),
     "PGD-random": Row("PGD", {"random_init": True}),
     # the embedding, and parameters that are not looked up
     "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),
@@ -82,8 +85,10 @@ def plainly(accumulation=1):
 def step_of(method, model, fields):
     """Run one step of any method in a plain loop."""
     if isinstance(method, Attack):
-        more = {"indices": range(len(fields["labels"]))} if isinstance(method, ATTA) else {}
-        method.step(lambda: model.train_step(**fields)["loss"], **more)
+        if isinstance(method, ATTA):
+            method.step(lambda: model.train_step(**fields)["loss"], indices=range(len(fields["labels"])))
+        else:
+            method.step(lambda each: model.train_step(**each)["loss"], fields)
     else:
         with method.running():
             method(lambda each: model.train_step(**each), fields)["loss"].backward()
