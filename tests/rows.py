@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import Classifier, samples, train
+from support import Classifier, samples, train, when_accumulated
 
 from benchmarks.methods import METHODS, Cost
 from fastnlp_adv.attacks import ATTA, Attack
@@ -58,6 +58,7 @@ VARIANTS = {
     "FreeLB-ball": Row("FreeLB", {"epsilon": 0.1, "steps": 2}),
     "TAVAT-one": Row("TAVAT", {"steps": 1}),
     "AWP-replace": Row("AWP", {"replace": True, "params": "head"}),
+    "SAM-adaptive": Row("SAM", {"adaptive": True}),
     "RDrop-two-pass": Row("RDrop", {"mode": "two_pass"}),
     "VAT-same-dropout": Row("VAT", {"dropout_mask": "same", "steps": 2}),
     "SMART-bregman": Row("SMART", {"bregman_weight": 1.0, "steps": 2}),
@@ -108,7 +109,7 @@ class Probe(Classifier):
         self.failure = None
         self.came_by = []  # the backward pass that came to a prediction
         self.trained_by = set()  # the backward passes that came to a parameter
-        self.rnn.bias_ih_l0.register_hook(lambda grad: self.trained_by.add(torch._C._current_graph_task_id()))
+        when_accumulated(self.rnn.bias_ih_l0, lambda p: self.trained_by.add(torch._C._current_graph_task_id()))
 
     def fail(self, where, number, error):
         """Raise ``error`` in the forward or backward pass of this number, counted from 0."""

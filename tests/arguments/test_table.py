@@ -73,6 +73,7 @@ PARAMS = Kind("part of a parameter's name or a glob", ("*.weight", "head"), ("",
 #: by the name of the argument, or by "method.argument" where the method means something else by it
 TABLE = {
     "adv_weight": NUMBER,
+    "adaptive": FLAG,
     "alpha": NUMBER,
     "PGD.alpha": or_else(NUMBER, None),
     "WorstCase.alpha": or_else(POSITIVE, None),
@@ -102,6 +103,7 @@ TABLE = {
     "relative": FLAG,
     "replace": FLAG,
     "restarts": COUNT,
+    "rho": NUMBER,
     "seed": COUNT_OR_0,
     "start": NUMBER,
     "steps": COUNT,
