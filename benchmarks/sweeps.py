@@ -54,6 +54,7 @@ def sweeps(*, quick: bool = False, device: str = "cpu") -> dict[str, Sweep]:
         steps(shallow, quick),
         rdrop(shallow, quick),
         every(base),
+        fraction(base),
         lower_precision(base),
         reductions(shallow, quick),
     ]
@@ -77,10 +78,16 @@ def every(base: Setting) -> Sweep:
     point = Point(0, str(base), setting, tuple(variants.every_method()))
     note = (
         'Default arguments, and `attn_implementation="eager"`, which the gradient penalty needs. The limit counts '
-        "passes; the gradient penalty's second backward pass goes through the first one as well, so its limit is out "
-        "of reach."
+        "passes; the gradient penalty's second backward pass goes through the first one as well, and the inner pass of "
+        "SAM comes to all weights, so their limits are out of reach."
     )
     return Sweep("every", "Every method of the package", "time", (point,), note=note, seconds=45)
+
+
+def fraction(base: Setting) -> Sweep:
+    point = Point(0, str(base), base, tuple(variants.parts()))
+    note = "`fraction`: what the attack needs runs on so many of the examples, and one pass on all of them."
+    return Sweep("fraction", "Attacking a part of the batch", "time", (point,), note=note, seconds=70)
 
 
 def lower_precision(base: Setting) -> Sweep:

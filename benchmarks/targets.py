@@ -31,6 +31,13 @@ def _methods(found: Record) -> Iterator[Target]:
     yield Target("PGD-3: at least 1.35 times as fast as the textbook loop", f"{faster:.2f}", faster.median >= 1.35)
 
 
+def _fraction(found: Record) -> Iterator[Target]:
+    point = found["points"][0]
+    for variant, most in {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}.items():
+        spread = reading.in_plain_steps(point, variant)
+        yield Target(f"{variant}: at most {most} plain steps", f"{spread:.2f}", spread.median <= most)
+
+
 def _memory(found: Record) -> Iterator[Target]:
     added = reading.memory_added(found["points"][0])
     for variant in [name for name in added if f"{name}, textbook" in added]:
@@ -69,6 +76,7 @@ def _reductions(found: Record) -> Iterator[Target]:
 
 CHECKS: dict[str, Callable[[Record], Iterator[Target]]] = {
     "methods": _methods,
+    "fraction": _fraction,
     "memory": _memory,
     "vocabulary": _vocabulary,
     "overhead": _overhead,

@@ -15,17 +15,21 @@ from benchmarks.methods import METHODS, Cost
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: its name, the line it belongs to in a figure, the passes of a step, and what runs them."""
+    """
+    One way to train: its name, the line it belongs to in a figure, the passes of a step, and what runs them. All passes
+    but a full one run on a ``share`` of the batch.
+    """
 
     name: str
     family: str
     cost: Cost
     callbacks: Callable[[], list[Callback]] = list
     loop: Callable[[nn.Module], textbook.Step] | None = None
+    share: float = 1.0
 
     @property
     def limit(self) -> float:
-        return limit(self.cost)
+        return 1 + self.share * (limit(self.cost) - 1)
 
 
 def limit(cost: Cost) -> float:
@@ -43,7 +47,8 @@ def ours(method: str, name: str | None = None, family: str | None = None, **argu
     """A method as a callback."""
     row = METHODS[method]
     name = name or method
-    return Variant(name, family or name, row.cost(**arguments), lambda: [row.callback(**arguments)])
+    share = arguments.get("fraction", 1.0)
+    return Variant(name, family or name, row.cost(**arguments), lambda: [row.callback(**arguments)], share=share)
 
 
 def by_the_book(name: str, family: str, passes: int, loop: Callable[..., textbook.Step], **arguments: Any) -> Variant:
@@ -97,6 +102,19 @@ def headline() -> list[Variant]:
 def attacks() -> list[Variant]:
     """FGM and PGD beside their textbook loops."""
     return [PLAIN, *fgm(), *pgd()]
+
+
+def parts() -> list[Variant]:
+    """FGM and PGD on a part of the batch, beside FGM on all of it."""
+    return [
+        PLAIN,
+        ours("FGM"),
+        ours("FGM", "FGM, replace", replace=True),
+        ours("FGM", "FGM, 1/4", fraction=1 / 4),
+        ours("FGM", "FGM, 1/4, replace", fraction=1 / 4, replace=True),
+        ours("FGM", "FGM, 1/8, replace", fraction=1 / 8, replace=True),
+        ours("PGD", "PGD-3, 1/4, replace", steps=3, fraction=1 / 4, replace=True),
+    ]
 
 
 def every_method() -> list[Variant]:

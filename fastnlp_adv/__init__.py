@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import compat
-from .attacks import ATTA, AWP, FGM, FGSM, PGD, TAVAT, FreeLB, NEFTune
+from .attacks import ATTA, AWP, FGM, FGSM, PGD, SAM, TAVAT, FreeLB, NEFTune
 from .callbacks import (
     ATTACallback,
     AWPCallback,
@@ -17,6 +17,7 @@ from .callbacks import (
     R3FCallback,
     RDropCallback,
     RobustEvaluateCallback,
+    SAMCallback,
     SMARTCallback,
     TAVATCallback,
     VATCallback,
@@ -33,6 +34,7 @@ __all__ = [
     "FGSM",
     "PGD",
     "R3F",
+    "SAM",
     "SMART",
     "TAVAT",
     "VAT",
@@ -54,6 +56,7 @@ __all__ = [
     "RDropCallback",
     "RDropMixin",
     "RobustEvaluateCallback",
+    "SAMCallback",
     "SMARTCallback",
     "TAVATCallback",
     "Typos",

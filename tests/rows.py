@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import Classifier, samples, train
+from support import Classifier, samples, train, when_accumulated
 
 from benchmarks.methods import METHODS, Cost
 from fastnlp_adv.attacks import ATTA, Attack
@@ -45,16 +45,20 @@ class Row:
 VARIANTS = {
     "FGM-sequence": Row("FGM", {"granularity": "sequence"}),
     "FGM-replace": Row("FGM", {"replace": True}),
+    "FGM-part": Row("FGM", {"fraction": 0.5}),
+    "FGM-replace-part": Row("FGM", {"replace": True, "fraction": 0.25, "granularity": "sequence"}),
     "FGM-weights": Row("FGM", {"emb_name": "head", "replace": True}),
     "FGM-same-dropout": Row("FGM", {"dropout_mask": "same"}),
     "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
     "PGD-replace": Row("PGD", {"replace": True}),
+    "PGD-part": Row("PGD", {"fraction": 0.5, "random_init": True}),
     "PGD-random": Row("PGD", {"random_init": True}),
     # the embedding, and parameters that are not looked up
     "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),
     "FreeLB-ball": Row("FreeLB", {"epsilon": 0.1, "steps": 2}),
     "TAVAT-one": Row("TAVAT", {"steps": 1}),
     "AWP-replace": Row("AWP", {"replace": True, "params": "head"}),
+    "SAM-adaptive": Row("SAM", {"adaptive": True}),
     "RDrop-two-pass": Row("RDrop", {"mode": "two_pass"}),
     "VAT-same-dropout": Row("VAT", {"dropout_mask": "same", "steps": 2}),
     "SMART-bregman": Row("SMART", {"bregman_weight": 1.0, "steps": 2}),
@@ -82,8 +86,10 @@ def plainly(accumulation=1):
 def step_of(method, model, fields):
     """Run one step of any method in a plain loop."""
     if isinstance(method, Attack):
-        more = {"indices": range(len(fields["labels"]))} if isinstance(method, ATTA) else {}
-        method.step(lambda: model.train_step(**fields)["loss"], **more)
+        if isinstance(method, ATTA):
+            method.step(lambda: model.train_step(**fields)["loss"], indices=range(len(fields["labels"])))
+        else:
+            method.step(lambda each: model.train_step(**each)["loss"], fields)
     else:
         with method.running():
             method(lambda each: model.train_step(**each), fields)["loss"].backward()
@@ -103,7 +109,7 @@ class Probe(Classifier):
         self.failure = None
         self.came_by = []  # the backward pass that came to a prediction
         self.trained_by = set()  # the backward passes that came to a parameter
-        self.rnn.bias_ih_l0.register_hook(lambda grad: self.trained_by.add(torch._C._current_graph_task_id()))
+        when_accumulated(self.rnn.bias_ih_l0, lambda p: self.trained_by.add(torch._C._current_graph_task_id()))
 
     def fail(self, where, number, error):
         """Raise ``error`` in the forward or backward pass of this number, counted from 0."""

@@ -117,6 +117,19 @@ def test_limits_by_hand():
     }
 
 
+def test_limits_of_a_part_by_hand():
+    found = {variant.name: round(variant.limit, 3) for variant in variants.parts()}
+    assert found == {
+        "plain": 1.0,
+        "FGM": 2.0,
+        "FGM, replace": 1.667,
+        "FGM, 1/4": 1.25,
+        "FGM, 1/4, replace": 1.167,
+        "FGM, 1/8, replace": 1.083,
+        "PGD-3, 1/4, replace": 1.5,
+    }
+
+
 @pytest.mark.parametrize("size", [3, 10, 101])
 def test_the_interval_of_a_difference_holds_its_median(size):
     noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).tolist()

@@ -67,7 +67,16 @@ def step_of(model):
 
 def seeded(method):
     method.stream.generator = torch.Generator().manual_seed(SEED)
+    if isinstance(method, (FGM, PGD)):
+        method.choice.generator = torch.Generator().manual_seed(SEED)
     return method
+
+
+def chosen():
+    """What an attack on 0.6 of the examples draws in its steps."""
+    generator = torch.Generator().manual_seed(SEED)
+    while True:
+        yield torch.randperm(len(IDS), generator=generator)[:2].sort().values
 
 
 REGULARIZERS = {
@@ -83,6 +92,9 @@ ATTACKS = {
     "FGM-replace": lambda m: FGM(m, 0.8, granularity="sequence", replace=True),
     **{f"FGSM-{g}": lambda m, g=g: FGSM(m, 0.1, granularity=g) for g in ("vocab", "sequence")},
     **{f"PGD-{g}": lambda m, g=g: PGD(m, 0.6, 0.4, 2, granularity=g) for g in ("vocab", "sequence", "token")},
+    "FGM-vocab-part": lambda m: seeded(FGM(m, 0.8, fraction=0.6)),
+    "FGM-replace-part": lambda m: seeded(FGM(m, 0.8, granularity="sequence", replace=True, fraction=0.6)),
+    "PGD-token-part": lambda m: seeded(PGD(m, 0.6, 0.4, 2, granularity="token", fraction=0.6)),
     "FreeLB": lambda m: seeded(FreeLB(m, epsilon=0.6, alpha=0.4, steps=3, init=0.5)),
     "TAVAT": lambda m: seeded(TAVAT(m, epsilon=0.9, alpha=0.4, steps=2, init=0.5)),
     "ATTA": lambda m: ATTA(m, epsilon=0.6, alpha=0.5, storage_dtype=torch.float64),
@@ -101,9 +113,15 @@ def ours(attack, regularizer, mode, steps=2):
     attack = attack(model)
     objective = objective_of(model, regularizer, mode)
     for _ in range(steps):
-        more = {"indices": [5, 0, 2]} if isinstance(attack, ATTA) else {}
-        attack.step(lambda: objective(batch())["loss"], **more)
+        step_under(attack, lambda fields: objective(fields)["loss"], indices=[5, 0, 2])
     return model
+
+
+def step_under(attack, closure, indices=(0, 1, 2)):
+    if isinstance(attack, ATTA):
+        attack.step(lambda: closure(batch()), indices=indices)
+    else:
+        attack.step(closure, batch())
 
 
 # The definition.
@@ -130,16 +148,17 @@ class Reference:
         self.model, self.regularizer, self.mode = model, regularizer, mode
         self.noise = torch.Generator().manual_seed(SEED)
         self.average = copy.deepcopy(model.state_dict())
+        self.rows = slice(None)  # the examples that a pass runs on
 
     def clean(self, e):
         if self.mode is None:
             pred = self.model.after(e)
-            return cross_entropy(pred, LABELS), pred
+            return cross_entropy(pred, LABELS[self.rows]), pred
         if self.mode == "concat":
             first, second = self.model.after(torch.cat([e, e])).chunk(2)
         else:
             first, second = self.model.after(e), self.model.after(e)
-        loss = (cross_entropy(first, LABELS) + cross_entropy(second, LABELS)) / 2
+        loss = (cross_entropy(first, LABELS[self.rows]) + cross_entropy(second, LABELS[self.rows])) / 2
         return loss + 1.5 * both(first, second) / 2, first
 
     def __call__(self, e):
@@ -157,7 +176,7 @@ class Reference:
         d = 0.1 * unit(self.normal(), (1, 2))
         d = d.requires_grad_()
         (g,) = torch.autograd.grad(kl(pred.detach(), self.model.after(e.detach() + d)), d)
-        return loss + kl(pred.detach(), self.model.after(e + 0.7 * unit(g * REAL, (1, 2))))
+        return loss + kl(pred.detach(), self.model.after(e + 0.7 * unit(g * REAL[self.rows], (1, 2))))
 
     def SMART(self, e):  # noqa: N802
         with torch.no_grad():
@@ -165,11 +184,11 @@ class Reference:
             mean.load_state_dict(self.average)
             self.model.calls, mean.calls = self.model.calls + 1, self.model.calls
             # what an attack adds stays, the words are those of the average
-            old = mean.after(mean.words(IDS) + (e - self.model.words(IDS)))
+            old = mean.after(mean.words(IDS[self.rows]) + (e - self.model.words(IDS[self.rows])))
         loss, pred = self.clean(e)
         d = (0.1 * self.normal()).requires_grad_()
         (g,) = torch.autograd.grad(both(pred.detach(), self.model.after(e.detach() + d)), d)
-        g = g * REAL
+        g = g * REAL[self.rows]
         peak = g.abs().amax((1, 2), keepdim=True)  # 0 for an example of which everything was dropped
         d = (d.detach() + 0.3 * torch.where(peak > 0, g / peak, 0.0)).clamp(-0.2, 0.2)
         return loss + both(pred, self.model.after(e + d)) + 0.5 * both(pred, old)
@@ -178,32 +197,45 @@ class Reference:
         e = e + torch.zeros_like(e).requires_grad_()
         loss, _ = self.clean(e)
         (g,) = torch.autograd.grad(loss, e, create_graph=True)
-        return loss + 0.3 * len(e) / 2 * (g * REAL).pow(2).sum()
+        return loss + 0.3 * len(e) / 2 * (g * REAL[self.rows]).pow(2).sum()
 
     def normal(self):
-        return torch.empty(*IDS.shape, HIDDEN).double().normal_(generator=self.noise) * REAL
+        return torch.empty(*IDS[self.rows].shape, HIDDEN).double().normal_(generator=self.noise) * REAL[self.rows]
+
+
+ALL = slice(None)
+
+
+def only(rows, g):
+    """A gradient, but 0 at the examples that are not attacked."""
+    return torch.zeros_like(g).index_copy(0, torch.arange(len(g))[rows], g[rows])
 
 
 class Attacked:
     """The attacks: each with one tensor for the perturbation of all examples."""
 
     def __init__(self, name, model, objective):
-        self.name, _, self.granularity = name.partition("-")
+        self.name, _, self.granularity = name.replace("-part", "").partition("-")
+        self.chosen = chosen() if name.endswith("-part") else itertools.repeat(ALL)
         self.model, self.objective = model, objective
         self.noise = torch.Generator().manual_seed(SEED)
         self.stored = torch.zeros(*IDS.shape, HIDDEN).double()
         self.table = TAVAT(Model(), init=0.5).tables["words.weight"].clone()  # how it starts is tested elsewhere
 
-    def train(self, d, weight=1.0):
-        """Add to the parameters' gradients at ``d``, and return that of the perturbation."""
+    def train(self, d, weight=1.0, rows=ALL):
+        """Add to the parameters' gradients at ``d``, on some examples, and return that of the perturbation."""
         d = d.detach().requires_grad_()
-        (weight * self.objective(self.model.words(IDS) + d)).backward()
+        (weight * self.on(rows, d)).backward()
         return d.grad / weight
 
-    def inner(self, d):
+    def inner(self, d, rows=ALL):
         d = d.detach().requires_grad_()
-        (g,) = torch.autograd.grad(self.objective(self.model.words(IDS) + d), d)
+        (g,) = torch.autograd.grad(self.on(rows, d), d)
         return g
+
+    def on(self, rows, d):
+        self.objective.rows = rows
+        return self.objective((self.model.words(IDS) + d)[rows])
 
     def direction(self, g):
         g = g * REAL
@@ -225,22 +257,23 @@ class Attacked:
         getattr(self, self.name)()
 
     def FGM(self):  # noqa: N802
-        zero = torch.zeros(*IDS.shape, HIDDEN).double()
-        g = self.inner(zero) if self.granularity == "replace" else self.train(zero)
-        self.train(0.8 * self.direction(g))
+        rows, zero = next(self.chosen), torch.zeros(*IDS.shape, HIDDEN).double()
+        replaces = self.granularity == "replace"
+        g = self.inner(zero, rows) if replaces else only(rows, self.train(zero))
+        self.train(0.8 * self.direction(g), rows=ALL if replaces else rows)
 
     def FGSM(self):  # noqa: N802
         g = self.train(torch.zeros(*IDS.shape, HIDDEN).double())
         self.train(0.1 * self.direction(g))
 
     def PGD(self):  # noqa: N802
-        d = torch.zeros(*IDS.shape, HIDDEN).double()
-        g = self.train(d)
+        rows, d = next(self.chosen), torch.zeros(*IDS.shape, HIDDEN).double()
+        g = only(rows, self.train(d))
         for left in (True, False):
             d = self.project(d + 0.4 * self.direction(g), 0.6)
             if left:
-                g = self.inner(d)
-        self.train(d)
+                g = self.inner(d, rows)
+        self.train(d, rows=rows)
 
     def start(self):
         noise = torch.empty(*IDS.shape, HIDDEN).double().uniform_(-1, 1, generator=self.noise) * REAL
@@ -295,13 +328,13 @@ def test_without_noise_of_its_own_r3f_adds_exactly_nothing(attack):
     model = Model(drop=0.0)
     r3f, found = R3F(model, epsilon=0), []
 
-    def closure():
-        found.append(r3f(step_of(model), batch()))
+    def closure(fields):
+        found.append(r3f(step_of(model), fields))
         return found[-1]["loss"]
 
     attacked = ATTACKS[attack](model)
     for _ in range(2):
-        attacked.step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+        step_under(attacked, closure)
     assert len(found) > 1
     assert all(each["r3f"] == 0 for each in found)
 
@@ -312,13 +345,13 @@ def test_without_dropout_rdrop_adds_nothing(attack, mode):
     model = Model(drop=0.0)
     rdrop, found = RDrop(mode=mode), []
 
-    def closure():
-        found.append(rdrop(step_of(model), batch()))
+    def closure(fields):
+        found.append(rdrop(step_of(model), fields))
         return found[-1]["loss"]
 
     attacked = ATTACKS[attack](model)
     for _ in range(2):
-        attacked.step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+        step_under(attacked, closure)
     assert max(float(each["kl"]) for each in found) < 1e-15
     moved = {round(each["loss"].item(), 6) for each in found}
     assert len(moved) > 1  # the attack did move it
@@ -343,9 +376,9 @@ def test_bregmans_average_sees_the_perturbation():
         smart = SMART(model, bregman_weight=1.0, bregman_beta=1.0)
         objective, found = objective_of(model, None, mode), []
 
-        def closure(smart=smart, objective=objective, found=found, model=model):
-            found.append(smart(objective, batch(), step_of(model)))
+        def closure(fields, smart=smart, objective=objective, found=found, model=model):
+            found.append(smart(objective, fields, step_of(model)))
             return found[-1]["loss"]
 
-        ATTACKS[attack](model).step(closure, **({"indices": [0, 1, 2]} if attack == "ATTA" else {}))
+        step_under(ATTACKS[attack](model), closure)
         assert all(float(each["bregman"]) < 1e-15 for each in found), (attack, mode)

@@ -12,7 +12,7 @@ import torch
 from fastNLP import Callback, Trainer
 from processes import run
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
+from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, SAMCallback
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,6 +26,9 @@ METHODS = {
     "fgm sequence": lambda: [FGMCallback(granularity="sequence", replace=True)],
     "fgsm": lambda: [FGSMCallback()],
     "pgd": lambda: [PGDCallback()],
+    "fgm part": lambda: [FGMCallback(fraction=0.5)],
+    "fgm part replace": lambda: [FGMCallback(fraction=0.5, replace=True, granularity="token"), RDropCallback()],
+    "sam": lambda: [SAMCallback(adaptive=True)],
     "rdrop": lambda: [RDropCallback()],
     "pgd + rdrop": lambda: [PGDCallback(), RDropCallback(mode="two_pass")],
 }

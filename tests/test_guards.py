@@ -22,7 +22,7 @@ from fastnlp_adv.attacks import Attack
 HIDDEN, LENGTH = 16, 7
 FEW, MANY = 1009, 50021  # rows of the embedding, more than any other dimension
 #: these move, or average, whole weights, and cost what the weights come to
-WHOLE_WEIGHTS = ("AWP", "SMART-bregman")
+WHOLE_WEIGHTS = ("AWP", "SAM", "SAM-adaptive", "SMART-bregman")
 on_lookups = pytest.mark.parametrize("name", [name for name in ROWS if name not in WHOLE_WEIGHTS])
 
 
@@ -106,15 +106,16 @@ def test_copies_are_few_and_small(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_backward_passes_are_those_that_the_method_says(name):
-    """An inner pass computes the gradient of no weight, and accumulates none."""
+    """An inner pass computes the gradient of no weight but those that it is about, and accumulates none."""
     row, found, layers = ROWS[name], recorded(name), 2
+    with_embedding = row.cost.backwards + (row.cost.inner if row.method == "SAM" else 0)
     assert found.count("addmm") == layers * row.cost.forwards
-    assert found.count("embedding_dense_backward") == row.cost.backwards
+    assert found.count("embedding_dense_backward") == with_embedding
     assert found.accumulated == recorded(name, by_hand=True).accumulated
     inner = found.count("mm") - 2 * layers * row.cost.backwards
     if row.method == "GradientPenalty":
         assert inner >= layers * row.cost.inner  # and its derivative
-    elif row.arguments.get("emb_name") or row.method == "AWP":
+    elif row.arguments.get("emb_name") or row.method in ("AWP", "SAM"):
         assert inner <= 2 * layers * row.cost.inner  # these weights are what is perturbed
     else:
         assert inner == layers * row.cost.inner

@@ -48,7 +48,7 @@ def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
 
 #: what may import what: each from those that stand before it
 LAYERS = [
-    {"versions", "functional", "forwards", "random_state", "arguments"},
+    {"versions", "functional", "forwards", "random_state", "arguments", "batch"},
     {"divergences", "taps"},
     {"method"},
     {"attacks", "regularizers"},

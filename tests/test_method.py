@@ -22,8 +22,9 @@ def predictions(model):
 
 
 def remembered(method):
-    """What it keeps, but for the stream of its noise, from which a step that fails may have drawn."""
-    return {name: value for name, value in copy.deepcopy(method.state_dict()).items() if name != "noise"}
+    """What it keeps, but for its random streams, from which a step that fails may have drawn."""
+    streams = ("noise", "choice")
+    return {name: value for name, value in copy.deepcopy(method.state_dict()).items() if name not in streams}
 
 
 def same(a, b):

@@ -31,6 +31,7 @@ SETTINGS = {
     "TAVAT": {"epsilon": 0.3, "alpha": 0.15, "init": 0.15, "steps": 3},
     "ATTA": {"epsilon": 0.5, "alpha": 0.25},
     "AWP": {"gamma": 0.01},
+    "SAM": {"rho": 0.2},
     "RDrop": {"kl_weight": 4.0},
     "VAT": {"epsilon": 0.6},
     "SMART": {"epsilon": 0.03, "alpha": 0.03, "noise": 0.003},

@@ -40,9 +40,9 @@ def check_number(name: str, value: Any, *, positive: bool = False, most: float =
     """
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < 0 or (positive and value == 0) or value > most:
-        kind = "a positive" if positive else "a finite, non-negative"
-        kind = "a number from 0 to" if most < math.inf else kind
-        what = f"{kind} {most:g}" if most < math.inf else f"{kind} number"
+        what = "a positive number" if positive else "a finite, non-negative number"
+        if most < math.inf:
+            what = f"a positive number of at most {most:g}" if positive else f"a number from 0 to {most:g}"
         raise ValueError(f"Expected `{name}` to be {what}, but got {value!r}.")
 
 

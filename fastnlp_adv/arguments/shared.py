@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, Literal, Optional, Union, cast, get_args
 
-from .checks import check_choice, check_inner_autocast, check_name
+from .checks import check_choice, check_inner_autocast, check_name, check_number
 from .declare import Arguments, Cost, argument
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "divergence",
     "dropout_mask",
     "emb_name",
+    "fraction",
     "granularity",
     "inner_autocast",
     "mask",
@@ -84,6 +86,19 @@ def replace(more: str = "") -> Any:
     return argument(False, described + more)
 
 
+def fraction(more: str = "") -> Any:
+    """
+    Declare ``fraction: float``.
+
+    :param more: what the method has to say besides.
+    """
+    described = (
+        "which fraction of a batch's examples is attacked, at least one, drawn anew in each step; the passes that "
+        "attack run on those alone"
+    )
+    return argument(1.0, described + more, partial(check_number, positive=True, most=1))
+
+
 def dropout_mask() -> Any:
     """Declare ``dropout_mask: DropoutMask``."""
     described = '``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one'
@@ -106,6 +121,8 @@ class TwoPassArguments(Arguments):
 
     # Declared by each attack, in the order of its own. Without annotations, which would make arguments of them.
     replace = cast(Any, False)
+    fraction = cast(Any, 1)
+    dropout_mask = cast(Any, "new")
     inner_autocast = cast(Any, None)
 
     @property
@@ -114,7 +131,13 @@ class TwoPassArguments(Arguments):
         return Cost(2, 2 - self.replace, int(self.replace))
 
     def check_together(self) -> None:
-        """Refuse a precision for inner passes where a step has none."""
+        """Refuse a precision for inner passes where a step has none, and one mask for passes over other examples."""
+        super().check_together()
+        if self.fraction < 1 and self.dropout_mask != "new":
+            raise ValueError(
+                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
+                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
+            )
         if self.inner_autocast is not None and not self.cost.inner:
             raise ValueError(
                 "Expected `inner_autocast` to be None where every pass of a step trains, but got "

@@ -9,6 +9,20 @@ from .fgsm import FGSM
 from .freelb import FreeLB
 from .neftune import NEFTune
 from .pgd import PGD
+from .sam import SAM
 from .tavat import TAVAT
 
-__all__ = ["ATTA", "AWP", "FGM", "FGSM", "PGD", "TAVAT", "Attack", "EmbeddingAttack", "FreeLB", "NEFTune", "Pass"]
+__all__ = [
+    "ATTA",
+    "AWP",
+    "FGM",
+    "FGSM",
+    "PGD",
+    "SAM",
+    "TAVAT",
+    "Attack",
+    "EmbeddingAttack",
+    "FreeLB",
+    "NEFTune",
+    "Pass",
+]

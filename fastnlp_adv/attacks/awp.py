@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
-from torch import nn
 
 from ..arguments import argument, arguments, shared
 from ..functional import group_norm, steepest_direction
-from ..taps import WeightTap, fits
-from .base import Attack, Pass
+from ..taps import Delta, WeightTap
+from .weights import WeightAttack
 
 __all__ = ["AWP", "AWPArguments"]
 
@@ -43,7 +41,7 @@ class AWPArguments(shared.TwoPassArguments):
 
 
 @arguments
-class AWP(AWPArguments, Attack):
+class AWP(AWPArguments, WeightAttack):
     r"""
     Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
     https://arxiv.org/abs/2004.05884), with one step of ascent.
@@ -67,7 +65,7 @@ class AWP(AWPArguments, Attack):
 
     Example::
 
-        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
         >>> awp = AWP(model, gamma=0.01, params="2.weight")
@@ -79,52 +77,18 @@ class AWP(AWPArguments, Attack):
 
     paper = "https://arxiv.org/abs/2004.05884"
 
-    fixed = Attack.fixed | {"params"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
-        self.set_up(self.model, [*self._weights], self.dropout_mask)
-
-    def passes(self) -> Iterator[Pass]:
-        yield Pass(trains=not self.replace)
-        self._move()
-        yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+    fixed = WeightAttack.fixed | {"params"}
 
     def describe(self) -> str:
         return f"{super().describe()}: gamma {self.gamma:g}, of each parameter's norm"
 
-    def check_reached(self) -> bool:
-        if any(tap.reached for tap in self.taps):
-            return True
-        if not any(tap.seen for tap in self.taps):
-            raise RuntimeError(
-                f"Expected the clean pass to bring a gradient to a parameter that matches `params={self.params!r}`, "
-                "but got none. Give `params` that the loss depends on, and see that they require gradients."
-            )
-        return False
-
-    def _move(self) -> None:
+    def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
         moved = []
-        for tap in self._weights:
-            if tap.reached:
-                (delta,) = tap.deltas()
-                size = group_norm(tap.param.detach(), dims=delta.dims)
-                by = self.gamma * size * steepest_direction(delta.grad, dims=delta.dims)
-                tap.move(by)
-                delta.value = group_norm(by, dims=delta.dims)  # the norm alone, so that the rest can go
-                moved.append([delta])
-        self.record(moved)
-
-
-def _matched(model: nn.Module, params: str) -> dict[str, nn.Parameter]:
-    named = list(model.named_parameters(remove_duplicate=False))  # a tied weight fits by either of its names
-    names = {param: name for name, param in reversed(named) if fits(name, params)}
-    if not any(param.requires_grad for param in names):
-        trainable = [f"`{name}`" for name, param in named if param.requires_grad]
-        more = f" and {len(trainable) - 20} more" if len(trainable) > 20 else ""
-        raise ValueError(
-            f"Expected `params` to match the name of a trainable parameter, but got {params!r}. The model trains "
-            f"{', '.join(trainable[:20]) or 'nothing'}{more}. Give part of one of these names, or a glob."
-        )
-    return {name: param for param, name in names.items()}
+        for tap in taps:
+            (delta,) = tap.deltas()
+            size = group_norm(tap.param.detach(), dims=delta.dims)
+            by = self.gamma * size * steepest_direction(delta.grad, dims=delta.dims)
+            tap.move(by)
+            delta.value = group_norm(by, dims=delta.dims)  # the norm alone, so that the rest can go
+            moved.append([delta])
+        return moved

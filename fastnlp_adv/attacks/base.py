@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import arguments
+from ..batch import Part, count_examples, take_part
 from ..method import ModelMethod
+from ..random_state import Noise
 from ..taps import Delta, Tap
 
 __all__ = ["Attack", "Pass"]
+
+_WHOLE = "Use `fraction=1`, which attacks the batch as it is."
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Pass:
     :param adversarial: whether the input is perturbed.
     :param last: whether it is the last one, in which distributed training reduces the gradients.
     :param only_reduces: whether that is all that it is for.
+    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
+    :param batch: these examples; ``None`` for the whole batch.
     """
 
     weight: float = 1.0
@@ -35,6 +42,17 @@ class Pass:
     adversarial: bool = False
     last: bool = False
     only_reduces: bool = False
+    part: bool = False
+    batch: Any = field(default=None, repr=False, compare=False)
+
+    def of(self, batch: Any) -> Any:
+        """
+        Return what the pass runs on, a mapping as a shallow copy, from which the model's step may take fields out.
+
+        :param batch: the whole batch.
+        """
+        batch = batch if self.batch is None else self.batch
+        return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
 @arguments
@@ -46,10 +64,14 @@ class Attack(ModelMethod, ABC):
     """
 
     #: the precision of the forward of passes that do not train; ``None`` for the model's own
-    inner_autocast = cast(Any, None)  # without an annotation, which would make an argument of it
+    inner_autocast = cast(Any, None)  # without annotations, which would make arguments of them
+    #: which fraction of the examples of a batch is attacked
+    fraction = cast(Any, 1)
 
     def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
         super().set_up(model, taps, dropout_mask)
+        #: the stream that these examples are drawn from
+        self.choice = Noise(1)
         #: the norms of the last ascent step, and how many had no direction, once there was one
         self.norms: dict[str, Tensor] = {}
 
@@ -73,9 +95,13 @@ class Attack(ModelMethod, ABC):
         """Yield the passes of one step, and set the perturbation for each before it is yielded."""
 
     @contextmanager
-    def running(self) -> Iterator[Iterator[Pass]]:
-        """Yield the passes of one step; whatever happens in between, the model is left as it was."""
-        with super().running(), closing(self._begun()) as passes:  # type: ignore[type-var]
+    def running(self, batch: Any = None) -> Iterator[Iterator[Pass]]:
+        """
+        Yield the passes of one step; whatever happens in between, the model is left as it was.
+
+        :param batch: the batch, of which an attack with a ``fraction`` below 1 takes a part.
+        """
+        with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
             yield passes
 
     @contextmanager
@@ -97,37 +123,70 @@ class Attack(ModelMethod, ABC):
                 autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
                 stack.enter_context(autocast)
 
-    def _begun(self) -> Iterator[Pass]:
+    def choose(self, examples: int) -> Tensor:
+        """
+        Draw which examples of a batch are attacked. The same everywhere, since the CPU draws them.
+
+        :param examples: how many the batch has.
+        :return: ``round(fraction * examples)`` indices, at least one, ascending, as models want that get sequences
+            sorted by length; on the CPU.
+        """
+        number = max(1, round(self.fraction * examples))
+        return torch.randperm(examples, generator=self.choice.on(torch.device("cpu")))[:number].sort().values
+
+    def _part_of(self, batch: Any) -> Part | None:
+        """Return which examples of a batch are attacked; ``None`` if they are all."""
+        if batch is None:
+            raise ValueError(
+                f"Expected the batch, of which `fraction={self.fraction}` attacks a part, but got None. Use "
+                "`step(closure, batch)`, whose closure takes what it is to run on, or `fraction=1`."
+            )
+        examples = count_examples(batch, _WHOLE)
+        rows = self.choose(examples)
+        return Part(rows, examples) if len(rows) < examples else None
+
+    def _begun(self, batch: Any) -> Iterator[Pass]:
         trained = 0.0
+        part = None if self.fraction == 1 else self._part_of(batch)
+        taken = None if part is None else take_part(batch, part, _WHOLE)
         replay = self.replay.step() if self.replay.same else nullcontext()
         with closing(self.passes()) as passes, replay as begin_pass:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)
+                if part is not None:
+                    for lookups in self.embedding_taps:
+                        lookups.part, lookups.alone = part, each.part
+                    each = replace(each, batch=taken if each.part else None)
                 if begin_pass is not None:
                     begin_pass()
                 yield each
                 trained += each.weight * each.trains
                 if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
                     self.unreached += len(self.taps)
+                    for lookups in self.embedding_taps if part is not None else ():
+                        lookups.part = None
                     if not each.last:
                         yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
                     return
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Callable[..., Tensor], batch: Any = None) -> Tensor:
         """
         Run all passes of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
-        :param closure: runs the model on the batch and returns its loss; called once per pass.
+        :param closure: runs the model on the batch and returns its loss; called once per pass, without arguments, or,
+            if there is a ``batch``, with what it is to run on.
+        :param batch: the batch, as a dict, a tuple or list of fields, or one tensor. Only an attack with a ``fraction``
+            below 1 needs it.
         :return: the loss of the first pass that trains, detached.
         """
         first: Tensor | None = None
-        with self.running() as passes:
+        with self.running(batch) as passes:
             for each in passes:
                 if each.only_reduces:
                     break
                 with nullcontext() if each.trains else self.precision():
-                    loss = closure()
+                    loss = closure() if batch is None else closure(each.of(batch))
                 if each.trains:
                     (loss if each.weight == 1 else loss * each.weight).backward()
                     first = loss.detach() if first is None else first
@@ -135,6 +194,14 @@ class Attack(ModelMethod, ABC):
                     self.differentiate(loss)
         assert first is not None
         return first
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "choice": self.choice.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if "choice" in state:
+            self.choice.load_state_dict(state["choice"])
 
     def record(self, moved: list[list[Delta]]) -> None:
         """

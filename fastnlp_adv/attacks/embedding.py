@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import arguments
 from ..functional import ascend, project, random_in_ball
-from ..taps import Tap, fits, taps_on
+from ..taps import EmbeddingTap, Tap, fits, taps_on
 from .base import Attack
 
 __all__ = ["EmbeddingAttack"]
@@ -34,17 +34,32 @@ class EmbeddingAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         taps = taps_on(self.model, self.emb_name, self.granularity)
+        self._check_fraction(taps)
         self.set_up(self.model, taps, self.dropout_mask)
 
+    def check_together(self) -> None:
+        super().check_together()
+        self._check_fraction(vars(self).get("taps", ()))
+
+    def _check_fraction(self, taps: Sequence[Tap]) -> None:
+        others = [f"`{tap.name}`" for tap in taps if not isinstance(tap, EmbeddingTap)]
+        if self.fraction < 1 and others:
+            raise ValueError(
+                "Expected `fraction` to be 1 for parameters that are not looked up, which all examples share, but got "
+                f"{self.fraction} with {', '.join(others)}. Choose an `emb_name` that matches embeddings only, or "
+                "`fraction=1`."
+            )
+
     def describe(self) -> str:
+        some = "" if self.fraction == 1 else f", in {self.fraction:.3g} of the examples"
         shared = {"vocab": "shared by the micro-batch", "sequence": "per example", "token": "per token"}
         size = f"epsilon {self.epsilon:g}"
         if self.norm == "linf":
-            return f"{super().describe()}: {size} in each coordinate"
+            return f"{super().describe()}: {size} in each coordinate{some}"
         rows = [tap.row_length() for tap in self.embedding_taps]
         known = len(rows) == len(self.taps) == 1 and rows[0] > 0
         in_rows = f" = {self.epsilon / rows[0]:.2g} rows" if known else ""
-        return f"{super().describe()}: {size}{in_rows}, {shared[self.granularity]}"
+        return f"{super().describe()}: {size}{in_rows}, {shared[self.granularity]}{some}"
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
         """
@@ -113,6 +128,11 @@ class EmbeddingAttack(Attack):
             tap.reset()
 
     def _until_restored(self, perturb: Callable[[], None]) -> AbstractContextManager[Any]:
+        if self.fraction < 1:
+            raise ValueError(
+                f"Expected `fraction` to be 1 for `attack`, which does not know the batch, but got {self.fraction}. "
+                "Use `step(closure, batch)`, whose closure takes what it is to run on, or `fraction=1`."
+            )
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()

@@ -27,6 +27,9 @@ class FGMArguments(shared.TwoPassArguments):
     replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
+    fraction: float = shared.fraction(
+        ": 1 + f plain steps for a fraction f, 1 + 2f/3 with ``replace``, which trains the others as they are"
+    )
 
 
 @arguments
@@ -64,9 +67,9 @@ class FGM(FGMArguments, EmbeddingAttack):
     paper = "https://arxiv.org/abs/1605.07725"
 
     def passes(self) -> Iterator[Pass]:
-        yield Pass(trains=not self.replace)
+        yield Pass(trains=not self.replace, part=self.replace)
         self.ascend(self.epsilon)
-        yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+        yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     def attack(
         self, epsilon: float | None = None, emb_name: str | None = None, *, closure: Callable[[], Tensor] | None = None

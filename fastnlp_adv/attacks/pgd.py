@@ -39,6 +39,10 @@ class PGDArguments(shared.TwoPassArguments):
     replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
+    fraction: float = shared.fraction(
+        ": 1 + f + 2(K-1)f/3 plain steps for a fraction f, 1 + 2Kf/3 with ``replace``, which trains the others as they "
+        "are"
+    )
 
     @property
     def cost(self) -> Cost:
@@ -86,15 +90,15 @@ class PGD(PGDArguments, EmbeddingAttack):
     paper = "https://arxiv.org/abs/1706.06083"
 
     def passes(self) -> Iterator[Pass]:
-        yield Pass(trains=not self.replace)
+        yield Pass(trains=not self.replace, part=self.replace)
         if self.random_init:
             self.randomize(self.epsilon)
-            yield Pass(trains=False, adversarial=True)
+            yield Pass(trains=False, adversarial=True, part=True)
         for left in reversed(range(self.steps)):
             self.ascend(self.step_length, radius=self.epsilon)
             if left:
-                yield Pass(trains=False, adversarial=True)
-        yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+                yield Pass(trains=False, adversarial=True, part=True)
+        yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     @property
     def step_length(self) -> float:

@@ -13,6 +13,7 @@ from .pgd import PGDCallback
 from .r3f import R3FCallback
 from .rdrop import RDropCallback
 from .robust_evaluate import RobustEvaluateCallback
+from .sam import SAMCallback
 from .smart import SMARTCallback
 from .tavat import TAVATCallback
 from .vat import VATCallback
@@ -33,6 +34,7 @@ __all__ = [
     "RDropCallback",
     "RegularizerCallback",
     "RobustEvaluateCallback",
+    "SAMCallback",
     "SMARTCallback",
     "TAVATCallback",
     "VATCallback",

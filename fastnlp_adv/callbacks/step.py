@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -72,7 +71,9 @@ class BatchStep:
                 run.train(run.forward(batch), Pass(last=True))
             else:
                 run.under(attack)
-        skipped = sum(method.unreached for method in regularizers) + (0 if attack is None else attack.skipped)
+        skipped = 0 if attack is None else attack.skipped
+        for regularizer in regularizers:
+            skipped = skipped + regularizer.unreached
         if attack is not None or skipped:
             run.state["skipped"] = skipped
         trainer.step()
@@ -107,14 +108,13 @@ class _Run:
 
     def under(self, attack: Attack) -> None:
         driver = self.trainer.driver
-        with attack.running() as passes:
+        with attack.running(self.batch) as passes:
             for each in passes:
                 if each.only_reduces and not driver.is_distributed():
                     break
                 with nullcontext() if each.last else driver.get_model_no_sync_context()():
-                    batch = copy.copy(self.batch) if isinstance(self.batch, Mapping) else self.batch
                     with nullcontext() if each.trains else attack.precision():
-                        outputs = self.forward(batch)
+                        outputs = self.forward(each.of(self.batch))
                     if each.trains:
                         self.train(outputs, each)
                     else:

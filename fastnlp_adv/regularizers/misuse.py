@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batch import fields_of
+from ..batch import fields_of
 from .outputs import IGNORED, LABELS
 
 __all__ = ["warn_of_misuse", "warn_of_misuse_of_concat"]

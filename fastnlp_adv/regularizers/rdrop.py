@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import divergences, forwards
 from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..batch import double_batch, first_half
 from .base import Forward, Regularizer, add_term
-from .batch import double_batch, first_half
 from .misuse import warn_of_misuse, warn_of_misuse_of_concat
 from .outputs import find_mask, read_outputs
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..batch import Part
 from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
@@ -39,6 +40,10 @@ class EmbeddingTap(Tap):
     start: Callable[[Lookup, Tensor], Tensor] | None = None
     #: whether passes with different perturbations end in one backward pass, where a checkpoint cannot tell them apart
     mixes_passes = False
+    #: the examples that are perturbed, until the next reset; ``None`` for all
+    part: Part | None = None
+    #: whether this pass runs on those examples alone
+    alone = False
 
     def __init__(self, embedding: Embedding, granularity: str):
         self.name = embedding.name
@@ -80,7 +85,7 @@ class EmbeddingTap(Tap):
         # an attack that came before the backward pass fails and restores, and then the backward pass may come
         waits = self._perturbation is None and not self._begun and not self._record.received
         self._perturbation = None
-        self.start = None
+        self.start = self.part = None
         self._begin(self._record if waits else Record(), begun=False)
 
     def begin_pass(self, *, keep_leaves: bool) -> None:
@@ -169,14 +174,15 @@ class EmbeddingTap(Tap):
         """
         trains = torch.is_grad_enabled()
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
-        lookup = self._made_before(ids) if again else self._count(table, ids, trains)
-        copies = 1 if lookup is None else lookup.copies
+        lookup = self._made_before(table, ids) if again else self._count(table, ids, trains)
+        # where the output has other rows than the perturbation: several copies, or more examples
+        other = lookup if lookup is not None and (lookup.copies > 1 or lookup.rows is not None) else None
         delta = self._delta(lookup, ids, output)
         # Without an operation only what the lookup itself gave can be watched: a backward pass to the weight comes to
         # it, and no other. To what was made of it, also one that ends at the leaf of another tap.
         if trains and (self._keep_leaves or type(output.grad_fn).__name__ != "EmbeddingBackward0"):
             if delta is None:
-                delta = torch.zeros_like(output if copies == 1 else output[: len(output) // copies])
+                delta = torch.zeros_like(output if other is None else output[: len(other.ids)])
             delta = delta.detach().requires_grad_()
         if trains and not again and lookup is not None:
             self.looked_up = True
@@ -188,31 +194,58 @@ class EmbeddingTap(Tap):
             return output
         if isinstance(scale, Tensor) or scale != 1:  # whether a tensor is 1 the device would have to tell
             delta = delta * scale
-        if lookup is None or copies == 1:
+        if other is None:
             return output + delta
-        return (lookup.by_copy(output) + delta).flatten(0, 1)  # the copies share it, and their gradients add up
+        by_copy = other.by_copy(output)  # the copies share it, and their gradients add up
+        if other.rows is None:
+            return (by_copy + delta).flatten(0, 1)
+        delta = delta.to(output.dtype).expand(other.copies, *delta.shape)
+        return by_copy.index_add(1, other.rows, delta).flatten(0, 1)
 
     def _count(self, table: nn.Embedding, ids: Tensor, trains: bool) -> Lookup | None:
         """Return a lookup of this pass; ``None`` where, without gradients, nobody said what it belongs to."""
         forward = running.forward
         if forward is None and not trains:
-            return None
+            return None if self.part is None else self._of_part(table, ids, copies=1)
         if self._record.received:  # gradients have come to it, so this is a new one
             self._record, self._reached = Record(), self._record
-        copies = 1
-        if forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
+        copies, rows = 1, None
+        if self.part is not None:
+            copies = 1 if forward is None else forward.copies
+            rows = self._rows(self.part, ids, copies)
+        elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
-        return self._record.add(self, forward, table, ids, copies=copies, trained=trained)
+        return self._record.add(self, forward, table, ids, copies=copies, trained=trained, rows=rows)
 
-    def _made_before(self, ids: Tensor) -> Lookup | None:
+    def _rows(self, part: Part, ids: Tensor, copies: int) -> Tensor | None:
+        """Return which rows of a copy are perturbed; ``None`` for all, where the pass runs on those alone."""
+        examples = len(part) if self.alone else part.of
+        if not ids.dim() or len(ids) != copies * examples:
+            raise RuntimeError(
+                f"Expected embedding `{self.name}` to be asked for ids with a row for each of the {copies * examples} "
+                f"examples of a pass, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. "
+                "Use `fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
+            )
+        return None if self.alone else part.rows(ids.device)
+
+    def _of_part(self, table: nn.Embedding, ids: Tensor, copies: int) -> Lookup:
+        """Return a lookup that is perturbed, but not noted: it has no number."""
+        assert self.part is not None
+        return Lookup(self._record, -1, table, ids, copies, rows=self._rows(self.part, ids, copies))
+
+    def _made_before(self, table: nn.Embedding, ids: Tensor) -> Lookup | None:
         if self.mixes_passes:
             raise RuntimeError(
                 f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
                 "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
             )
         if self._granularity == "vocab" or (self._perturbation is None and self.start is None):
-            return None
+            # nobody says now how many copies there are, but when it was made before, they had a row for each example
+            part = self.part
+            if part is None:
+                return None
+            return self._of_part(table, ids, copies=len(ids) // (len(part) if self.alone else part.of))
         same = self._record.of(ids)
         if len({lookup.number for lookup in same}) != 1:
             raise RuntimeError(

@@ -23,17 +23,27 @@ class Lookup:
     :param ids: what it was asked for, of any shape.
     :param copies: how many copies of the batch ``ids`` holds.
     :param trained: False for what a forward that trains looks up without gradients.
+    :param rows: which examples of a copy are perturbed; ``None`` for all.
     """
 
     def __init__(
-        self, record: Record, number: int, table: nn.Embedding, ids: Tensor, copies: int = 1, trained: bool = True
+        self,
+        record: Record,
+        number: int,
+        table: nn.Embedding,
+        ids: Tensor,
+        copies: int = 1,
+        trained: bool = True,
+        rows: Tensor | None = None,
     ):
         self._record = record
         self.number = number
         self.asked = ids
-        #: those of one copy, of shape ``(examples, ...)``
-        self.ids = ids if copies == 1 else ids[: len(ids) // copies]
+        one = ids if copies == 1 else ids[: len(ids) // copies]
+        #: those of the perturbed examples of one copy, of shape ``(examples, ...)``
+        self.ids = one if rows is None else one.index_select(0, rows)
         self.copies = copies
+        self.rows = rows
         self.trained = trained
         self.padding_idx: int | None = table.padding_idx
         self.scale_grad_by_freq: bool = table.scale_grad_by_freq
@@ -46,8 +56,10 @@ class Lookup:
 
     def receive(self, grad: Tensor) -> None:
         """Take a gradient; a second backward pass through the same graph adds to the first."""
-        if self.copies > 1 and len(grad) != len(self.ids):
-            grad = self.by_copy(grad).sum(0)
+        if (self.copies > 1 or self.rows is not None) and len(grad) != len(self.ids):
+            grad = self.by_copy(grad)
+            grad = grad if self.rows is None else grad.index_select(1, self.rows)
+            grad = grad.sum(0) if self.copies > 1 else grad[0]
         if self.grad is None:
             self.grad = grad
             self._record.received.append(self)
@@ -56,7 +68,7 @@ class Lookup:
 
     def by_copy(self, x: Tensor) -> Tensor:
         """Return a view of shape ``(copies, examples, ...)``."""
-        return x.view(self.copies, len(self.ids), *x.shape[1:])
+        return x.view(self.copies, len(x) // self.copies, *x.shape[1:])
 
     def real(self) -> Tensor:
         """Return False at ``padding_idx``, whose row of the weight never gets a gradient; shape ``(*ids, 1)``."""
@@ -82,7 +94,15 @@ class Record:
         self.received: list[Lookup] = []
 
     def add(
-        self, tap: object, forward: Forward | None, table: nn.Embedding, ids: Tensor, *, copies: int, trained: bool
+        self,
+        tap: object,
+        forward: Forward | None,
+        table: nn.Embedding,
+        ids: Tensor,
+        *,
+        copies: int,
+        trained: bool,
+        rows: Tensor | None,
     ) -> Lookup:
         """
         Note a lookup. It is numbered by the order in which the places of the pass first came; what no announced forward
@@ -96,7 +116,7 @@ class Record:
             forward.lookups[id(tap)] = place[1] + 1
             self._from_start = self._from_start or not self._numbers
         number = self._numbers.setdefault(place, len(self._numbers))
-        lookup = Lookup(self, number, table, ids, copies, trained)
+        lookup = Lookup(self, number, table, ids, copies, trained, rows)
         self._alive.add(lookup)
         return lookup
 

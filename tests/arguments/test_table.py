@@ -55,6 +55,7 @@ WRONG_NUMBERS = (-0.1, -1, math.nan, math.inf, -math.inf, "1", "1.0", None, True
 NUMBER = Kind("a finite, non-negative number", (0, 0.0, 0.5, 3, Fraction(1, 3), np.float32(2)), WRONG_NUMBERS)
 POSITIVE = Kind("a positive number", (1e-6, 0.5, 3), (*WRONG_NUMBERS, 0, 0.0))
 UP_TO_1 = Kind("a number from 0 to 1", (0, 0.5, 1), (*WRONG_NUMBERS, 1.5))
+FRACTION = Kind("a positive number of at most 1", (1, 1.0, 0.25, Fraction(1, 3)), (*WRONG_NUMBERS, 0, 0.0, 1.5))
 COUNT = Kind("an integer of at least 1", (1, 2, np.int64(3)), (0, -1, 1.0, 1.5, math.nan, "1", None, True))
 COUNT_OR_0 = Kind("an integer of at least 0", (0, 1, 2), (-1, 0.5, 1.0, "1", None, True))
 FLAG = Kind("True or False", (True, False, np.True_), (0, 1, "yes", None))
@@ -72,6 +73,7 @@ PARAMS = Kind("part of a parameter's name or a glob", ("*.weight", "head"), ("",
 #: by the name of the argument, or by "method.argument" where the method means something else by it
 TABLE = {
     "adv_weight": NUMBER,
+    "adaptive": FLAG,
     "alpha": NUMBER,
     "PGD.alpha": or_else(NUMBER, None),
     "WorstCase.alpha": or_else(POSITIVE, None),
@@ -83,6 +85,7 @@ TABLE = {
     "epsilon": NUMBER,
     "epsilons": RADII,
     "every": COUNT,
+    "fraction": FRACTION,
     "gamma": NUMBER,
     "granularity": one_of("vocab", "sequence", "token"),
     "init": NUMBER,
@@ -100,6 +103,7 @@ TABLE = {
     "relative": FLAG,
     "replace": FLAG,
     "restarts": COUNT,
+    "rho": NUMBER,
     "seed": COUNT_OR_0,
     "start": NUMBER,
     "steps": COUNT,

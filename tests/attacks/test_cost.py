@@ -114,6 +114,20 @@ def test_no_operation_waits_for_a_device(attack, arguments, passes, emb_name):
         assert attack.skipped.shape == attack.grad_norm.shape == attack.perturbation_norm.shape == ()
 
 
+@since_torch(2, 2, "fake tensors take part in random numbers and in broadcasts")
+@EACH
+def test_a_part_of_a_batch_waits_for_no_device(attack, arguments, passes):
+    """The indices, which the CPU draws, go to the device of the batch and of the lookups."""
+    with torch.device("meta"):  # which has no values either
+        batch = {"ids": torch.zeros(4, 7, dtype=torch.long), "labels": torch.zeros(4, dtype=torch.long)}
+        model = Model(scale_grad_by_freq=True)
+    attack = attack(model, fraction=0.5, **arguments)
+    attack.stream.generator = torch.Generator()  # there is none on this device
+    attack.step(lambda part: nn.functional.cross_entropy(model(part["ids"]), part["labels"]), batch)
+    assert model.forwards == passes
+    assert attack.skipped.device.type == "meta"
+
+
 def test_fake_tensors_would_notice():
     with FakeTensorMode():
         x = torch.ones(3)

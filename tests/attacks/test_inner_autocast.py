@@ -16,6 +16,7 @@ from fastnlp_adv import (
     FGM,
     FGSM,
     PGD,
+    SAM,
     AWPCallback,
     FGMCallback,
     GradientPenaltyCallback,
@@ -35,6 +36,7 @@ ATTACKS = {
     "fgm-weights": (FGM, {"replace": True, "emb_name": "head"}, [LOW, FULL]),
     "fgsm-replace": (FGSM, {"replace": True}, [LOW, FULL]),
     "awp-replace": (AWP, {"replace": True}, [LOW, FULL]),
+    "sam": (SAM, {}, [LOW, FULL]),
 }
 EACH = pytest.mark.parametrize(("attack", "arguments", "precisions"), ATTACKS.values(), ids=ATTACKS.keys())
 

@@ -159,7 +159,8 @@ def test_reported_loss_is_that_of_the_first_pass(row):
     elif callback.replace:
         assert all(attacked > clean for attacked, clean in zip_equal(record.reported, record.clean))
         assert state["adv_loss"] == record.reported[-1]
-        assert state["loss"] == pytest.approx(record.clean[-1], abs=1e-6)
+        some = callback.fraction < 1  # the first pass is on these alone
+        assert (state["loss"] == pytest.approx(record.clean[-1], abs=1e-6)) is not some
     else:
         assert record.reported == pytest.approx(record.clean, abs=1e-6)
         assert state["loss"] == record.reported[-1]

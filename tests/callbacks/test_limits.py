@@ -19,6 +19,8 @@ LIMITS = [
     Row("ATTA", {"alpha": 0.0}),
     Row("AWP", {"gamma": 0.0, "replace": True}),
     Row("AWP", {"adv_weight": 0.0}),
+    Row("SAM", {"rho": 0.0}),
+    Row("SAM", {"rho": 0.0, "adaptive": True}),
     Row("RDrop", {"kl_weight": 0.0}),
     Row("VAT", {"weight": 0.0}),
     Row("VAT", {"epsilon": 0.0}),

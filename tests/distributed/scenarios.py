@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastnlp_adv import (
+    FGM,
+    PGD,
     ATTACallback,
     AWPCallback,
     FGMCallback,
@@ -21,16 +23,44 @@ from fastnlp_adv import (
     R3FCallback,
     RDropCallback,
     RDropMixin,
+    SAMCallback,
     SMARTCallback,
     TAVATCallback,
     VATCallback,
 )
+
+
+class Some:
+    """Attacks the same examples of a micro-batch whoever draws; two at least, for batch normalization."""
+
+    def choose(self, examples):
+        return torch.arange(0, examples, 2 if examples > 2 else 1)
+
+
+class FGMOnSome(Some, FGM):
+    pass
+
+
+class PGDOnSome(Some, PGD):
+    pass
+
+
+class FGMOnSomeCallback(FGMCallback):
+    method_class = FGMOnSome
+
+
+class PGDOnSomeCallback(PGDCallback):
+    method_class = PGDOnSome
+
 
 NONE = 1e-30  # noise that vanishes in rounding: ranks draw other noise than one process that sees all batches
 METHODS = {
     "none": list,
     "fgm": lambda: [FGMCallback()],
     "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
+    "fgm part": lambda: [FGMOnSomeCallback(fraction=0.5)],
+    "fgm part replace + rdrop": lambda: [FGMOnSomeCallback(fraction=0.5, replace=True), RDropCallback()],
+    "pgd part": lambda: [PGDOnSomeCallback(fraction=0.5, steps=2, granularity="token")],
     "fgsm": lambda: [FGSMCallback()],
     "pgd": lambda: [PGDCallback(steps=3)],
     "rdrop concat": lambda: [RDropCallback(mode="concat")],
@@ -44,6 +74,8 @@ METHODS = {
     "awp": lambda: [AWPCallback(gamma=0.1)],
     "awp + rdrop two_pass": lambda: [AWPCallback(gamma=0.1), RDropCallback(mode="two_pass")],
     "awp replace": lambda: [AWPCallback(gamma=0.1, replace=True)],
+    "sam": lambda: [SAMCallback(rho=0.5)],
+    "sam adaptive + rdrop": lambda: [SAMCallback(rho=0.5, adaptive=True), RDropCallback()],
     "gradient penalty": lambda: [GradientPenaltyCallback(weight=1.0)],
     "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback(weight=1.0)],
     "smart bregman": lambda: [SMARTCallback(weight=0.0, bregman_weight=10.0)],
@@ -58,6 +90,7 @@ BETWEEN_PASSES = {
 #: with noise, or with what a rank alone has seen, there is no one process to compare with
 WITH_NOISE = {
     "pgd random": lambda: [PGDCallback(random_init=True)],
+    "fgm fraction": lambda: [FGMCallback(fraction=0.5)],
     "freelb noise": lambda: [FreeLBCallback()],
     "tavat": lambda: [TAVATCallback()],
     "vat noise": lambda: [VATCallback()],

@@ -1,4 +1,4 @@
-"""Doubling a batch and halving outputs, field by field."""
+"""Doubling a batch, halving outputs, and taking a part, field by field."""
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 from transformers import BatchEncoding
 
-from fastnlp_adv.regularizers.batch import double_batch, first_half
+from fastnlp_adv.batch import Part, count_examples, double_batch, first_half, take_part
 
 few = settings(max_examples=60, deadline=None)
 Pair = namedtuple("Pair", "words target")
@@ -45,6 +45,40 @@ def test_every_field_is_followed_by_itself_and_halved_again(drawn):
         assert type(doubled[name]) is type(value)
         assert rows_of(doubled[name]) == rows_of(value) + rows_of(value)
         assert rows_of(first_half(doubled[name], rows)) == rows_of(value)
+
+
+@few
+@given(batches, st.data())
+def test_a_part_has_the_same_examples_of_every_field(drawn, data):
+    rows, batch = drawn
+    chosen = sorted(data.draw(st.sets(st.integers(0, rows - 1)))) if rows else []
+    assert count_examples(batch, "way out") == rows
+    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=rows), "way out")
+    assert list(taken) == list(batch)
+    for name, value in batch.items():
+        assert type(taken[name]) is type(value)
+        assert rows_of(taken[name]) == [rows_of(value)[row] for row in chosen]
+
+
+def test_a_part_of_nested_fields():
+    x, scale = torch.arange(6).view(3, 2), torch.tensor(2.0)
+    batch = {"pair": Pair(x, [x, x + 1]), "deep": {"x": np.arange(3)}, "scale": scale, "name": "all"}
+    taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "way out")
+    assert taken["pair"].words.tolist() == [[0, 1], [4, 5]]
+    assert [each.tolist() for each in taken["pair"].target] == [[[0, 1], [4, 5]], [[1, 2], [5, 6]]]
+    assert taken["deep"]["x"].tolist() == [0, 2]
+    assert taken["scale"] is scale
+    assert taken["name"] == "all"
+    assert isinstance(take_part(BatchEncoding(batch), Part(torch.tensor([1]), of=3), ""), BatchEncoding)
+
+
+def test_what_has_no_part_is_refused_by_name_with_the_way_out():
+    with pytest.raises(ValueError, match=r"`batch\['y'\]`, where `batch\['x'\]` has 3 rows: no part .* Do this\."):
+        take_part(
+            {"x": torch.zeros(3), "y": pack_sequence([torch.zeros(2)])}, Part(torch.tensor([1]), of=3), "Do this."
+        )
+    with pytest.raises(ValueError, match=r"tensors or lists.* Do this\."):
+        count_examples({"x": 1}, "Do this.")
 
 
 @pytest.mark.parametrize(

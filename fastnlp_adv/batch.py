@@ -1,4 +1,4 @@
-"""Doubling a batch, and halving the outputs again.
+"""What is done with a batch: doubling it, halving the outputs again, and taking some of its examples.
 
 A batch holds *fields*, by name or by position. A field has one row for each example: a tensor or an array along its
 first dimension, a list (raw text) along its length. Tensors in a list, a tuple or a namedtuple are fields each, as
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import numbers
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["double_batch", "fields_of", "first_half"]
+__all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "take_part"]
 
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
 
@@ -40,27 +40,98 @@ def double_batch(batch: Any) -> tuple[Any, int]:
         >>> doubled["words"].tolist(), doubled["text"], doubled["scale"], rows
         ([[1, 2], [3, 4], [1, 2], [3, 4]], ['a', 'b', 'a', 'b'], 0.5, 2)
     """
-    reference, rows = _count_rows(batch)
+    rows = count_examples(batch, _WAY_OUT)
 
-    def double(value: Any, path: str) -> Any:
+    def double(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.cat([value, value])
+        return np.concatenate([value, value]) if isinstance(value, np.ndarray) else value * 2
+
+    return _each_field(batch, rows, double, "mode='concat' cannot double it", _WAY_OUT), rows
+
+
+class Part:
+    """
+    Some of the examples of a batch.
+
+    :param rows: their indices in the batch, ascending, on the CPU.
+    :param of: how many examples the batch has.
+    """
+
+    def __init__(self, rows: Tensor, of: int):
+        self.of = of
+        self._rows = {rows.device: rows}
+        self._cpu = rows
+
+    def __len__(self) -> int:
+        return len(self._cpu)
+
+    def rows(self, device: torch.device) -> Tensor:
+        """Return the indices on a device, which does not wait for them."""
+        if device not in self._rows:
+            self._rows[device] = self._cpu.to(device, non_blocking=True)
+        return self._rows[device]
+
+    def take(self, field: Any) -> Any:
+        """Return these rows of a tensor, an array or a list."""
+        if isinstance(field, Tensor):
+            return field.index_select(0, self.rows(field.device))
+        if isinstance(field, np.ndarray):
+            return field[self._cpu.numpy()]
+        return type(field)(field[row] for row in self._cpu.tolist())
+
+
+def take_part(batch: Any, part: Part, way_out: str) -> Any:
+    """
+    Return some examples of a batch.
+
+    :param batch: as in :func:`double_batch`.
+    :param part: which.
+    :param way_out: what to do where the batch has no examples to take.
+    :return: a batch of the same type, in which what belongs to no example is as it was.
+    :raises ValueError: if a field has another number of rows than the rest, or is of an unknown type; it is named.
+
+    Example::
+
+        >>> batch = {"words": torch.tensor([[1, 2], [3, 4], [5, 6]]), "text": ["a", "b", "c"], "scale": 0.5}
+        >>> taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "Use fraction=1.")
+        >>> taken["words"].tolist(), taken["text"], taken["scale"]
+        ([[1, 2], [5, 6]], ['a', 'c'], 0.5)
+    """
+    return _each_field(batch, part.of, part.take, "no part of it can be taken", way_out)
+
+
+def _each_field(batch: Any, rows: int, change: Callable[[Any], Any], failure: str, way_out: str) -> Any:
+    """
+    Return a batch of the same type in which each field is another.
+
+    :param batch: the batch.
+    :param rows: how many rows a field has.
+    :param change: takes a tensor, an array or a list of so many rows.
+    :param failure: what cannot be done with another field.
+    :param way_out: what to do then.
+    """
+
+    def changed(value: Any, path: str) -> Any:
         if _stays(value):
             return value
         if isinstance(value, Mapping):
-            return _with_items(value, {key: double(item, f"{path}[{key!r}]") for key, item in value.items()})
+            return _with_items(value, {key: changed(item, f"{path}[{key!r}]") for key, item in value.items()})
         if _is_array(value) and value.shape[0] == rows:
-            return torch.cat([value, value]) if isinstance(value, Tensor) else np.concatenate([value, value])
+            return change(value)
         if _is_sequence(value):
             if _holds_fields(value, path):
-                return _like(value, [double(item, f"{path}[{i}]") for i, item in enumerate(value)])
+                return _like(value, [changed(item, f"{path}[{i}]") for i, item in enumerate(value)])
             if len(value) == rows:
-                return value * 2
+                return change(value)
         hint = " A list of tensors is taken for fields." if _is_in_list(path) else ""
+        reference = next(path for path, field in _voters(batch) if len(field) == rows)
         raise ValueError(
             f"Expected every field of the batch to have one entry for each example, but got {_describe(value)} for "
-            f"`{path}`, where `{reference}` has {rows} rows: mode='concat' cannot double it.{hint} {_WAY_OUT}"
+            f"`{path}`, where `{reference}` has {rows} rows: {failure}.{hint} {way_out}"
         )
 
-    return double(batch, "batch"), rows
+    return changed(batch, "batch")
 
 
 def first_half(value: Any, rows: int) -> Any:
@@ -90,17 +161,30 @@ def first_half(value: Any, rows: int) -> Any:
     return value
 
 
-def _count_rows(batch: Any) -> tuple[str, int]:
+def count_examples(batch: Any, way_out: str) -> int:
     """
-    Return a field, and its number of rows, which most tensors have; those in lists vote where there are no others.
+    Return how many examples a batch has: the rows of most of its fields.
+
+    :param batch: as in :func:`double_batch`.
+    :param way_out: what to do where it has no fields.
+    :raises ValueError: if it holds neither tensors nor lists.
+
+    Example::
+
+        >>> count_examples({"words": torch.zeros(3, 2), "labels": torch.zeros(3)}, "Use fraction=1.")
+        3
     """
+    voters = _voters(batch)
+    if not voters:
+        raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {way_out}")
+    return Counter(len(field) for _, field in voters).most_common(1)[0][0]
+
+
+def _voters(batch: Any) -> list[tuple[str, Any]]:
+    """Return the fields that tell how many examples there are: tensors, those in lists where there are no others."""
     fields = list(fields_of(batch))
     arrays = [field for field in fields if _is_array(field[1])]
-    voters = [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
-    if not voters:
-        raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {_WAY_OUT}")
-    rows = Counter(len(field) for _, field in voters).most_common(1)[0][0]
-    return next(path for path, field in voters if len(field) == rows), rows
+    return [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
 
 
 def fields_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,507 @@
+"""Attacks on a part of the batch, against loops over the definition on embedded inputs, in double precision."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from references import assert_same, bert, checkpointed, differ, direction, gradients, shrink
+from support import assert_untouched, snapshot
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGM, FGSM, PGD, RDrop, RDropMixin
+from fastnlp_adv.random_state import Noise
+
+VOCAB, HIDDEN, LENGTH, EXAMPLES = 12, 4, 5, 6
+G = torch.Generator().manual_seed(3)
+IDS = torch.randint(1, VOCAB, (EXAMPLES, LENGTH), generator=G)
+IDS[0, 3:] = IDS[2, 4:] = IDS[3, 2:] = 0
+LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+class Model(nn.Module):
+    """Words, one layer and a head; what is dropped depends on the number of the forward, so that it can be repeated."""
+
+    def __init__(self, drop=0.3, **embedding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0, **embedding)
+        self.layer, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 3)
+        self.double()
+        self.drop, self.calls, self.sizes = drop, 0, []
+
+    def train_step(self, ids, labels):
+        pred = self.after(self.words(ids))
+        return {"loss": cross_entropy(pred, labels), "pred": pred}
+
+    def after(self, embedded):
+        self.calls += 1
+        self.sizes.append(len(embedded))
+        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= self.drop
+        return self.head(torch.tanh(self.layer(embedded)).mean(1) * kept)
+
+
+class Mixed(RDropMixin, Model):
+    rdrop_kl_weight = 1.5
+
+
+def fields():
+    """Tensors, a list of texts, and what belongs to no example."""
+    texts = [f"text {i}" for i in range(EXAMPLES)]
+    return {"ids": IDS, "labels": LABELS, "texts": texts, "scale": 0.5, "nothing": None}
+
+
+def closure_of(model, mode=None):
+    """The loss of a batch of any number of examples, which has to hold the same ones in all fields."""
+
+    def step(batch):
+        rows = [int(text.split()[1]) for text in batch["texts"]]
+        assert torch.equal(batch["ids"], IDS[rows])
+        assert batch["scale"] == 0.5
+        assert batch["nothing"] is None
+        return model.train_step(batch.pop("ids"), batch.pop("labels"))
+
+    rdrop = RDrop(1.5, mode=mode) if mode in ("concat", "two_pass") else None
+    return lambda batch: (step(batch) if rdrop is None else rdrop(step, batch))["loss"]
+
+
+# The definition.
+
+
+def kl(p, q):
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    return (p.exp() * (p - q)).sum() / len(p)
+
+
+def objective(model, mode, embedded, labels):
+    if mode is None:
+        return cross_entropy(model.after(embedded), labels)
+    if mode == "concat":
+        first, second = model.after(torch.cat([embedded, embedded])).chunk(2)
+    else:
+        first, second = model.after(embedded), model.after(embedded)
+    losses = (cross_entropy(first, labels) + cross_entropy(second, labels)) / 2
+    return losses + 1.5 * (kl(first, second) + kl(second, first)) / 2
+
+
+class Perturbation:
+    """That of the examples under attack, ``d``, and the groups of it that share a norm."""
+
+    def __init__(self, ids, granularity, norm):
+        self.ids, self.granularity, self.norm = ids, granularity, norm
+        self.d = torch.zeros(*ids.shape, HIDDEN).double()
+        self.rows = torch.zeros(VOCAB, HIDDEN).double()
+
+    def ascend(self, grad, length, radius):
+        places = [(i, t) for i in range(len(self.ids)) for t in range(LENGTH) if self.ids[i, t] != 0]
+        if self.granularity == "vocab":
+            total = torch.zeros_like(self.rows)
+            for i, t in places:
+                total[self.ids[i, t]] += grad[i, t]
+            self.rows = shrink(self.rows + length * direction(total, self.norm), radius, self.norm)
+            for i, t in places:
+                self.d[i, t] = self.rows[self.ids[i, t]]
+            return
+        real = torch.zeros_like(grad)
+        for i, t in places:
+            real[i, t] = grad[i, t]
+        for i in range(len(self.ids)):
+            for part in [(i,)] if self.granularity == "sequence" else [(i, t) for t in range(LENGTH)]:
+                moved = self.d[part] + length * direction(real[part], self.norm)
+                self.d[part] = shrink(moved, radius, self.norm)
+
+
+def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l2", replace=False, weight=1.0):
+    """The gradients of a step on the examples ``rows``: ascent steps of these lengths, within a ball."""
+    rows = rows.tolist()
+    lengths, radius = steps
+
+    def part(d):
+        return objective(model, mode, model.words(IDS[rows]) + d, LABELS[rows])
+
+    def whole(d):
+        embedded = list(model.words(IDS))
+        for j, i in enumerate(rows):
+            embedded[i] = embedded[i] + d[j]
+        return objective(model, mode, torch.stack(embedded), LABELS)
+
+    def leaf():
+        return r.d.clone().requires_grad_()
+
+    r = Perturbation(IDS[rows], granularity, norm)
+    d = leaf()
+    if replace:
+        (grad,) = torch.autograd.grad(part(d), d)
+    else:
+        whole(d).backward()
+        grad = d.grad
+    for left, length in zip(reversed(range(len(lengths))), lengths):
+        r.ascend(grad, length, radius)
+        if left:
+            (grad,) = torch.autograd.grad(part(d := leaf()), d)
+    (weight * (whole if replace else part)(r.d)).backward()
+    return gradients(model)
+
+
+ATTACKS = {
+    "FGM": (lambda m, **k: FGM(m, 0.7, **k), ([0.7], 10.0)),
+    "PGD-1": (lambda m, **k: PGD(m, 0.5, 0.8, 1, **k), ([0.8], 0.5)),
+    "PGD-3": (lambda m, **k: PGD(m, 0.5, 0.3, 3, **k), ([0.3] * 3, 0.5)),
+}
+each_attack = pytest.mark.parametrize("attack", ATTACKS)
+each_granularity = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+both_losses = pytest.mark.parametrize("replace", [False, True])
+
+
+def chosen(attack, model, **arguments):
+    """Which examples an attack is going to draw, that is built after the same seed."""
+    torch.manual_seed(5)
+    return attack(copy.deepcopy(model), **arguments).choose(EXAMPLES)
+
+
+def ours(attack, model, *, mode=None, **arguments):
+    torch.manual_seed(5)
+    with attack(model, **arguments) as attack:
+        attack.step(closure_of(model, mode), fields())
+    return gradients(model)
+
+
+@each_attack
+@each_granularity
+@both_losses
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("mode", [None, "concat", "two_pass", "mixin"])
+def test_gradients_are_those_of_the_definition(attack, granularity, replace, norm, mode):
+    build, steps = ATTACKS[attack]
+    cls = Mixed if mode == "mixin" else Model
+    arguments = {"granularity": granularity, "norm": norm, "replace": replace, "adv_weight": 0.6}
+    rows = chosen(build, cls(), fraction=0.5, **arguments)
+    assert len(rows) == 3
+    options = {"mode": mode, "granularity": granularity, "norm": norm, "replace": replace, "weight": 0.6}
+    expected, model = by_definition(cls(), rows, steps, **options), cls()
+    found = ours(build, model, mode=mode, fraction=0.5, **arguments)
+    assert_same(found, expected, rtol=1e-8)
+    others = torch.tensor([i for i in range(EXAMPLES) if i not in rows.tolist()])
+    assert differ(found, by_definition(cls(), others, steps, **options)) > 1e-3
+    factor = 2 if mode == "concat" else 1
+    inner, part, whole = len(steps[0]) - (not replace), 3 * factor, EXAMPLES * factor
+    sizes = [part] * inner + [whole] if replace else [whole] + [part] * (inner + 1)
+    assert model.sizes == list(
+        itertools.chain(*([size] * (2 if mode in ("two_pass", "mixin") else 1) for size in sizes))
+    )
+
+
+@both_losses
+@each_granularity
+def test_all_examples_are_the_whole_batch_to_the_bit(granularity, replace):
+    """Also where the fraction of so few examples is all of them."""
+    found = []
+    for fraction, given in ((1, ()), (1, (fields(),)), (0.99, (fields(),))):
+        model = Model()
+        fgm, closure = FGM(model, 0.7, granularity=granularity, replace=replace, fraction=fraction), closure_of(model)
+        fgm.step(lambda *batch, closure=closure: closure(*batch or (fields(),)), *given)
+        found.append(gradients(model))
+    for other in found[1:]:
+        assert all(torch.equal(other[name], g) for name, g in found[0].items())
+
+
+@pytest.mark.parametrize(
+    "fraction, examples, number", [(0.25, 16, 4), (0.25, 1, 1), (0.25, 2, 1), (1e-9, 5, 1), (0.5, 5, 2), (0.99, 3, 3)]
+)
+def test_so_many_examples_are_drawn_each_once_and_in_order(fraction, examples, number):
+    rows = FGM(Model(), fraction=fraction).choose(examples).tolist()
+    assert len(rows) == number
+    assert rows == sorted(set(rows))
+    assert set(rows) <= set(range(examples))
+
+
+def test_every_example_is_drawn_as_often():
+    torch.manual_seed(0)
+    fgm = FGM(Model(), fraction=0.25)
+    counts = torch.bincount(torch.cat([fgm.choose(8) for _ in range(2000)]), minlength=8)
+    assert counts.min() > 430
+    assert counts.max() < 570
+
+
+def test_the_choice_has_a_stream_of_its_own():
+    """Dropout and shuffling go on as without it, and so does the noise of a random start, whose stream is another."""
+    torch.manual_seed(5)
+    pgd, state = PGD(Model(), fraction=0.5, random_init=True), torch.get_rng_state()
+    pgd.step(closure_of(pgd.model), fields())
+    assert torch.equal(torch.get_rng_state(), state)
+    noise, other = Noise(), Noise(1)
+    first, second = (torch.rand(64, generator=n.on(torch.device("cpu"))) for n in (noise, other))
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.4
+
+
+def test_the_choice_goes_on_from_a_state():
+    fgm = FGM(Model(), fraction=0.5)
+    fgm.choose(EXAMPLES)
+    state = copy.deepcopy(fgm.state_dict())
+    expected = [fgm.choose(EXAMPLES).tolist() for _ in range(5)]
+    resumed = FGM(Model(), fraction=0.5)
+    resumed.load_state_dict(state)
+    assert [resumed.choose(EXAMPLES).tolist() for _ in range(5)] == expected
+    assert len({tuple(rows) for rows in expected}) > 1
+    del state["choice"]  # of a checkpoint from before there was a choice
+    FGM(Model()).load_state_dict(state)
+
+
+# Lookups of all kinds.
+
+
+def frozen(model):
+    model.words.weight.requires_grad_(False)
+    return model
+
+
+@both_losses
+@each_granularity
+def test_a_frozen_embedding(granularity, replace):
+    rows = chosen(ATTACKS["PGD-3"][0], Model(), fraction=0.5)
+    options = {"granularity": granularity, "replace": replace}
+    expected = by_definition(frozen(Model()), rows, ATTACKS["PGD-3"][1], mode="concat", **options)
+    found = ours(ATTACKS["PGD-3"][0], frozen(Model()), mode="concat", fraction=0.5, **options)
+    assert_same(found, expected, rtol=1e-8)
+
+
+@both_losses
+@pytest.mark.parametrize("mode", [None, "concat"])
+@each_granularity
+def test_beside_a_tap_that_came_first(mode, granularity, replace):
+    """The output is that of a sum then, to which the hook of the attack adds a leaf."""
+    build, steps = ATTACKS["PGD-3"]
+    options = {"granularity": granularity, "replace": replace}
+    rows = chosen(build, Model(), fraction=0.5)
+    model = Model()
+    model.words.register_forward_hook(lambda module, args, output: output * 1.0)
+    found = ours(build, model, mode=mode, fraction=0.5, **options)
+    assert_same(found, by_definition(Model(), rows, steps, mode=mode, **options), rtol=1e-8)
+
+
+@both_losses
+@each_granularity
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_lookups_inside_gradient_checkpointing(granularity, replace, is_frozen):
+    """Run again in the backward pass, with the same perturbation and as many operations."""
+
+    class Checkpointed(Model):
+        def train_step(self, ids, labels):
+            state = self.calls
+
+            def run(ids):
+                self.calls = state
+                return self.after(self.words(ids))
+
+            pred = torch.utils.checkpoint.checkpoint(run, ids, use_reentrant=False)
+            return {"loss": cross_entropy(pred, labels), "pred": pred}
+
+    build, steps = ATTACKS["PGD-3"]
+    made = frozen if is_frozen else (lambda model: model)
+    for mode in (None, "concat"):
+        options = {"granularity": granularity, "replace": replace}
+        expected = by_definition(made(Model()), chosen(build, Model(), fraction=0.5), steps, mode=mode, **options)
+        found = ours(build, made(Checkpointed()), mode=mode, fraction=0.5, **options)
+        assert_same(found, expected, rtol=1e-8)
+
+
+@each_granularity
+@both_losses
+def test_bert_with_checkpointed_layers_and_a_loss_of_its_own(granularity, replace):
+    """Positions are looked up with one row for all examples; the words alone are attacked."""
+    ids = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(0))
+    batch, found = {"input_ids": ids, "labels": torch.tensor([0, 1, 2, 0])}, []
+    for layers in (False, True):
+        model = bert()
+        if layers:
+            checkpointed(model.train(), use_reentrant=False)
+        torch.manual_seed(0)
+        fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
+        fgm.step(lambda b, model=model: model(**b).loss, batch)
+        found.append(gradients(model))
+    assert_same(found[1], found[0], rtol=1e-8)
+
+
+def test_several_lookups_each_with_a_row_per_example():
+    """Two towers; the perturbation of each is that of the same examples."""
+
+    class Towers(Model):
+        def train_step(self, left, right, labels):
+            pred = self.after(self.words(left)) + self.after(self.words(right))
+            return {"loss": cross_entropy(pred, labels)}
+
+    right, model, reference = IDS.flip(1), Towers(drop=0.0), Towers(drop=0.0)
+    rows = chosen(FGM, Model(), fraction=0.5)
+    torch.manual_seed(5)
+    fgm = FGM(model, 0.7, granularity="sequence", fraction=0.5)
+    fgm.step(lambda b: model.train_step(**b)["loss"], {"left": IDS, "right": right, "labels": LABELS})
+
+    d = [torch.zeros(EXAMPLES, LENGTH, HIDDEN).double().requires_grad_() for _ in range(2)]
+
+    def loss(some, moved):
+        towers = [reference.after(reference.words(i[some]) + m) for i, m in zip((IDS, right), moved)]
+        return cross_entropy(towers[0] + towers[1], LABELS[some])
+
+    loss(range(EXAMPLES), d).backward()
+    moved = []
+    for each, ids in zip(d, (IDS, right)):
+        g = (each.grad * (ids != 0).unsqueeze(-1))[rows]
+        moved.append(torch.stack([0.7 * direction(one, "l2") for one in g]))
+    loss(rows.tolist(), moved).backward()
+    assert_same(gradients(model), gradients(reference), rtol=1e-8)
+
+
+def test_sparse_gradients_and_gradients_by_frequency():
+    """The frequency of a token type among the attacked examples, whose gradient it is that is taken."""
+    for embedding in ({"sparse": True}, {"scale_grad_by_freq": True}):
+        for replace in (False, True):
+            model = Model(**embedding)
+            assert all(
+                g is None or g.isfinite().all() for g in ours(FGM, model, fraction=0.5, replace=replace).values()
+            )
+    rows = chosen(FGM, Model(), fraction=0.5)
+    expected = by_definition(Model(sparse=True), rows, ([0.7], 10.0))
+    assert_same(ours(lambda m, **k: FGM(m, 0.7, **k), Model(sparse=True), fraction=0.5), expected, rtol=1e-8)
+
+
+# What cannot work.
+
+
+class Positions(Model):
+    """Looks up as many rows as there are positions."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.positions, self.shape = nn.Embedding(LENGTH, HIDDEN).double(), shape
+
+    def train_step(self, ids, labels):
+        where = torch.arange(LENGTH)
+        embedded = self.words(ids) + self.positions(where if self.shape == "T" else where.unsqueeze(0))
+        return {"loss": cross_entropy(self.after(embedded), labels)}
+
+
+@pytest.mark.parametrize("shape, examples", [("T", 6), ("1T", 6), ("T", LENGTH), ("1T", LENGTH), ("1T", 2), ("T", 2)])
+@both_losses
+@each_granularity
+def test_lookups_without_a_row_per_example_are_refused_by_name(granularity, replace, shape, examples):
+    """Also where there happen to be as many examples as positions: then a pass on the part tells."""
+    model = Positions(shape)
+    fgm = FGM(model, emb_name="positions", granularity=granularity, replace=replace, fraction=0.25)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r"embedding `positions.weight` .* row for each of .* Use `fraction=1`"):
+        fgm.step(lambda b: model.train_step(**b)["loss"], {"ids": IDS[:examples], "labels": LABELS[:examples]})
+    assert_untouched(model, before)
+    fgm.fraction = 1
+    model.zero_grad()
+    fgm.step(lambda b: model.train_step(**b)["loss"], {"ids": IDS[:examples], "labels": LABELS[:examples]})
+
+
+def test_lookups_of_others_under_no_grad_are_refused():
+    model = Model(drop=0.0)
+    fgm = FGM(model, fraction=0.5)
+
+    def closure(batch):
+        with torch.no_grad():
+            model.words(torch.arange(LENGTH + 20) % VOCAB)
+        return model.train_step(batch["ids"], batch["labels"])["loss"]
+
+    with pytest.raises(RuntimeError, match="Use `fraction=1`"):
+        fgm.step(closure, {"ids": IDS, "labels": LABELS})
+
+
+@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
+def test_parameters_that_are_not_looked_up_are_refused_early(build):
+    model = Model()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"`fraction` to be 1 for parameters that are not looked up.*`head.weight`"):
+        build(model, emb_name="head", fraction=0.5)
+    assert_untouched(model, before)
+    attack = build(model, emb_name="head")
+    with pytest.raises(ValueError, match="`fraction` to be 1 for parameters"):
+        attack.fraction = 0.5
+    assert attack.fraction == 1
+
+
+@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
+def test_attack_and_a_step_without_the_batch_are_refused(build):
+    model = Model()
+    attack = build(model, fraction=0.5)
+    before = snapshot(model)
+    arguments = (lambda: 0.0,) if build is PGD else ()
+    with pytest.raises(ValueError, match=r"`fraction` to be 1 for `attack`.* Use `step\(closure, batch\)`"):
+        attack.attack(*arguments)
+    with pytest.raises(ValueError, match=r"Expected the batch.* Use `step\(closure, batch\)`"):
+        attack.step(lambda: closure_of(model)(fields()))
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
+def test_one_dropout_mask_is_refused(build):
+    with pytest.raises(ValueError, match=r"`dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"):
+        build(Model(), fraction=0.5, dropout_mask="same")
+    attack = build(Model(), dropout_mask="same")
+    with pytest.raises(ValueError, match="`dropout_mask` to be 'new'"):
+        attack.fraction = 0.5
+    assert attack.fraction == 1
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        ({"ids": IDS, "labels": LABELS, "extra": torch.zeros(4, 2)}, r"shape \(4, 2\) for `batch\['extra'\]`"),
+        ({"ids": IDS, "labels": LABELS, "extra": {1, 2}}, r"set for `batch\['extra'\]`"),
+        ("ids", "the batch to hold tensors or lists"),
+    ],
+)
+def test_a_batch_that_has_no_part_is_refused_with_the_way_out(batch, message):
+    model = Model()
+    fgm = FGM(model, fraction=0.5)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"{message}.*Use `fraction=1`, which attacks the batch as it is"):
+        fgm.step(lambda b: model.train_step(b["ids"], b["labels"])["loss"], batch)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("batch", [(IDS, LABELS), [IDS, LABELS]])
+def test_batches_of_fields_by_position(batch):
+    rows, model = chosen(FGM, Model(), fraction=0.5), Model()
+    torch.manual_seed(5)
+    FGM(model, 0.7, fraction=0.5).step(lambda b: model.train_step(*b)["loss"], batch)
+    assert_same(gradients(model), by_definition(Model(), rows, ([0.7], 10.0)), rtol=1e-8)
+
+
+def test_whatever_raises_the_next_step_is_as_if_nothing_had_been():
+    for number, replace in itertools.product(range(4), (False, True)):
+        model = Model()
+        pgd = PGD(model, 0.5, 0.3, 3, fraction=0.5, replace=replace)
+        before, calls, closure = snapshot(model), itertools.count(), closure_of(model)
+
+        def failing(batch, calls=calls, closure=closure, number=number):
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return closure(batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            pgd.step(failing, fields())
+        assert_untouched(model, before)
+        assert all(tap.part is None for tap in pgd.embedding_taps)
+        model.zero_grad()
+        with torch.no_grad():
+            assert torch.equal(model.words(IDS), model.words.weight[IDS])
+
+
+def test_a_batch_that_goes_elsewhere_is_trained_on_plainly():
+    for replace in (False, True):
+        model = Model(drop=0.0)
+        fgm, other = FGM(model, fraction=0.5, replace=replace), Model(drop=0.0)
+        fgm.step(closure_of(model), fields())
+        model.zero_grad()
+        x = torch.randn(EXAMPLES, LENGTH, HIDDEN).double()
+        fgm.step(lambda b, m=model: cross_entropy(m.after(b["x"]), b["labels"]), {"x": x, "labels": LABELS})
+        cross_entropy(other.after(x), LABELS).backward()
+        found = gradients(model)
+        assert all(torch.allclose(found[name], g) for name, g in gradients(other).items() if g is not None)
+        assert fgm.skipped == 1

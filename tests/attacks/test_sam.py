@@ -1,0 +1,252 @@
+"""SAM and ASAM against their definitions, written out on a copy of the model with loops over all coordinates."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from equal import zip_equal
+from references import assert_same, batch, bert, classifier, differ, gradients, loss_on
+from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
+from torch import nn
+
+from fastnlp_adv import SAM, SAMCallback
+from fastnlp_adv.taps import WeightTap
+
+IDS, LABELS = batch(4, 7)
+IDS[:2, 5:] = 0
+LOSS = loss_on(IDS, LABELS)
+
+
+def bert_loss(model):
+    return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
+
+
+MODELS = {"classifier": (classifier, LOSS), "bert": (bert, bert_loss)}
+each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=MODELS)
+
+
+def factors(name, p, adaptive):
+    """The diagonal of ``T_w``, by Python's numbers."""
+    return [abs(w) + 0.01 if adaptive and "weight" in name else 1.0 for w in p.flatten().tolist()]
+
+
+def moved(model, loss_of, rho, adaptive):
+    """By how much each parameter moves, by name; nothing where no gradient comes."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(loss_of(model), list(own.values()), allow_unused=True)
+    scaled = {
+        name: [t * g for t, g in zip_equal(factors(name, p, adaptive), grad.flatten().tolist())]
+        for (name, p), grad in zip_equal(own.items(), grads)
+        if grad is not None
+    }
+    length = math.hypot(*(x for each in scaled.values() for x in each))
+    by = {}
+    for name, each in scaled.items():
+        there = [rho * t * x / length for t, x in zip_equal(factors(name, own[name], adaptive), each)]
+        by[name] = torch.tensor(there, dtype=own[name].dtype).view_as(own[name])
+    return by
+
+
+def reference(model, loss_of, rho=0.3, adaptive=False):
+    """The gradients of a step, from the definition."""
+    model = copy.deepcopy(model)
+    by = moved(model, loss_of, rho, adaptive)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in by:
+                p += by[name]
+    model.zero_grad()
+    loss_of(model).backward()
+    return gradients(model)
+
+
+def after(model, loss_of, rho=0.3, **arguments):
+    model.zero_grad()
+    with SAM(model, rho, **arguments) as sam:
+        sam.step(lambda: loss_of(model))
+    return gradients(model)
+
+
+@each_model
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_gradients_are_those_of_the_definition(make, loss_of, adaptive):
+    model = make()
+    before = snapshot(model)
+    found = after(model, loss_of, adaptive=adaptive)
+    assert_same(found, reference(model, loss_of, adaptive=adaptive))
+    assert differ(found, reference(model, loss_of, rho=0.0)) > 1e-3
+    assert differ(found, reference(model, loss_of, adaptive=not adaptive)) > 1e-3
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_there_is_one_norm_over_all_parameters(adaptive):
+    model = classifier()
+    by = moved(model, LOSS, 0.3, adaptive)
+    with SAM(model, 0.3, adaptive=adaptive) as sam:
+        sam.step(lambda: LOSS(model))
+    total = math.hypot(*(x for each in by.values() for x in each.flatten().tolist()))
+    assert sam.perturbation_norm.item() == pytest.approx(total)
+    assert adaptive or total == pytest.approx(0.3)
+    assert sam.skipped == 0
+
+
+def test_scaling_a_layer_does_not_change_what_asam_does():
+    """The model is the same when one layer is scaled and the next divided by as much, and so is where ASAM moves it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 6), nn.Flatten(), nn.Linear(42, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
+    model = model.double()
+    with torch.no_grad():
+        for p in (model[2].weight, model[4].weight):
+            p.copy_(p.sign() * (1 + p.abs()))  # so far from 0 that the constant does not count
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled[2].weight *= 10
+        scaled[4].weight /= 10
+    losses = {}
+
+    def noted(seen, model):
+        seen.append(LOSS(model))
+        return seen[-1]
+
+    for adaptive in (True, False):
+        seen = []
+        for each in (model, scaled):
+            with SAM(each, 0.1, adaptive=adaptive) as sam:
+                sam.step(partial(noted, seen, each))
+        losses[adaptive] = [loss.item() for loss in seen]
+    assert losses[True][1] == pytest.approx(losses[True][3], rel=0.05)
+    assert losses[False][1] != pytest.approx(losses[False][3], rel=0.05)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_frozen_tied_and_unused_parameters(adaptive):
+    """What is frozen or takes no part stays; a tied weight moves once."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.out = nn.Embedding(50, 6), nn.Linear(6, 50)
+            self.out.weight = self.words.weight
+            self.idle, self.still = nn.Parameter(torch.ones(2)), nn.Linear(6, 6)
+            self.still.requires_grad_(False)
+            self.double()
+
+        def forward(self, ids):
+            return self.out(torch.tanh(self.still(self.words(ids))).mean(1))
+
+    model = Tied()
+    before = snapshot(model)
+    found = after(model, LOSS, adaptive=adaptive)
+    assert_same(found, reference(model, LOSS, adaptive=adaptive))
+    assert found["idle"] is None
+    assert_untouched(model, before)
+
+
+def step_in_single_precision(first, **arguments):
+    """The model after a step, whose first pass has another loss, and the attack."""
+    model, losses = Classifier(dropout=0.0), [lambda model: LOSS(model), first]
+    with SAM(model, 0.3, **arguments) as sam:
+        sam.step(lambda: losses.pop()(model))
+    return model, sam
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_gradients_of_any_size(adaptive, size):
+    """Their squares would not be there in single precision."""
+    model, sam = step_in_single_precision(lambda model: LOSS(model) * size, adaptive=adaptive)
+    plain = Classifier(dropout=0.0)
+    by = moved(plain, LOSS, 0.3, adaptive)
+    total = math.hypot(*(x for each in by.values() for x in each.flatten().tolist()))
+    assert sam.perturbation_norm.item() == pytest.approx(total, rel=1e-3)
+    assert sam.skipped == 0
+    assert_same(gradients(model), reference(plain, LOSS, adaptive=adaptive), rtol=1e-4)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("factor", [0.0, math.inf, math.nan])
+def test_without_a_direction_the_step_is_a_plain_one(adaptive, factor):
+    """One coordinate is enough: it would take part in the norm of all."""
+
+    def first(model):
+        return LOSS(model) * 0.0 if factor == 0 else LOSS(model) + factor * model.head.bias[0]
+
+    model, sam = step_in_single_precision(first, adaptive=adaptive)
+    plain = Classifier(dropout=0.0)
+    LOSS(plain).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip_equal(model.parameters(), plain.parameters()))
+    assert sam.skipped == 1
+    assert sam.perturbation_norm == 0
+
+
+def textbook(model, rho, adaptive):
+    """A batch step from the definition; the gradient that moves the weights is this micro-batch's own."""
+
+    def batch_step_fn(trainer, batch):
+        by = moved(model, lambda model: trainer.train_step(batch)["loss"], rho, adaptive)
+        saved = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for name, p in model.named_parameters():
+            p.data += by[name]
+        trainer.backward(trainer.train_step(batch))
+        for name, p in model.named_parameters():
+            p.data = saved[name]
+        trainer.step()
+        trainer.zero_grad()
+
+    return batch_step_fn
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("model_class", [Classifier, Bert])
+def test_in_a_trainer(model_class, accumulation, adaptive):
+    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
+    settings = {"accumulation_steps": accumulation, "n_batches": 6}
+    train(ours, [SAMCallback(0.3, adaptive=adaptive)], **settings)
+    train(theirs, batch_step_fn=textbook(theirs, 0.3, adaptive), **settings)
+    train(plain := model_class(dropout=0.0).double(), **settings)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, plain) > 1e-5
+
+
+def test_an_interruption_between_two_weights_leaves_them_to_the_bit(monkeypatch):
+    model, done, move = classifier(), [], WeightTap.move
+    before = snapshot(model)
+
+    def interrupted(tap, by):
+        move(tap, by)
+        done.append(tap)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WeightTap, "move", interrupted)
+    with SAM(model) as sam, pytest.raises(KeyboardInterrupt):
+        sam.step(lambda: LOSS(model))
+    assert_untouched(model, before)
+
+
+def test_a_model_without_trainable_parameters_is_refused_when_the_trainer_is_built():
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"to have a trainable parameter, but got 7 .* Call `requires_grad_\(\)`"):
+        build(model, [SAMCallback()], optimizers=optimizer)
+
+
+def test_a_loss_that_no_parameter_takes_part_in_is_refused():
+    model, x = Classifier(), torch.ones(2, requires_grad=True)
+    with SAM(model) as sam, pytest.raises(RuntimeError, match="Expected the first pass to bring a gradient to a para"):
+        sam.step(lambda: x.sum())
+
+
+def test_what_the_first_line_says():
+    assert SAM(Classifier()).describe().endswith("and 4 more: rho 0.05, shared by all")
+    assert (
+        SAM(Classifier(), 0.5, adaptive=True).describe().endswith("rho 0.5, shared by all, in units of each parameter")
+    )
