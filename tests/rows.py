@@ -49,6 +49,7 @@ VARIANTS = {
     "FGM-same-dropout": Row("FGM", {"dropout_mask": "same"}),
     "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
     "PGD-replace": Row("PGD", {"replace": True}),
+    "PGD-relative": Row("PGD", {"relative": True, "warmup": 3}),
     "PGD-random": Row("PGD", {"random_init": True}),
     # the embedding, and parameters that are not looked up
     "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),

@@ -23,6 +23,7 @@ __all__ = [
     "mask",
     "norm",
     "reduction",
+    "relative",
     "replace",
 ]
 
@@ -82,6 +83,19 @@ def replace(more: str = "") -> Any:
     """
     described = "train on the adversarial loss alone; the first pass then computes no parameter gradients"
     return argument(False, described + more)
+
+
+def relative(lengths: str = "``epsilon``") -> Any:
+    """
+    Declare ``relative: bool``.
+
+    :param lengths: the arguments that are lengths.
+    """
+    described = (
+        f"give {lengths} in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
+        "It is measured when the attack is built, for each embedding by itself, and kept in checkpoints"
+    )
+    return argument(False, described)
 
 
 def dropout_mask() -> Any:

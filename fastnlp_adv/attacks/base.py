@@ -47,6 +47,8 @@ class Attack(ModelMethod, ABC):
 
     #: the precision of the forward of passes that do not train; ``None`` for the model's own
     inner_autocast = cast(Any, None)  # without an annotation, which would make an argument of it
+    #: the factor of all lengths that it perturbs by; below 1 while a callback warms up
+    strength = 1.0
 
     def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
         super().set_up(model, taps, dropout_mask)

@@ -27,6 +27,7 @@ class FGMArguments(shared.TwoPassArguments):
     replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
+    relative: bool = shared.relative()
 
 
 @arguments

@@ -39,6 +39,7 @@ class PGDArguments(shared.TwoPassArguments):
     replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
     inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
+    relative: bool = shared.relative("``epsilon`` and ``alpha``")
 
     @property
     def cost(self) -> Cost:

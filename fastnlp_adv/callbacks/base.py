@@ -20,6 +20,9 @@ from .step import BatchStep, install, uninstall
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
 
+#: 0.07 of 100 steps is 7.000000000000001 to the computer
+ROUNDING = 1e-6
+
 
 @arguments
 class MethodCallback(Callback, Arguments):
@@ -44,6 +47,7 @@ class MethodCallback(Callback, Arguments):
     )
 
     # Without annotations, which would make arguments of them.
+    warmup = cast(Any, 0)  # only attacks have it
     method_ = cast("Method | None", None)
     #: what the method remembered at the end of a run, and of which Trainer; what a checkpoint holds comes before it
     _kept = cast("tuple[weakref.ref[Any], dict[str, Any]] | None", None)
@@ -94,8 +98,19 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self._first_step(trainer)
+        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
         return step >= start and (step - start) % self.every == 0
+
+    def strength(self, trainer: Any) -> float:
+        """
+        Return the factor of what the method perturbs by on this batch, which grows to 1 over ``warmup``.
+
+        :param trainer: the Trainer.
+        """
+        step = trainer.global_forward_batches // trainer.accumulation_steps
+        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
+        done, steps = step - start + 1, self._steps(self.warmup, trainer)  # at 0 the first step would run for nothing
+        return done / steps if done < steps else 1.0
 
     def refresh(self) -> None:
         """Hand arguments that were assigned since the last batch on to the method."""
@@ -180,15 +195,14 @@ class MethodCallback(Callback, Arguments):
                 "is running. Give each Trainer a callback of its own."
             )
 
-    def _first_step(self, trainer: Any) -> int:
-        if self.start >= 1 or self.start == 0:
-            return math.ceil(self.start)
-        # 0.07 of 100 steps is 7.000000000000001 to the computer
-        return math.ceil(self.start * trainer.n_batches / trainer.accumulation_steps - 1e-6)
+    @staticmethod
+    def _steps(given: float, trainer: Any) -> float:
+        """Return optimizer steps, given as such or as a fraction of the training."""
+        return given if given >= 1 or not given else given * trainer.n_batches / trainer.accumulation_steps
 
     def _check_begins(self, trainer: Any) -> None:
         steps = trainer.n_batches // trainer.accumulation_steps
-        if 0 < steps <= self._first_step(trainer):
+        if 0 < steps <= math.ceil(self._steps(self.start, trainer) - ROUNDING):
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
@@ -208,6 +222,17 @@ class AttackCallback(MethodCallback):
     """
 
     method_class: ClassVar[type[Attack]]
+
+    warmup: float = argument(
+        0,
+        "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, or ``gamma``) "
+        "grows linearly from 0 to its value, or, below 1, a fraction of the training",
+    )
+
+    def refresh(self) -> None:
+        super().refresh()
+        if isinstance(self.method_, Attack):
+            self.method_.strength = 1.0  # until the step sets it, where there still is a warmup
 
 
 @arguments

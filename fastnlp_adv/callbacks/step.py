@@ -25,12 +25,17 @@ class Participant(Protocol):
     method_: Method | None
     #: the arguments that were assigned since the last batch
     assigned: dict[str, None]
+    #: over how many steps, or how much of the training, perturbations grow; 0 for none
+    warmup: float
 
     def due(self, trainer: Any) -> bool:
         """Tell whether its method acts on this batch."""
 
     def refresh(self) -> None:
         """Hand assigned arguments on to the method."""
+
+    def strength(self, trainer: Any) -> float:
+        """Return the factor of the perturbations of this batch, while they grow and after."""
 
 
 class BatchStep:
@@ -58,8 +63,10 @@ class BatchStep:
             if callback.assigned:
                 callback.refresh()
             due = callback.due(trainer)
-            if isinstance(callback.method_, Attack):
-                attack = callback.method_ if due else attack
+            if isinstance(callback.method_, Attack) and due:
+                attack = callback.method_
+                if callback.warmup:
+                    vars(attack)["strength"] = callback.strength(trainer)  # no argument, so without a check
             elif isinstance(callback.method_, Regularizer) and due:
                 regularizers.append(callback.method_)
             bare = bare or (isinstance(callback.method_, RDrop) and not due)
@@ -72,7 +79,9 @@ class BatchStep:
                 run.train(run.forward(batch), Pass(last=True))
             else:
                 run.under(attack)
-        skipped = sum(method.unreached for method in regularizers) + (0 if attack is None else attack.skipped)
+        skipped = 0 if attack is None else attack.skipped
+        for regularizer in regularizers:
+            skipped = skipped + regularizer.unreached
         if attack is not None or skipped:
             run.state["skipped"] = skipped
         trainer.step()

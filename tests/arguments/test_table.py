@@ -104,6 +104,7 @@ TABLE = {
     "start": NUMBER,
     "steps": COUNT,
     "storage_dtype": STORED,
+    "warmup": NUMBER,
     "weight": NUMBER,
     "xi": POSITIVE,
 }
