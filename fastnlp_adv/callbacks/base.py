@@ -10,11 +10,13 @@ from fastNLP import Callback, logger
 from torch import nn
 
 from ..arguments import Arguments, argument, arguments, at_least
+from ..arguments.shared import TwoPassArguments
 from ..attacks import Attack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
 from ..versions import has_compiled_parts
 from .checks import check_trainer
+from .learning import Learning
 from .log import log_state
 from .step import BatchStep, install, uninstall
 
@@ -85,7 +87,7 @@ class MethodCallback(Callback, Arguments):
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
         if self.method_ is not None:
-            return self.method_.state_dict()
+            return self.state_dict()
         return self._resumed or self._kept_of(trainer) or {}
 
     def on_load_checkpoint(self, trainer: Any, states: dict[str, Any] | None) -> None:
@@ -161,7 +163,7 @@ class MethodCallback(Callback, Arguments):
         self.assigned = {}
         remembered = self._resumed or self._kept_of(trainer)
         if remembered:
-            self.method_.load_state_dict(remembered)
+            self.load_state_dict(remembered)
         self._resumed = self._kept = None
         line = self.method_.describe()
         if line and trainer.driver.global_rank == 0:
@@ -176,9 +178,17 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         if self.method_ is not None:
-            self._kept = weakref.ref(trainer), self.method_.state_dict()
+            self._kept = weakref.ref(trainer), self.state_dict()
             self.method_.close()
         self.method_ = self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what outlives a run: what the method remembers."""
+        return cast(Method, self.method_).state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        cast(Method, self.method_).load_state_dict(state)
 
     def _kept_of(self, trainer: Any) -> dict[str, Any] | None:
         """Return what an earlier run of this Trainer left; another one has other examples."""
@@ -228,6 +238,32 @@ class AttackCallback(MethodCallback):
         "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, or ``gamma``) "
         "grows linearly from 0 to its value, or, below 1, a fraction of the training",
     )
+
+    #: whether the training learns; ``None`` for a method without a clean pass, whose loss says too little of that
+    learning_ = cast("Learning | None", None)
+
+    def begin(self, trainer: Any) -> None:
+        size = "gamma" if "gamma" in self.names() else "epsilon"
+        self.learning_ = Learning(self.method_class.__name__, size) if isinstance(self, TwoPassArguments) else None
+        super().begin(trainer)
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        super().on_train_batch_end(trainer)
+        if self.learning_ is not None:
+            self.learning_.note(trainer)
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        if self.learning_ is not None:
+            self.learning_.check(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        more = {} if self.learning_ is None else {"learning": self.learning_.state_dict()}
+        return {**super().state_dict(), **more}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.learning_ is not None and "learning" in state:
+            self.learning_.load_state_dict(state["learning"])
 
     def refresh(self) -> None:
         super().refresh()
