@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastNLP import logger
+from torch import Tensor
 
 __all__ = ["Learning"]
 
@@ -34,8 +35,8 @@ class Learning:
         self.size = size
         self.warned = False
         #: the clean losses of the first batches, and the last ones with the adversarial losses
-        self.first: list[Any] = []
-        self.last: deque[tuple[Any, Any]] = deque(maxlen=STRETCH)
+        self.first: list[Tensor] = []
+        self.last: deque[tuple[Tensor, Tensor | None]] = deque(maxlen=STRETCH)
 
     def note(self, trainer: Any) -> None:
         """
@@ -73,7 +74,7 @@ class Learning:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold: what the training began with."""
-        return {"first": [float(loss) for loss in self.first], "warned": self.warned}
+        return {"first": [loss.cpu() for loss in self.first], "warned": self.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
