@@ -236,7 +236,7 @@ class AttackCallback(MethodCallback):
     warmup: float = argument(
         0,
         "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, or ``gamma``) "
-        "grows linearly from 0 to its value, or, below 1, a fraction of the training",
+        "grows linearly from 0 to its value, or, below 1, a fraction of the training (0.999 for all of it)",
     )
 
     #: whether the training learns; ``None`` for a method without a clean pass, whose loss says too little of that
