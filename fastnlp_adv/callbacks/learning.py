@@ -44,7 +44,9 @@ class Learning:
 
         :param trainer: the Trainer.
         """
-        state = trainer.state["adv"]
+        state = trainer.state.get("adv", {})
+        if "loss" not in state:  # which is everyone's to write to
+            return
         if len(self.first) < STRETCH:
             self.first.append(state["loss"])
         self.last.append((state["loss"], state.get("adv_loss")))

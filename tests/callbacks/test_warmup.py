@@ -197,3 +197,16 @@ def test_a_second_run_goes_on_in_the_same_unit_and_another_trainer_does_not():
     now, other = float(model.word_embeddings.weight.detach().norm(dim=1).mean()), Norms()
     build(model, [callback, other], lr=0.0).run()
     assert other.seen == pytest.approx([0.5 * now] * 6, rel=1e-4)
+
+
+@pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5)])
+def test_the_line_says_how_long_it_grows(warmup, steps, said):
+    train(Classifier(), [FGMCallback(warmup=warmup)], n_batches=6)
+    (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
+    assert line.endswith(f"shared by the micro-batch, growing to that over {steps:g} optimizer steps")
+
+
+def test_the_line_says_epsilon_in_both_units(said):
+    train(Classifier(), [FGMCallback(0.5, relative=True)], n_batches=6)
+    (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
+    assert line.endswith("rows 2.58 long on average): epsilon 0.5 rows = 1.3, shared by the micro-batch")
