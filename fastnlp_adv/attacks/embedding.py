@@ -45,8 +45,8 @@ class EmbeddingAttack(Attack):
 
     def describe(self) -> str:
         shared = {"vocab": "shared by the micro-batch", "sequence": "per example", "token": "per token"}
-        whose = "in each coordinate" if self.norm == "linf" else shared[self.granularity]
-        return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}, {whose}"
+        whose = " in each coordinate" if self.norm == "linf" else f", {shared[self.granularity]}"
+        return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}"
 
     def in_both_units(self, name: str, length: float) -> str:
         """
@@ -62,7 +62,8 @@ class EmbeddingAttack(Attack):
         if self.relative:
             return f"{said} = {length * tap.unit:.2g}"
         row = tap.row_length()
-        return f"{said} = {length / row:.2g} rows" if row > 0 else said
+        # how far a coordinate moves is no part of a row
+        return f"{said} = {length / row:.2g} rows" if row > 0 and self.norm != "linf" else said
 
     def state_dict(self) -> dict[str, Any]:
         units = {tap.name: tap.unit for tap in self.taps} if self.relative else {}

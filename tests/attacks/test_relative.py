@@ -183,13 +183,13 @@ def test_rows_without_a_length_are_refused():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ({"epsilon": 0.5, "relative": True}, r"epsilon 0\.5 rows = 1\.3, shared by the micro-batch"),
-        ({"epsilon": 1.0}, r"epsilon 1 = 0\.39 rows, shared by the micro-batch"),
-        ({"epsilon": 0.1, "relative": True, "norm": "linf"}, r"epsilon 0\.1 rows = 0\.26, in each coordinate"),
+        ({"epsilon": 0.5, "relative": True}, "epsilon 0.5 rows = 1.3, shared by the micro-batch"),
+        ({"epsilon": 1.0}, "epsilon 1 = 0.39 rows, shared by the micro-batch"),
+        ({"epsilon": 0.1, "relative": True, "norm": "linf"}, "epsilon 0.1 rows = 0.26 in each coordinate"),
     ],
 )
 def test_the_line_says_epsilon_in_both_units(arguments, said):
-    assert FGM(Classifier(), **arguments).describe().endswith(said.replace("\\", ""))
+    assert FGM(Classifier(), **arguments).describe().endswith(said)
 
 
 def test_the_line_of_several_embeddings():
