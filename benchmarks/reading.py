@@ -11,6 +11,9 @@ from benchmarks.statistic import Spread, difference, ratio
 
 Point = Dict[str, Any]
 
+#: by how much a time may be above its limit: the quartiles of most are further apart
+WITHIN = 1.03
+
 
 def row(point: Point, variant: str) -> dict[str, Any]:
     """That of a variant."""
@@ -42,6 +45,41 @@ def memory_added(point: Point) -> dict[str, float]:
     """MiB above the plain step."""
     plain = statistics.median(row(point, "plain")["mib"])
     return {row["variant"]: statistics.median(row["mib"]) - plain for row in point["rows"] if row["variant"] != "plain"}
+
+
+def is_textbook(variant: str) -> bool:
+    """Whether it is a hand-written loop, rather than of this package."""
+    return variant.endswith("textbook")
+
+
+def seen(found: Record) -> str:
+    """Say what a record shows, in one line: where the package and a textbook loop are furthest apart."""
+    point = found["points"][-1]
+    variants = [row["variant"] for row in point["rows"]]
+    pairs = [(name, f"{name}, textbook") for name in variants if f"{name}, textbook" in variants]
+    if found["kind"] == "reductions":
+        most = max(row["reductions"] for row in point["rows"] if not is_textbook(row["variant"]))
+        often = "once" if most == 1 else f"up to {most:g} times"
+        return f"Gradients are reduced {often} per optimizer step, whatever the method"
+    if found["kind"] == "memory":
+        added = memory_added(point)
+        name, loop = max(pairs, key=lambda pair: added[pair[1]] - added[pair[0]])
+        return f"{name} adds {max(added[name], 0):.0f} MiB, its textbook loop {added[loop]:.0f}"
+    steps = {name: in_plain_steps(point, name).median for name in variants}
+    if len(found["points"]) > 1:
+        name, loop = max(pairs, key=lambda pair: steps[pair[1]] / steps[pair[0]])
+        unit, inside, _ = found["axis"].partition(" in ")
+        size = (
+            point["label"]
+            if "=" in point["label"]
+            else f"{point['label']} {unit}"
+            if inside
+            else f"{unit} {point['label']}"
+        )
+        return f"At {size}, {name} takes {steps[name]:.1f} plain steps, its textbook loop {steps[loop]:.1f}"
+    own = [row for row in point["rows"] if row["variant"] != "plain" and not is_textbook(row["variant"])]
+    within = [row for row in own if steps[row["variant"]] <= WITHIN * row["limit"]]
+    return f"{len(within)} of {len(own)} stay at their limit, what their passes come to"
 
 
 def overheads(found: Record) -> dict[str, tuple[Spread, Spread]]:

@@ -6,7 +6,8 @@ Fine-tune a pretrained encoder on labelled texts, plainly or with a method of fa
     python train_text_classification.py --method rdrop --dataset glue/sst2 --model bert-base-uncased
     torchrun --nproc_per_node 2 train_text_classification.py --method fgm
 
-A method is one entry of `methods`: copy this folder, change what you like, add yours.
+Methods are those of the package, in small letters, with `+` between an attack and regularizers. Copy this folder, and
+change what you like.
 """
 
 from __future__ import annotations
@@ -33,21 +34,35 @@ from launch import finish, is_first, place
 from models import load_model
 from torch import nn
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback, compat
+from fastnlp_adv import callbacks, compat
 
 compat.repair()  # fastNLP's dataloaders on torch 2
 
 
-def methods(epsilon: float | None = None, kl_weight: float = 1.0) -> dict[str, list[Callback]]:
-    size = {} if epsilon is None else {"epsilon": epsilon}  # each attack has a default of its own
-    return {
-        "none": [],
-        "fgm": [FGMCallback(**size)],
-        "fgsm": [FGSMCallback(**size)],
-        "pgd": [PGDCallback(**size)],
-        "rdrop": [RDropCallback(kl_weight=kl_weight)],
-        "fgm+rdrop": [FGMCallback(**size), RDropCallback(kl_weight=kl_weight)],
-    }
+NONE = "none"
+#: the callback of each method
+METHODS = {
+    each.method_class.__name__.lower(): each
+    for each in (getattr(callbacks, name) for name in callbacks.__all__)
+    if hasattr(getattr(each, "method_class", None), "paper")
+}
+
+
+def method(text: str) -> str:
+    """Take what was typed for a method, if there is such a one."""
+    unknown = [name for name in text.split("+") if name not in METHODS] if text != NONE else []
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"expected {NONE}, or of {', '.join(METHODS)}, with + between several, but got {unknown[0]!r}"
+        )
+    return text
+
+
+def callbacks_of(text: str, epsilon: float | None = None, kl_weight: float = 1.0) -> list[Callback]:
+    sizes = {"epsilon": epsilon, "kl_weight": kl_weight}
+    given = {name: size for name, size in sizes.items() if size is not None}  # each attack has a default of its own
+    chosen = [] if text == NONE else [METHODS[name] for name in text.split("+")]
+    return [each(**{name: size for name, size in given.items() if name in each.names()}) for each in chosen]
 
 
 class TextClassifier(nn.Module):
@@ -120,12 +135,14 @@ def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser,
     timer = report.StepTimer(args.device)
     with one_line_errors(parser):
         folder.mkdir(parents=True, exist_ok=True)
-        callbacks = methods(args.epsilon, args.kl_weight)[method]
+        chosen = callbacks_of(method, args.epsilon, args.kl_weight)
         torch.manual_seed(args.seed)
         backbone, tokenizer = load_model(args.model, data.num_labels)
+        if "gradientpenalty" in method:
+            backbone.set_attn_implementation("eager")  # fused attention has no second derivative
         bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
         model, where = place(TextClassifier(backbone), args.device)
-        trainer = build(model, bundle, [*callbacks, timer], args, **where, **options)
+        trainer = build(model, bundle, [*chosen, timer], args, **where, **options)
     trainer.run(catch_KeyboardInterrupt=False)  # Ctrl-C stops the program, not only the training
     accuracy = trainer.evaluator.run()["acc#accuracy"]
     result = report.Result(method, accuracy, timer.median, len(timer.seconds), len(data.test))
@@ -139,7 +156,8 @@ def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser,
 
 def main(argv: list[str] | None = None) -> report.Result:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=methods(), default="none", help="(default: %(default)s)")
+    told = f"{NONE}, or of {', '.join(METHODS)}, with + between several (default: %(default)s)"
+    parser.add_argument("--method", type=method, default=NONE, help=told)
     add_arguments(parser)
     args = parser.parse_args(argv)
     with one_line_errors(parser):

@@ -52,6 +52,7 @@ VARIANTS = {
     "PGD-token": Row("PGD", {"granularity": "token", "steps": 2}),
     "PGD-replace": Row("PGD", {"replace": True}),
     "PGD-part": Row("PGD", {"fraction": 0.5, "random_init": True}),
+    "PGD-relative": Row("PGD", {"relative": True, "warmup": 3}),
     "PGD-random": Row("PGD", {"random_init": True}),
     # the embedding, and parameters that are not looked up
     "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),

@@ -260,3 +260,23 @@ def test_a_sweep_tells_how_far_it_is():
     ticks = []
     points = run(sweeps(quick=True)["tokens"], tick=lambda done, of: ticks.append((done, of)))
     assert ticks == [(0, 2), (1, 2), (2, 2)] * len(points)
+
+
+def test_what_a_figure_says_is_what_its_record_holds():
+    def record(kind, points, **more):
+        return {"name": "some", "kind": kind, "axis": "words in the vocabulary", "points": points, **more}
+
+    def point(label, **seconds):
+        rows = [{"variant": name, "family": name, "limit": 2.0, "seconds": taken} for name, taken in seconds.items()]
+        return {"label": label, "rows": rows}
+
+    times = {"plain": [1.0, 2.0], "FGM": [2.0, 4.0], "FGM, textbook": [3.0, 6.0], "PGD": [3.0, 6.0]}
+    both = [point("10", **times), point("20", **times, **{"PGD, textbook": [9.0, 18.0]})]
+    assert reading.seen(record("time", both)) == "At 20 words, PGD takes 3.0 plain steps, its textbook loop 9.0"
+    sized = record("time", both, axis="hidden size")
+    assert reading.seen(sized).startswith("At hidden size 20, PGD takes")
+    assert reading.seen(record("time", both[:1])) == "1 of 2 stay at their limit, what their passes come to"
+    rows = [{"variant": name, "mib": [mib]} for name, mib in (("plain", 5.0), ("FGM", 7.0), ("FGM, textbook", 25.0))]
+    assert reading.seen(record("memory", [{"rows": rows}])) == "FGM adds 2 MiB, its textbook loop 20"
+    rows = [{"variant": "FGM", "reductions": 1.0}, {"variant": "FGM, textbook", "reductions": 2.0}]
+    assert "reduced once per optimizer step" in reading.seen(record("reductions", [{"rows": rows}]))

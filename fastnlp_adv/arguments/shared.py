@@ -25,6 +25,7 @@ __all__ = [
     "mask",
     "norm",
     "reduction",
+    "relative",
     "replace",
 ]
 
@@ -97,6 +98,19 @@ def fraction(more: str = "") -> Any:
         "attack run on those alone"
     )
     return argument(1.0, described + more, partial(check_number, positive=True, most=1))
+
+
+def relative(lengths: str = "``epsilon``") -> Any:
+    """
+    Declare ``relative: bool``.
+
+    :param lengths: the arguments that are lengths.
+    """
+    described = (
+        f"give {lengths} in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
+        "It is measured when the attack is built, for each embedding by itself, and kept in checkpoints"
+    )
+    return argument(False, described)
 
 
 def dropout_mask() -> Any:

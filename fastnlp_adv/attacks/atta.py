@@ -39,6 +39,7 @@ class ATTAArguments(Arguments):
         _check_dtype,
     )
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    relative: bool = shared.relative("``epsilon`` and ``alpha``")
 
     @property
     def cost(self) -> Cost:
@@ -150,13 +151,14 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         new: dict[Key, Tensor] = {}
         for tap in self.embedding_taps:
             deltas = tap.deltas()
+            step, radius = (length * tap.unit * self.strength for length in (self.alpha, self.epsilon))
             for delta in deltas:
                 assert delta.free is not None
                 first = _first_token(_with_positions(delta.free))
                 delta.grad = batch.total(_shift(_with_positions(delta.grad), first))
                 value = batch.first(_shift(_with_positions(delta.value), first))
                 dims = tuple(range(1, value.dim()))
-                delta.value = project(ascend(value, delta.grad, self.alpha, dims=dims), self.epsilon, dims=dims)
+                delta.value = project(ascend(value, delta.grad, step, dims=dims), radius, dims=dims)
                 new.update(self.store.rows(batch.keys(tap.name, delta.number), delta.value))
             moved.append(deltas)
         self.record(moved)

@@ -87,7 +87,7 @@ class AWP(AWPArguments, WeightAttack):
         for tap in taps:
             (delta,) = tap.deltas()
             size = group_norm(tap.param.detach(), dims=delta.dims)
-            by = self.gamma * size * steepest_direction(delta.grad, dims=delta.dims)
+            by = self.gamma * self.strength * size * steepest_direction(delta.grad, dims=delta.dims)
             tap.move(by)
             delta.value = group_norm(by, dims=delta.dims)  # the norm alone, so that the rest can go
             moved.append([delta])

@@ -67,6 +67,8 @@ class Attack(ModelMethod, ABC):
     inner_autocast = cast(Any, None)  # without annotations, which would make arguments of them
     #: which fraction of the examples of a batch is attacked
     fraction = cast(Any, 1)
+    #: the factor of all lengths that it perturbs by; below 1 while a callback warms up
+    strength = 1.0
 
     def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
         super().set_up(model, taps, dropout_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
@@ -28,13 +29,19 @@ class EmbeddingAttack(Attack):
     epsilon = cast(Any, 0.0)
     emb_name = cast(Any, None)
     granularity = cast(Any, "sequence")
+    relative = cast(Any, False)
     norm = cast(Any, "l2")
     dropout_mask = cast(Any, "new")
+
+    fixed = Attack.fixed | {"relative"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         taps = taps_on(self.model, self.emb_name, self.granularity)
         self._check_fraction(taps)
+        if self.relative:
+            for tap in taps:
+                tap.unit = _row_of(tap)
         self.set_up(self.model, taps, self.dropout_mask)
 
     def check_together(self) -> None:
@@ -53,42 +60,69 @@ class EmbeddingAttack(Attack):
     def describe(self) -> str:
         some = "" if self.fraction == 1 else f", in {self.fraction:.3g} of the examples"
         shared = {"vocab": "shared by the micro-batch", "sequence": "per example", "token": "per token"}
-        size = f"epsilon {self.epsilon:g}"
-        if self.norm == "linf":
-            return f"{super().describe()}: {size} in each coordinate{some}"
-        rows = [tap.row_length() for tap in self.embedding_taps]
-        known = len(rows) == len(self.taps) == 1 and rows[0] > 0
-        in_rows = f" = {self.epsilon / rows[0]:.2g} rows" if known else ""
-        return f"{super().describe()}: {size}{in_rows}, {shared[self.granularity]}{some}"
+        whose = " in each coordinate" if self.norm == "linf" else f", {shared[self.granularity]}"
+        return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}{some}"
+
+    def in_both_units(self, name: str, length: float) -> str:
+        """
+        Say how long something is, in the units of the embedding and in rows.
+
+        :param name: what it is.
+        :param length: as it was given.
+        """
+        said = f"{name} {length:g}" + " rows" * self.relative
+        if len(self.taps) > 1 or not self.embedding_taps:
+            return said + " of each" * self.relative
+        (tap,) = self.embedding_taps
+        if self.relative:
+            return f"{said} = {length * tap.unit:.2g}"
+        row = tap.row_length()
+        # how far a coordinate moves is no part of a row
+        return f"{said} = {length / row:.2g} rows" if row > 0 and self.norm != "linf" else said
+
+    def state_dict(self) -> dict[str, Any]:
+        units = {tap.name: tap.unit for tap in self.taps} if self.relative else {}
+        return {**super().state_dict(), "units": units}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.relative:  # the rows have changed since then, and the unit is to stay
+            for tap in self.taps:
+                tap.unit = state.get("units", {}).get(tap.name, tap.unit)
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
         """
         Move every perturbation along its gradient.
 
-        :param step: the length of the ascent step.
+        :param step: the length of the ascent step, as it was given.
         :param radius: that of the ball to project back to; ``None`` for none.
         :param taps: where; everywhere if ``None``.
         """
         moved = []
         for tap in self.taps if taps is None else taps:
             deltas, values = tap.deltas(), []
+            size = tap.unit * self.strength
             for delta in deltas:
-                delta.value = ascend(delta.value, delta.grad, step, dims=delta.dims, norm=self.norm)
+                delta.value = ascend(delta.value, delta.grad, step * size, dims=delta.dims, norm=self.norm)
                 if radius is not None:
-                    delta.value = project(delta.value, radius, dims=delta.dims, norm=self.norm)
+                    delta.value = project(delta.value, radius * size, dims=delta.dims, norm=self.norm)
                 values.append(delta.value)
             tap.perturb(values)
             moved.append(deltas)
         self.record(moved)
 
     def randomize(self, radius: float) -> None:
-        """Start every perturbation at a random point of its ball."""
+        """
+        Start every perturbation at a random point of its ball.
+
+        :param radius: that of the ball, as it was given.
+        """
         for tap in self.taps:
             tap.perturb(
                 [
                     random_in_ball(
                         delta.value,
-                        radius,
+                        radius * tap.unit * self.strength,
                         dims=delta.dims,
                         norm=self.norm,
                         free=delta.free,
@@ -146,3 +180,18 @@ class EmbeddingAttack(Attack):
                 f"{', '.join(f'`{tap.name}`' for tap in self.taps)}; give `emb_name` when the attack is built."
             )
         return taps
+
+
+def _row_of(tap: Tap) -> float:
+    if not isinstance(tap, EmbeddingTap):
+        raise ValueError(
+            f"Expected `relative` to be False, since `{tap.name}` is not looked up and has no rows, but got True. "
+            "Give an `emb_name` that matches embeddings only."
+        )
+    row = tap.row_length()
+    if not 0 < row < math.inf:
+        raise ValueError(
+            f"Expected `relative` to be False, since the rows of `{tap.name}` are {row:g} long on average, but got "
+            "True. Build the attack when the embedding has its weights."
+        )
+    return row

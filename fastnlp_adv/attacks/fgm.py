@@ -30,6 +30,7 @@ class FGMArguments(shared.TwoPassArguments):
     fraction: float = shared.fraction(
         ": 1 + f plain steps for a fraction f, 1 + 2f/3 with ``replace``, which trains the others as they are"
     )
+    relative: bool = shared.relative()
 
 
 @arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Optional
 
 import torch
@@ -29,6 +30,7 @@ class FreeLBArguments(Arguments):
     init: float = argument(0.05, "the size of the noise, in the same units")
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    relative: bool = shared.relative("``epsilon``, ``alpha`` and ``init``")
 
     @property
     def cost(self) -> Cost:
@@ -76,7 +78,7 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
-            tap.start = self._start
+            tap.start = partial(self._start, tap.unit * self.strength)
         for left in reversed(range(self.steps)):
             yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
             if left:
@@ -84,8 +86,8 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
         if self.steps == 1:
             self.record_start()
 
-    def _start(self, lookup: Lookup, output: Tensor) -> Tensor:
-        return noise_on_tokens(self.stream, self.init, output, lookup.real())
+    def _start(self, size: float, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.init * size, output, lookup.real())
 
 
 def noise_on_tokens(noise: Noise, init: float, output: Tensor, real: Tensor) -> Tensor:

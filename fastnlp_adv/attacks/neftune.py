@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Optional
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class NEFTuneArguments(Arguments):
         "the size of the noise, in the units of the embedding: an example's noise has a norm of about ``0.58 * alpha``",
     )
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    relative: bool = shared.relative("``alpha``")
 
     @property
     def cost(self) -> Cost:
@@ -61,13 +63,13 @@ class NEFTune(NEFTuneArguments, EmbeddingAttack):
     paper = "https://arxiv.org/abs/2310.05914"
 
     def describe(self) -> str:
-        return f"{super(EmbeddingAttack, self).describe()}: alpha {self.alpha:g}, per example"
+        return f"{super(EmbeddingAttack, self).describe()}: {self.in_both_units('alpha', self.alpha)}, per example"
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
-            tap.start = self._start
+            tap.start = partial(self._start, tap.unit * self.strength)
         yield Pass(adversarial=True, last=True)
         self.record_start()
 
-    def _start(self, lookup: Lookup, output: Tensor) -> Tensor:
-        return noise_on_tokens(self.stream, self.alpha, output, lookup.real())
+    def _start(self, size: float, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.alpha * size, output, lookup.real())

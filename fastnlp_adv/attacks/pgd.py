@@ -43,6 +43,7 @@ class PGDArguments(shared.TwoPassArguments):
         ": 1 + f + 2(K-1)f/3 plain steps for a fraction f, 1 + 2Kf/3 with ``replace``, which trains the others as they "
         "are"
     )
+    relative: bool = shared.relative("``epsilon`` and ``alpha``")
 
     @property
     def cost(self) -> Cost:

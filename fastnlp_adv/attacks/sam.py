@@ -92,7 +92,7 @@ class SAM(SAMArguments, WeightAttack):
         moves = size.isfinite() & (size > 0)
         for tap, delta, each in zip(taps, deltas, sizes):
             direction = self._scaled(tap, self._scaled(tap, delta.grad / peak)) / size
-            by = torch.where(moves, self.rho * direction, 0)
+            by = torch.where(moves, self.rho * self.strength * direction, 0)
             tap.move(by)
             # the norms alone, so that the rest can go
             delta.value, delta.grad = group_norm(by, dims=delta.dims), each * peak

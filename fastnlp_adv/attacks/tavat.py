@@ -22,12 +22,18 @@ __all__ = ["TAVAT", "TAVATArguments"]
 
 @dataclass
 class _Parts:
-    """The perturbation of one lookup."""
+    """The perturbation of one lookup, in what lengths are given in."""
 
     ids: Tensor
     real: Tensor
     instance: Tensor
     token: Tensor
+    #: what that is, in the units of the embedding
+    size: float
+
+    def sum(self) -> Tensor:
+        """Return the perturbation itself."""
+        return (self.instance + self.token) * self.size
 
 
 @arguments
@@ -98,7 +104,7 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         weight = 1 / self.steps
         begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self.embedding_taps}
         for tap in self.embedding_taps:
-            tap.start = partial(self._start, self.tables[tap.name], begun[tap.name])
+            tap.start = partial(self._start, tap.unit * self.strength, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
         deltas = [tap.deltas() for tap in self.taps]
         parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas)}
@@ -135,7 +141,7 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         table = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         return table.uniform_(-1, 1, generator=self.stream.on(weight.device)).mul_(self.init / weight.shape[-1] ** 0.5)
 
-    def _start(self, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor) -> Tensor:
+    def _start(self, size: float, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor) -> Tensor:
         ids, real = lookup.ids, lookup.real()
         if ids.device != table.device:
             raise RuntimeError(
@@ -145,14 +151,14 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         instance = noise_on_tokens(self.stream, self.init, output, real)
         rows = torch.where(real, table[ids].to(instance.dtype), 0)
         token = steepest_direction(rows, dims=tuple(range(rows.dim())))
-        begun[lookup.number] = _Parts(ids, real, instance, token)
-        return instance + token
+        begun[lookup.number] = parts = _Parts(ids, real, instance, token, size)
+        return parts.sum()
 
     def _ascend(self, parts: dict[str, list[_Parts]], deltas: list[list[Delta]]) -> None:
         for tap, own in zip(self.taps, deltas):
             for part, delta in zip(parts[tap.name], own):
                 self._move(part, delta)
-                delta.value = part.instance + part.token
+                delta.value = part.sum()
             tap.perturb([delta.value for delta in own])
         self.record(deltas)
 

@@ -10,15 +10,20 @@ from fastNLP import Callback, logger
 from torch import nn
 
 from ..arguments import Arguments, argument, arguments, at_least
+from ..arguments.shared import TwoPassArguments
 from ..attacks import Attack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
 from ..versions import has_compiled_parts
 from .checks import check_trainer
+from .learning import Learning
 from .log import log_state
 from .step import BatchStep, install, uninstall
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
+
+#: 0.07 of 100 steps is 7.000000000000001 to the computer
+ROUNDING = 1e-6
 
 
 @arguments
@@ -44,6 +49,7 @@ class MethodCallback(Callback, Arguments):
     )
 
     # Without annotations, which would make arguments of them.
+    warmup = cast(Any, 0)  # only attacks have it
     method_ = cast("Method | None", None)
     #: what the method remembered at the end of a run, and of which Trainer; what a checkpoint holds comes before it
     _kept = cast("tuple[weakref.ref[Any], dict[str, Any]] | None", None)
@@ -81,7 +87,7 @@ class MethodCallback(Callback, Arguments):
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
         if self.method_ is not None:
-            return self.method_.state_dict()
+            return self.state_dict()
         return self._resumed or self._kept_of(trainer) or {}
 
     def on_load_checkpoint(self, trainer: Any, states: dict[str, Any] | None) -> None:
@@ -94,8 +100,19 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self._first_step(trainer)
+        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
         return step >= start and (step - start) % self.every == 0
+
+    def strength(self, trainer: Any) -> float:
+        """
+        Return the factor of what the method perturbs by on this batch, which grows to 1 over ``warmup``.
+
+        :param trainer: the Trainer.
+        """
+        step = trainer.global_forward_batches // trainer.accumulation_steps
+        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
+        done, steps = step - start + 1, self._steps(self.warmup, trainer)  # at 0 the first step would run for nothing
+        return done / steps if done < steps else 1.0
 
     def refresh(self) -> None:
         """Hand arguments that were assigned since the last batch on to the method."""
@@ -146,9 +163,11 @@ class MethodCallback(Callback, Arguments):
         self.assigned = {}
         remembered = self._resumed or self._kept_of(trainer)
         if remembered:
-            self.method_.load_state_dict(remembered)
+            self.load_state_dict(remembered)
         self._resumed = self._kept = None
         line = self.method_.describe()
+        if self.warmup:
+            line += f", growing to that over {self._steps(self.warmup, trainer):.4g} optimizer steps"
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
         if has_compiled_parts(model):
@@ -161,9 +180,17 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         if self.method_ is not None:
-            self._kept = weakref.ref(trainer), self.method_.state_dict()
+            self._kept = weakref.ref(trainer), self.state_dict()
             self.method_.close()
         self.method_ = self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what outlives a run: what the method remembers."""
+        return cast(Method, self.method_).state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        cast(Method, self.method_).load_state_dict(state)
 
     def _kept_of(self, trainer: Any) -> dict[str, Any] | None:
         """Return what an earlier run of this Trainer left; another one has other examples."""
@@ -180,15 +207,14 @@ class MethodCallback(Callback, Arguments):
                 "is running. Give each Trainer a callback of its own."
             )
 
-    def _first_step(self, trainer: Any) -> int:
-        if self.start >= 1 or self.start == 0:
-            return math.ceil(self.start)
-        # 0.07 of 100 steps is 7.000000000000001 to the computer
-        return math.ceil(self.start * trainer.n_batches / trainer.accumulation_steps - 1e-6)
+    @staticmethod
+    def _steps(given: float, trainer: Any) -> float:
+        """Return optimizer steps, given as such or as a fraction of the training."""
+        return given if given >= 1 or not given else given * trainer.n_batches / trainer.accumulation_steps
 
     def _check_begins(self, trainer: Any) -> None:
         steps = trainer.n_batches // trainer.accumulation_steps
-        if 0 < steps <= self._first_step(trainer):
+        if 0 < steps <= math.ceil(self._steps(self.start, trainer) - ROUNDING):
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
@@ -208,6 +234,43 @@ class AttackCallback(MethodCallback):
     """
 
     method_class: ClassVar[Type[Attack]]
+
+    warmup: float = argument(
+        0,
+        "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, ``gamma`` or "
+        "``rho``) grows linearly from 0 to its value, or, below 1, a fraction of the training (0.999 for all of it)",
+    )
+
+    #: whether the training learns; ``None`` for a method without a clean pass, whose loss says too little of that
+    learning_ = cast("Learning | None", None)
+
+    def begin(self, trainer: Any) -> None:
+        size = next((name for name in ("gamma", "rho") if name in self.names()), "epsilon")
+        self.learning_ = Learning(self.method_class.__name__, size) if isinstance(self, TwoPassArguments) else None
+        super().begin(trainer)
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        super().on_train_batch_end(trainer)
+        if self.learning_ is not None:
+            self.learning_.note(trainer)
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        if self.learning_ is not None:
+            self.learning_.check(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        more = {} if self.learning_ is None else {"learning": self.learning_.state_dict()}
+        return {**super().state_dict(), **more}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.learning_ is not None and "learning" in state:
+            self.learning_.load_state_dict(state["learning"])
+
+    def refresh(self) -> None:
+        super().refresh()
+        if isinstance(self.method_, Attack):
+            self.method_.strength = 1.0  # until the step sets it, where there still is a warmup
 
 
 @arguments

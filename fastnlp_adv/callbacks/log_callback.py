@@ -28,11 +28,12 @@ class LogCallback(Callback):
 
     :param writers: any number of: fitlog (the module), a TensorBoard ``SummaryWriter`` or another object with
         ``add_scalar(tag, value, step)``, and functions of ``(values, step)``, ``values`` a dict of floats and ``step``
-        the number of batches that have been trained.
+        the number of batches that have been trained. Without any, and without ``progress_bar``, fastNLP's own log, one
+        line per reading.
     :param every: how many batches from one reading to the next.
     :param progress_bar: show them in the progress bar too: in a ``"rich"`` or ``"tqdm"`` bar behind the epoch (in the
         first as many as there is room for), else as a line of fastNLP's log.
-    :raises ValueError: if there is nothing to write to, or an argument is out of range.
+    :raises ValueError: if an argument is out of range.
     :raises TypeError: if a writer is none.
 
     Example::
@@ -44,12 +45,11 @@ class LogCallback(Callback):
     def __init__(self, *writers: Any, every: int = 10, progress_bar: bool = False):
         super().__init__()
         check_count("every", every)
-        if not writers and not progress_bar:
-            raise ValueError("Expected `writers`, but got none. Give one, or `progress_bar=True`.")
         self.writers = writers
         self.every = every
         self.progress_bar = progress_bar
-        self._places = [_place(writer) for writer in writers] + [_to_progress_bar] * progress_bar
+        places = [_place(writer) for writer in writers] + [_to_progress_bar] * progress_bar
+        self._places = places or [_to_log]
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         if not any(isinstance(other, MethodCallback) for other in trainer.callback_manager.class_callbacks):
@@ -95,6 +95,10 @@ def _to_fitlog(fitlog: Any, trainer: Any, values: dict[str, float]) -> None:
     # fitlog 0.9.15 asks for what NumPy 2 no longer has.
     for name, value in values.items():
         fitlog.add_loss(value, step=trainer.global_forward_batches, name=f"{GROUP}/{name}", epoch=trainer.cur_epoch_idx)
+
+
+def _to_log(trainer: Any, values: dict[str, float]) -> None:
+    log_state(trainer)
 
 
 def _to_progress_bar(trainer: Any, values: dict[str, float]) -> None:

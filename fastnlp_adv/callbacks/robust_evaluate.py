@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from fastNLP import Metric, MoreEvaluateCallback
+from fastNLP import Metric, MoreEvaluateCallback, logger
 from fastNLP.core.drivers.torch_driver import TorchSingleDriver
-from fastNLP.core.utils import dataclass_to_dict
+from fastNLP.core.utils import dataclass_to_dict, f_rich_progress
 from torch import Tensor, nn
 
 from ..robustness import WorstCase, averages, modes_kept, score
 from ..robustness.worst_case import WorstCaseArguments
+from .log import as_text
 
 __all__ = ["RobustEvaluateCallback", "RobustMetric"]
 
@@ -68,7 +69,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
     :param evaluate_every: as in fastNLP: batches, or minus epochs, or a function of the Trainer.
     :param num_eval_sanity_batch: how many batches are attacked when the Trainer is built, to fail early.
     :param kwargs: the other arguments of fastNLP's ``MoreEvaluateCallback``: ``watch_monitor``, ``topk``,
-        ``topk_monitor``, ``folder``, ``progress_bar`` and so on.
+        ``topk_monitor``, ``folder``, ``progress_bar`` and so on; ``verbose=0`` prints no results.
     :raises ValueError: if an argument is out of range or, when the Trainer is built, does not fit model or data.
 
     Example::
@@ -109,12 +110,16 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             "seed": seed,
         }
         WorstCaseArguments(**self._arguments)  # checks them
+        unit = " rows" if relative else ""
+        title = f"Under attack (epsilon {epsilon:g}{unit}, {steps} steps from each of {restarts} starts)"
+        self._title = title if kwargs.pop("verbose", 1) else None
         super().__init__(
             dataloaders,
             {} if metrics is None else metrics,
             evaluate_every=evaluate_every,
             num_eval_sanity_batch=0,  # fastNLP's would come before the attack is there
             evaluate_batch_step_fn=self._attacked,
+            verbose=0,  # its results would have no title
             **kwargs,
         )
         self.dataloaders: Any = dataloaders
@@ -143,7 +148,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
         self._attack = WorstCase(driver.unwrap_model(), **self._arguments)
-        self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model())
+        self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
 
@@ -162,14 +167,25 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
 
 
 class _Evaluation:
-    """An Evaluator that begins its attack anew in each run, and leaves the modes of all modules as they were."""
+    """
+    An Evaluator that begins its attack anew in each run, leaves the modes of all modules as they were, and prints the
+    results under a title.
+    """
 
-    def __init__(self, evaluator: Any, attack: WorstCase, model: nn.Module):
+    def __init__(self, evaluator: Any, attack: WorstCase, model: nn.Module, title: str | None):
         self._evaluator = evaluator
         self._attack = attack
         self._model = model
+        self._title = title
 
     def run(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
         self._attack.begin()
         with modes_kept(self._model):
-            return self._evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
+            results: dict[str, Any] = self._evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
+        if self._title is not None:
+            # as fastNLP prints them: a line of the log would be drawn into rich's bar
+            say = f_rich_progress.print if self._evaluator.progress_bar == "rich" else logger.info
+            numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+            others = {name: value for name, value in results.items() if name not in numbers}
+            say(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
+        return results

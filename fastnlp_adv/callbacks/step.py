@@ -24,12 +24,17 @@ class Participant(Protocol):
     method_: Method | None
     #: the arguments that were assigned since the last batch
     assigned: dict[str, None]
+    #: over how many steps, or how much of the training, perturbations grow; 0 for none
+    warmup: float
 
     def due(self, trainer: Any) -> bool:
         """Tell whether its method acts on this batch."""
 
     def refresh(self) -> None:
         """Hand assigned arguments on to the method."""
+
+    def strength(self, trainer: Any) -> float:
+        """Return the factor of the perturbations of this batch, while they grow and after."""
 
 
 class BatchStep:
@@ -57,8 +62,10 @@ class BatchStep:
             if callback.assigned:
                 callback.refresh()
             due = callback.due(trainer)
-            if isinstance(callback.method_, Attack):
-                attack = callback.method_ if due else attack
+            if isinstance(callback.method_, Attack) and due:
+                attack = callback.method_
+                if callback.warmup:
+                    vars(attack)["strength"] = callback.strength(trainer)  # no argument, so without a check
             elif isinstance(callback.method_, Regularizer) and due:
                 regularizers.append(callback.method_)
             bare = bare or (isinstance(callback.method_, RDrop) and not due)

@@ -1,7 +1,7 @@
 """How a model does on the worst that an attack finds: perturbations of its lookups, flipped words, typos."""
 
 from .attacked import Attacked, RobustAccuracy, robust_accuracy
-from .evaluate import modes_kept, robust_evaluate
+from .evaluate import RobustResults, modes_kept, robust_evaluate
 from .hotflip import HotFlip
 from .report import write_report
 from .scores import Scores, averages, score
@@ -13,6 +13,7 @@ __all__ = [
     "Attacked",
     "HotFlip",
     "RobustAccuracy",
+    "RobustResults",
     "Scores",
     "Typos",
     "VocabularyTokenizer",

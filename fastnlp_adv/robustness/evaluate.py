@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Dict
 
 import torch
 from torch import nn
@@ -15,7 +15,41 @@ from torch import nn
 from .scores import Loss, Scores, averages, score
 from .worst_case import WorstCase
 
-__all__ = ["modes_kept", "robust_evaluate"]
+__all__ = ["RobustResults", "modes_kept", "robust_evaluate"]
+
+
+class RobustResults(Dict[float, Dict[str, float]]):
+    """
+    Loss and accuracy by epsilon, 0 for the clean input: a dict, which is printed as a table.
+
+    :param found: the results.
+    :param relative: whether epsilon is in rows, rather than in the units of the embedding.
+
+    Example::
+
+        >>> print(RobustResults({0.0: {"loss": 0.5, "accuracy": 0.8}, 0.1: {"loss": 1.25, "accuracy": 0.55}}))
+        Under the worst perturbations found, by epsilon in rows (mean lengths of a word vector)
+           epsilon      loss  accuracy
+                 0       0.5     80.0%
+               0.1      1.25     55.0%
+    """
+
+    def __init__(self, found: Mapping[float, dict[str, float]], relative: bool = True):
+        super().__init__(found)
+        self.relative = relative
+
+    def __str__(self) -> str:
+        names = list(next(iter(self.values()), {}))
+        unit = "in rows (mean lengths of a word vector)" if self.relative else "in the units of the embedding"
+        lines = [f"Under the worst perturbations found, by epsilon {unit}", "".join(map(_wide, ["epsilon", *names]))]
+        for epsilon, each in self.items():
+            shown = [f"{value:.1%}" if name == "accuracy" else f"{value:.4g}" for name, value in each.items()]
+            lines.append("".join(map(_wide, [f"{epsilon:g}", *shown])))
+        return "\n".join(lines)
+
+
+def _wide(text: str) -> str:
+    return f"{text:>10}"
 
 
 def robust_evaluate(
@@ -34,7 +68,7 @@ def robust_evaluate(
     update: Callable[[float, Any, Any], None] | None = None,
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-) -> dict[float, dict[str, float]]:
+) -> RobustResults:
     """
     Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode meanwhile, and is left
     as it was.
@@ -64,7 +98,7 @@ def robust_evaluate(
     :param seed: of the starts, which are the same for all epsilons and all calls.
     :param progress: wraps the dataloader, for instance ``tqdm.tqdm`` or ``rich.progress.track``.
     :return: for 0 (the clean input) and each epsilon, ``{"loss": ..., "accuracy": ...}``, averages over all examples
-        and all labels.
+        and all labels, as a dict that is printed as a table.
     :raises ValueError: if an argument is out of range, or there are no logits, labels or batches.
 
     Example::
@@ -101,7 +135,7 @@ def robust_evaluate(
                         update(epsilon, attack.at(worst, partial(run, batch)), batch)
     if not sums:
         raise ValueError("Expected `dataloader` to give batches, but got none. A generator can be read only once.")
-    return {epsilon: averages(*total.tolist()) for epsilon, total in sums.items()}
+    return RobustResults({epsilon: averages(*total.tolist()) for epsilon, total in sums.items()}, relative)
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class Tap(ABC):
     """
 
     name: str
+    #: what lengths are given in: 1, or the length of a row
+    unit = 1.0
     #: whether a gradient has ever come here; a place that none ever comes to is probably the wrong one
     seen = False
 

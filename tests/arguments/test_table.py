@@ -108,6 +108,7 @@ TABLE = {
     "start": NUMBER,
     "steps": COUNT,
     "storage_dtype": STORED,
+    "warmup": NUMBER,
     "weight": NUMBER,
     "xi": POSITIVE,
 }

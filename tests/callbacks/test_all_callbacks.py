@@ -90,8 +90,9 @@ def test_arguments_are_stored_as_given_and_keyword_only_after_the_first(callback
 def test_arguments_agree_with_those_of_the_method(callback):
     theirs = {n: p.default for n, p in inspect.signature(callback.method_class).parameters.items() if n != "model"}
     ours = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
+    schedule = {"start", "every", "log_every", *(["warmup"] if issubclass(callback, AttackCallback) else [])}
     assert {n: ours[n] for n in theirs} == theirs
-    assert set(ours) - set(theirs) == {"start", "every", "log_every"}
+    assert set(ours) - set(theirs) == schedule
 
 
 @each_row

@@ -229,6 +229,13 @@ def test_real_progress_bars_take_it(progress_bar, caplog):
     assert all("adv_loss=" in line for line in lines)
 
 
+def test_without_a_writer_it_writes_to_the_log_of_fastnlp(said):
+    train(Classifier(), [FGMCallback(), LogCallback(every=2)], n_batches=6)
+    lines = [r.getMessage() for r in said.records if r.getMessage().startswith("Batch ")]
+    assert [line.split(":")[0] for line in lines] == ["Batch 2", "Batch 4", "Batch 6"]
+    assert all("loss=" in line and "adv_loss=" in line for line in lines)
+
+
 def test_a_trainer_without_methods_is_warned(caplog):
     logger.addHandler(caplog.handler)
     try:
@@ -241,8 +248,6 @@ def test_a_trainer_without_methods_is_warned(caplog):
 
 
 def test_what_it_does_not_take():
-    with pytest.raises(ValueError, match=r"Expected `writers`, but got none\. Give one"):
-        LogCallback()
     with pytest.raises(TypeError, match=r"Expected `writers` to be .* but got 3\."):
         LogCallback(Summary(), 3)
     with pytest.raises(ValueError, match="Expected `every`"):
@@ -260,6 +265,6 @@ def test_the_examples_of_the_documentation_train(monkeypatch):
         exec(compile(block, DOCS.name, "exec"), space)
         train(Classifier(), space["callbacks"], n_batches=12)
         runs += 1
-    assert runs == 4
+    assert runs == 5
     assert "adv/adv_loss" in fitlog.losses[10] and "adv/adv_loss" in space["summary"].scalars[10]
     assert [row["step"] for row in space["rows"]] == [10]

@@ -103,6 +103,18 @@ def test_progress_bars(tmp_path, bar):
     assert len(files(tmp_path)) == 2
 
 
+def test_results_are_printed_with_a_title(tmp_path, said):
+    train(Classifier(), [saving(tmp_path, progress_bar=None)], n_batches=12)
+    lines = [r.getMessage() for r in said.records if "#robust" in r.getMessage()]
+    results = saved(tmp_path)
+    assert len(lines) == len(results) + 1  # and the sanity check
+    for line, found in zip(lines[1:], results):
+        assert line.startswith("Under attack (epsilon ") and " starts): " in line
+        assert all(f"{name}={value:.4g}" in line for name, value in found.items())
+    train(Classifier(), [saving(tmp_path, progress_bar=None, verbose=0)], n_batches=12)
+    assert len([r for r in said.records if "#robust" in r.getMessage()]) == len(lines)
+
+
 def test_every_evaluation_has_the_same_starts(tmp_path):
     train(Classifier(0.0), [saving(tmp_path)], lr=0.0, n_epochs=3, n_batches=-1)
     first, *others = saved(tmp_path)

@@ -17,6 +17,8 @@ import train_text_classification as script
 from rich.console import Console
 from safetensors.torch import load_file
 
+from benchmarks.methods import METHODS
+
 EXAMPLES = Path(script.__file__).parent
 
 
@@ -37,7 +39,7 @@ def differ(left, right):
     return any(not torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("method", script.methods())
+@pytest.mark.parametrize("method", ["none", *script.METHODS, "fgm+rdrop+r3f"])
 def test_each_method_trains_saves_and_reports(method, arguments, tmp_path, capsys):
     plain = script.main([*arguments, "--output-dir", str(tmp_path / "plain")])
     result = script.main(["--method", method, *arguments])
@@ -59,6 +61,10 @@ def test_the_size_of_a_method_is_passed_on(method, option, arguments, tmp_path):
     for size in ("0.5", "2"):
         script.main(["--method", method, *arguments, option, size, "--output-dir", str(tmp_path / size)])
     assert differ(state(tmp_path / "0.5" / method), state(tmp_path / "2" / method))
+
+
+def test_the_methods_are_those_of_the_package():
+    assert {each.method_class for each in script.METHODS.values()} == {each.method for each in METHODS.values()}
 
 
 def test_the_seed_decides(arguments, tmp_path):
@@ -83,7 +89,9 @@ def test_training_learns(arguments):
     ("wrong", "reason"),
     [
         (["--dataset", "absent.csv"], "there is no file absent.csv"),
-        (["--method", "sgd"], "invalid choice: 'sgd'"),
+        (["--method", "sgd"], "argument --method: expected none, or of atta, awp, fgm, "),
+        (["--method", "fgm+none"], "with + between several, but got 'none'"),
+        (["--method", "fgm+pgd"], "Expected at most one attack in a Trainer, but got FGMCallback and PGDCallback"),
         (["--epochs", "0"], "whole number of at least 1, but got '0'"),
         (["--train-size", "many"], "whole number of at least 1, but got 'many'"),
         (["--method", "fgm", "--epsilon", "-1"], "`epsilon`"),

@@ -14,7 +14,7 @@ import study
 import torch
 from equal import zip_equal
 from models import load_model
-from study import runs
+from study import figures, runs
 from study.attack import by_changes, under_perturbations
 from study.command import TIMED_ROUNDS, main
 from study.page import accuracies, differences
@@ -221,3 +221,21 @@ def test_one_seed_shows_no_spread():
 def test_the_spread_of_one_run_is_zero():
     assert runs.spread([0.5]) == 0
     assert runs.spread([0.5, 0.7]) == pytest.approx(2**0.5 / 10)
+
+
+def test_figures_say_what_the_runs_hold_and_leave_out_what_learned_nothing(tmp_path):
+    found = runs.Runs(tmp_path, {"epsilons": [0.1, 0.2]})
+    for method, clean, left in (("plain", 0.8, 0.2), ("FGM", 0.81, 0.3), ("PGD", 0.78, 0.4), ("AWP", 0.5, 0.5)):
+        attacked = {"attacked_0": clean, "attacked_0.1": left, "attacked_0.2": left}
+        found.add({"method": method, "seed": 0, "accuracy": clean, **attacked})
+    found.step_seconds = {"plain": [1.0, 2.0], "FGM": [2.0, 4.0], "PGD": [3.0, 6.0], "AWP": [2.0, 4.0]}
+    clean, left = figures.table_of(found, "accuracy", 100), figures.table_of(found, "attacked_0.1", 100)
+    cost = figures.in_plain_steps(found)
+    assert cost["PGD"] == [3.0, 3.0]
+    out = "(without 1 that lose more than 3 points of clean accuracy)"
+    assert figures.of_clean(found, clean, left) == (
+        f"2 of 2 keep more than plain training under attack, 1 of them at no loss of clean accuracy {out}"
+    )
+    assert figures.of_cost(found, cost, left, 0.1) == f"PGD keeps the most at ε = 0.1, 40 %, for 3.0 plain steps {out}"
+    (axes,) = figures.scatter(found, cost, left, ("x", "y"), "title").axes
+    assert {text.get_text() for text in axes.texts} == {"plain", "FGM", "PGD", "AWP"}  # at the points, not in a legend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from dataclasses import dataclass
 from functools import partial
 
@@ -355,3 +356,15 @@ def test_refuses(gru, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_gru(gru, **arguments)
     assert_untouched(gru, before)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_results_are_a_dict_that_is_printed_with_a_title(gru, relative):
+    found = evaluate_gru(gru, epsilons=(0.1, 0.4), relative=relative)
+    title, names, *rows = str(found).splitlines()
+    assert title.endswith("in rows (mean lengths of a word vector)" if relative else "in the units of the embedding")
+    assert names.split() == ["epsilon", "loss", "accuracy"]
+    for row, (epsilon, each) in zip_equal(rows, found.items()):
+        assert row.split() == [f"{epsilon:g}", f"{each['loss']:.4g}", f"{each['accuracy']:.1%}"]
+    assert found == dict(found) == pickle.loads(pickle.dumps(found))
+    assert "accuracy" not in str(evaluate_gru(gru, loss=lambda out, batch: out.sum(-1)))

@@ -1,0 +1,199 @@
+"""``relative=True``: lengths in rows, each embedding's own, as it was when the attack was built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import batch
+from rows import Row, step_of
+from support import CLASSES, VOCAB, Classifier
+from torch import nn
+
+from benchmarks.methods import METHODS
+from fastnlp_adv import FGM, PGD
+
+IDS, LABELS = batch(4, 7)
+FIELDS = {"input_ids": IDS, "labels": LABELS}
+RELATIVE = [name for name, method in METHODS.items() if "relative" in method.callback.names()]
+
+
+def row_of(embedding):
+    """The mean length of its rows, with a loop."""
+    return sum(float(row.double().norm()) for row in embedding.weight.detach()) / len(embedding.weight)
+
+
+class Scaled(Classifier):
+    """The same function of other word vectors: they are longer, and what is looked up is divided by as much."""
+
+    def __init__(self, by=1.0):
+        super().__init__(dropout=0.0)
+        self.by = by
+        with torch.no_grad():
+            self.word_embeddings.weight *= by
+
+    def forward(self, input_ids):
+        hidden, _ = self.rnn(self.word_embeddings(input_ids) / self.by)
+        return self.head(hidden.mean(1))
+
+
+def trained(model, method, **arguments):
+    """The gradients and perturbation norms of three steps."""
+    torch.manual_seed(0)
+    attack = Row(method, arguments).callback().build(model)
+    found = []
+    for _ in range(3):
+        model.zero_grad()
+        step_of(attack, model, FIELDS)
+        grads = torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "word" not in n])
+        found.append((grads, float(attack.perturbation_norm)))
+    return found
+
+
+def test_all_attacks_on_embeddings_have_it():
+    embeddings = {"ATTA", "FGM", "FGSM", "FreeLB", "NEFTune", "PGD", "TAVAT"}
+    assert set(RELATIVE) == embeddings
+
+
+CHANGED = [(name, {}) for name in RELATIVE] + [
+    ("PGD", {"alpha": 0.1}),
+    ("TAVAT", {"epsilon": 0.0}),
+    ("FGM", {"epsilon": 0.4}),
+]
+
+
+@pytest.mark.parametrize("method, more", CHANGED)
+def test_word_vectors_of_another_length_train_the_same(method, more):
+    """But not where epsilon is in their units."""
+    short, long = (trained(Scaled(by), method, relative=True, **more) for by in (1.0, 8.0))
+    for (one, norm), (other, longer) in zip(short, long):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        assert longer == pytest.approx(8 * norm, rel=1e-5)
+    assert max(norm for _, norm in short) > 0
+    absolute = [trained(Scaled(by), method, **more)[-1][0] for by in (1.0, 8.0)]
+    assert not torch.allclose(*absolute, rtol=1e-3, atol=1e-5)
+
+
+LENGTHS = {
+    "FGM": {"epsilon": 0.3},
+    "FGSM": {"epsilon": 0.02},
+    "PGD": {"epsilon": 0.3, "alpha": 0.2, "random_init": True},
+    "FreeLB": {"epsilon": 0.2, "alpha": 0.1, "init": 0.3},
+    "ATTA": {"epsilon": 0.2, "alpha": 0.15},
+    "NEFTune": {"alpha": 2.0},
+}
+
+
+@pytest.mark.parametrize("method", LENGTHS)
+def test_lengths_are_multiples_of_the_mean_row(method):
+    model, lengths = Classifier(dropout=0.0), LENGTHS[method]
+    row = row_of(model.word_embeddings)
+    more = {key: value for key, value in lengths.items() if key == "random_init"}
+    by_hand = {key: value * row for key, value in lengths.items() if key not in more}
+    for one, other in zip(trained(model, method, relative=True, **lengths), trained(model, method, **by_hand, **more)):
+        torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-7)
+        assert one[1] == pytest.approx(other[1], rel=1e-6)
+
+
+class Two(nn.Module):
+    """Two embeddings, one of them with much longer rows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.shapes = nn.Embedding(VOCAB, 8), nn.Embedding(VOCAB, 4)
+        self.head = nn.Linear(12, CLASSES)
+        with torch.no_grad():
+            self.shapes.weight *= 20
+
+    def forward(self, words, shapes):
+        return self.head(torch.tanh(torch.cat([words, shapes], -1)).mean(1))
+
+    def train_step(self, input_ids, labels):
+        pred = self(self.words(input_ids), self.shapes(input_ids % 7))
+        return {"loss": nn.functional.cross_entropy(pred, labels), "pred": pred}
+
+
+def loss_at(model, words, shapes):
+    return nn.functional.cross_entropy(model(words, shapes), LABELS)
+
+
+def test_each_embedding_has_its_own_row():
+    """Against two leaves, in double precision."""
+    model = Two().double()
+    leaves = [model.words(IDS).detach().requires_grad_(), model.shapes(IDS % 7).detach().requires_grad_()]
+    grads = torch.autograd.grad(loss_at(model, *leaves), leaves)
+    moved = []
+    for leaf, grad, table in zip(leaves, grads, (model.words, model.shapes)):
+        per_example = [0.3 * row_of(table) * g / g.norm() for g in grad]
+        moved.append(leaf + torch.stack(per_example))
+    clean = torch.autograd.grad(loss_at(model, *leaves), model.head.weight)[0]
+    expected = clean + torch.autograd.grad(loss_at(model, *moved), model.head.weight)[0]
+    fgm = FGM(model, epsilon=0.3, emb_name="[ws]*s.weight", granularity="sequence", relative=True)
+    fgm.step(lambda: model.train_step(IDS, LABELS)["loss"])
+    torch.testing.assert_close(model.head.weight.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_unit_stays_that_of_the_weights_it_was_built_on():
+    model = Classifier(dropout=0.0)
+    row = row_of(model.word_embeddings)
+    fgm = FGM(model, epsilon=0.5, relative=True)
+    with torch.no_grad():
+        model.word_embeddings.weight *= 3
+    fgm.step(lambda: model.train_step(**FIELDS)["loss"])
+    assert float(fgm.perturbation_norm) == pytest.approx(0.5 * row, rel=1e-5)
+    resumed, anew = FGM(model, epsilon=0.5, relative=True), FGM(model, epsilon=0.5, relative=True)
+    resumed.load_state_dict(fgm.state_dict())
+    for attack, length in ((resumed, 0.5 * row), (anew, 1.5 * row)):
+        attack.step(lambda: model.train_step(**FIELDS)["loss"])
+        assert float(attack.perturbation_norm) == pytest.approx(length, rel=1e-5)
+
+
+def test_a_state_of_before_there_was_a_unit_can_be_loaded():
+    model = Classifier()
+    fgm = FGM(model, relative=True)
+    state = fgm.state_dict()
+    del state["units"]
+    fgm.load_state_dict(state)
+    assert fgm.taps[0].unit == pytest.approx(row_of(model.word_embeddings))
+
+
+def test_epsilon_for_one_time_is_in_rows_as_well():
+    model = Classifier(dropout=0.0)
+    fgm = FGM(model, relative=True)
+    model.train_step(**FIELDS)["loss"].backward()
+    with fgm.attack(epsilon=0.25):
+        pass
+    assert float(fgm.perturbation_norm) == pytest.approx(0.25 * row_of(model.word_embeddings), rel=1e-5)
+
+
+def test_parameters_that_are_not_looked_up_have_no_rows():
+    with pytest.raises(
+        ValueError, match=r"Expected `relative` to be False, since `head.weight` .* but got True\. Give"
+    ):
+        FGM(Classifier(), emb_name="head", relative=True)
+
+
+def test_rows_without_a_length_are_refused():
+    model = Classifier()
+    nn.init.zeros_(model.word_embeddings.weight)
+    with pytest.raises(ValueError, match=r"Expected `relative` to be False, since the rows .* are 0 long .* got True"):
+        PGD(model, relative=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"epsilon": 0.5, "relative": True}, "epsilon 0.5 rows = 1.3, shared by the micro-batch"),
+        ({"epsilon": 1.0}, "epsilon 1 = 0.39 rows, shared by the micro-batch"),
+        ({"epsilon": 0.1, "relative": True, "norm": "linf"}, "epsilon 0.1 rows = 0.26 in each coordinate"),
+    ],
+)
+def test_the_line_says_epsilon_in_both_units(arguments, said):
+    assert FGM(Classifier(), **arguments).describe().endswith(said)
+
+
+def test_the_line_of_several_embeddings():
+    fgm = FGM(Two(), epsilon=0.5, emb_name="[ws]*s.weight", relative=True)
+    assert fgm.describe().endswith("epsilon 0.5 rows of each, shared by the micro-batch")
+    neftune = Row("NEFTune", {"relative": True}).callback().build(Classifier())
+    assert neftune.describe().endswith("alpha 5 rows = 13, per example")

@@ -1,0 +1,188 @@
+"""The warning of a training in which nothing is learned: given once, where it is true, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastNLP import Callback, CheckpointCallback
+from support import VOCAB, Classifier, build, loader
+from torch import nn
+
+from fastnlp_adv import AWPCallback, FGMCallback, FreeLBCallback, NEFTuneCallback, PGDCallback, RDropCallback
+
+WARNING = "Expected the clean loss to fall"
+
+
+class Bag(nn.Module):
+    """The mean of word vectors, and a linear layer: learns which half of the vocabulary there is more of."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.word_embeddings, self.head = nn.Embedding(VOCAB, 8), nn.Linear(8, 2)
+        self.dropout = nn.Dropout(0.1)
+
+    def train_step(self, input_ids, labels):
+        pred = self.head(self.dropout(self.word_embeddings(input_ids)).mean(1))
+        return {"loss": nn.functional.cross_entropy(pred, labels), "pred": pred}
+
+
+def texts(n):
+    ids = torch.randint(0, VOCAB, (n, 7), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": each, "labels": ((each < VOCAB // 2).sum() > 3).long()} for each in ids]
+
+
+class Losses(Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, trainer):
+        self.seen.append(float(trainer.state["adv"].get("loss", 0.0)))
+
+
+def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, **kwargs):
+    """Returns the losses of the batches."""
+    model, losses = Bag(), Losses()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    data = loader(texts(16 * per_epoch), 16)
+    trainer = build(
+        model, [*callbacks, losses], optimizers=optimizer, train_dataloader=data, n_batches=batches, **kwargs
+    )
+    torch.manual_seed(1)
+    trainer.run(resume_from=resume_from)
+    return losses.seen
+
+
+def warnings(said):
+    return [record.getMessage() for record in said.records if WARNING in record.getMessage()]
+
+
+TOO_LARGE = {
+    "FGM": FGMCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
+    "FGM-replace": FGMCallback(epsilon=1000.0, granularity="sequence", replace=True),
+    "PGD": PGDCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
+    "FGM-R-Drop": FGMCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_training_that_does_not_learn_is_warned_of_once(name, said):
+    losses = train([TOO_LARGE[name], *([RDropCallback()] if "R-Drop" in name else [])], batches=420)
+    assert sum(losses[-25:]) > sum(losses[:25])  # which is so
+    (line,) = warnings(said)
+    assert f"under {name.split('-')[0]}, but got " in line
+    assert " over the last 25 batches after " in line
+    assert (
+        "Give a smaller `epsilon`, let it grow (`warmup=0.999` for the whole training), begin with plain steps" in line
+    )
+    assert "lower the learning rate" in line
+
+
+def test_it_says_what_it_has_seen(said):
+    losses = train([TOO_LARGE["FGM"]], batches=120)
+    (line,) = warnings(said)
+    assert f"got {sum(losses[-25:]) / 25:.4g} over the last 25 batches" in line
+    assert f"after {sum(losses[:25]) / 25:.4g} over the first 25" in line
+
+
+def test_awp_names_its_own_argument(said):
+    train([AWPCallback(gamma=30.0, adv_weight=100.0)])
+    (line,) = warnings(said)
+    assert "Give a smaller `gamma`" in line
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        [FGMCallback(epsilon=0.3)],
+        [FGMCallback(epsilon=0.3, start=0.8, every=3)],
+        [PGDCallback(epsilon=0.3, replace=True)],
+        [AWPCallback(gamma=0.01)],
+        [FGMCallback(epsilon=0.3), RDropCallback()],
+    ],
+    ids=lambda callbacks: type(callbacks[0]).__name__,
+)
+def test_a_training_that_learns_is_silent(callbacks, said):
+    losses = train(callbacks)
+    assert sum(losses[-25:]) < 0.8 * sum(losses[:25])
+    assert not warnings(said)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"batches": 90, "per_epoch": 90}, {"batches": 180, "accumulation_steps": 2}], ids=str
+)
+def test_short_trainings_are_silent(kwargs, said):
+    """Counted in optimizer steps."""
+    train([TOO_LARGE["FGM"]], **kwargs)
+    assert not warnings(said)
+
+
+def test_accumulation(said):
+    train([TOO_LARGE["FGM"]], batches=240, accumulation_steps=2)
+    assert len(warnings(said)) == 1
+
+
+def test_what_was_learned_before_the_attack_began_counts(said):
+    """The loss of a training that has converged falls no further, but it did."""
+    losses = train([FGMCallback(epsilon=0.01, start=120)], batches=360, lr=0.3)
+    assert sum(losses[-25:]) < 0.5 * sum(losses[:25])
+    assert not warnings(said)
+
+
+def test_methods_without_a_clean_pass_are_not_watched(said):
+    for callback in (FreeLBCallback(alpha=100.0), NEFTuneCallback(alpha=1e6)):
+        train([callback], batches=120)
+    assert not warnings(said)
+
+
+def saved(folder, batch):
+    return str(next(folder.rglob(f"trainer-*batch_{batch}")))
+
+
+def test_a_resumed_training_knows_what_it_began_with(tmp_path, said):
+    saver = CheckpointCallback(folder=tmp_path, every_n_batches=150, save_object="trainer")
+    train([FGMCallback(epsilon=0.01), saver], batches=450, lr=0.3)
+    callback = FGMCallback(epsilon=0.01)
+    first = train([callback], batches=450, lr=0.3, resume_from=saved(tmp_path, 150))[:25]
+    assert float(callback._kept[1]["learning"]["first"][0]) == pytest.approx(0.7, abs=0.3)
+    assert sum(first) / 25 < 0.3
+    assert not warnings(said)
+
+
+def test_a_resumed_training_is_not_warned_of_again(tmp_path, said):
+    saver = CheckpointCallback(folder=tmp_path, every_n_batches=150, save_object="trainer")
+    train([TOO_LARGE["FGM"], saver], batches=150)
+    train([TOO_LARGE["FGM"]], batches=420, resume_from=saved(tmp_path, 150))
+    assert len(warnings(said)) == 1
+
+
+def test_another_training_is_warned_of_as_well(said):
+    for _ in range(2):
+        train([TOO_LARGE["FGM"]], batches=120)
+    assert len(warnings(said)) == 2
+
+
+def test_losses_are_read_at_the_ends_of_epochs_and_every_200_batches(monkeypatch):
+    """In between, no tensor is asked for its value."""
+    asked, read = [], torch.Tensor.__float__
+
+    class Mark(Callback):
+        batch = 0
+
+        def on_train_batch_begin(self, trainer, batch, indices):
+            self.batch = trainer.global_forward_batches + 1
+
+    mark = Mark()
+
+    def note(tensor):
+        asked.append(mark.batch)
+        return read(tensor)
+
+    model = Classifier()
+    trainer = build(model, [mark, FGMCallback()], train_dataloader=loader(batch_size=1), n_batches=-1, n_epochs=11)
+    monkeypatch.setattr(torch.Tensor, "__float__", note)
+    trainer.run()
+    assert trainer.global_forward_batches == 264
+    assert set(asked) == {120, 144, 168, 192, 200, 216, 240, 264}  # epochs of 24, of which the first 4 are too early

@@ -1,0 +1,217 @@
+"""``warmup``: how far each batch of a real training is perturbed, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fastNLP import Callback, CheckpointCallback
+from rows import Row
+from support import Classifier, build, distance, loader, samples, train, weights
+
+from fastnlp_adv import AWPCallback, FGMCallback, PGDCallback, SAMCallback
+
+
+class Norms(Callback):
+    """The norm of the perturbation in each batch; 0 where there was none."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.sizes = [], []
+
+    def on_train_batch_begin(self, trainer, batch, indices):
+        trainer.state.get("adv", {}).pop("perturbation_norm", None)
+        self.sizes.append(float(trainer.model.head.weight.detach().norm()))
+
+    def on_train_batch_end(self, trainer):
+        self.seen.append(float(trainer.state["adv"].get("perturbation_norm", 0.0)))
+
+
+def norms(callback, model=None, n_batches=6, more=(), **kwargs):
+    found = Norms()
+    train(Classifier() if model is None else model, [callback, found, *more], n_batches=n_batches, **kwargs)
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
+        ({"warmup": 4, "epsilon": 0.2}, [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]),
+        ({"warmup": 1}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup": 2.5}, [0.4, 0.8, 1, 1, 1, 1]),
+        ({"warmup": 100}, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]),
+        ({"warmup": 0.5}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ({"warmup": 0.99999}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ({"warmup": 3, "start": 2}, [0, 0, 1 / 3, 2 / 3, 1, 1]),
+        ({"warmup": 0.5, "start": 0.3}, [0, 0, 1 / 3, 2 / 3, 1, 1]),  # 0.3 of 6 steps is over with the second
+        ({"warmup": 3, "start": 1, "every": 2}, [0, 1 / 3, 0, 1, 0, 1]),
+        ({"warmup": 3, "replace": True}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_epsilon_of_each_batch(arguments, expected):
+    found = norms(FGMCallback(**arguments))
+    assert found.seen == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [{"warmup": 3, "start": 1}, {"warmup": 0.5, "start": 0.1}], ids=str)
+def test_it_counts_optimizer_steps(arguments):
+    found = norms(FGMCallback(**arguments), n_batches=12, accumulation_steps=2)
+    expected = [0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]
+    assert found.seen == pytest.approx(expected, rel=1e-5)
+
+
+GROWING = [0.25, 0.5, 0.75, 1, 1, 1]
+#: four examples, each moved by all that it may be
+BALLS = {
+    "FreeLB": {"epsilon": 0.1, "alpha": 5.0, "steps": 2},
+    "ATTA": {"epsilon": 0.1, "alpha": 5.0, "storage_dtype": torch.float64},
+    "TAVAT": {"epsilon": 0.1, "alpha": 5.0, "steps": 2},
+}
+
+
+@pytest.mark.parametrize("method", BALLS)
+def test_epsilon_of_each_example(method):
+    found = norms(Row(method, BALLS[method]).callback(warmup=4))
+    assert found.seen == pytest.approx([2 * 0.1 * growing for growing in GROWING], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["NEFTune", "FreeLB", "TAVAT"])
+def test_noise_grows(method):
+    """Which is the same from run to run; TA-VAT's also comes from rows that training writes, but for the first."""
+    arguments = {} if method == "NEFTune" else {"steps": 1}
+    grown, whole = norms(Row(method, arguments).callback(warmup=4)), norms(Row(method, arguments).callback())
+    ratios = [a / b for a, b in zip(grown.seen, whole.seen)]
+    assert ratios == pytest.approx(GROWING, rel=1e-5)
+
+
+def test_alpha_grows_with_epsilon():
+    found = norms(PGDCallback(epsilon=1.0, alpha=0.3, steps=1, warmup=4))
+    assert found.seen == pytest.approx([0.3 * growing for growing in GROWING], rel=1e-5)
+    found = norms(
+        PGDCallback(epsilon=1.0, alpha=0.3, steps=1, warmup=4, granularity="token", norm="linf"),
+        Classifier(dropout=0.0),
+    )
+    real = [int((torch.stack([s["input_ids"] for s in samples()[4 * i : 4 * i + 4]]) != 0).sum()) for i in range(6)]
+    assert found.seen == pytest.approx([0.3 * g * math.sqrt(8 * n) for g, n in zip(GROWING, real)], rel=1e-4)
+
+
+def test_random_starts_grow():
+    inside = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True, warmup=4))
+    whole = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True))
+    assert [a / b for a, b in zip(inside.seen, whole.seen)] == pytest.approx(GROWING, rel=1e-5)
+
+
+def test_gamma_grows():
+    found = norms(AWPCallback(gamma=0.1, params="head.weight", warmup=4))
+    assert found.seen == pytest.approx([0.1 * g * size for g, size in zip(GROWING, found.sizes)], rel=1e-5)
+
+
+def test_rho_grows():
+    found = norms(SAMCallback(rho=0.2, warmup=4))
+    assert found.seen == pytest.approx([0.2 * growing for growing in GROWING], rel=1e-4)
+
+
+def test_rows_and_several_embeddings():
+    model = Classifier()
+    model.other_embeddings = torch.nn.Embedding(50, 8)
+    forward = model.word_embeddings.forward
+    model.word_embeddings.forward = lambda ids: forward(ids) + model.other_embeddings(ids)
+    rows = [
+        float(table.weight.detach().norm(dim=1).mean()) for table in (model.word_embeddings, model.other_embeddings)
+    ]
+    found = norms(FGMCallback(epsilon=0.5, relative=True, emb_name="embeddings", warmup=4), model)
+    assert found.seen == pytest.approx([0.5 * math.hypot(*rows) * growing for growing in GROWING], rel=1e-4)
+
+
+class Assign(Callback):
+    def __init__(self, callback, batch, **values):
+        super().__init__()
+        self.callback, self.batch, self.values = callback, batch, values
+
+    def on_train_batch_end(self, trainer):
+        if trainer.global_forward_batches == self.batch:
+            for name, value in self.values.items():
+                setattr(self.callback, name, value)
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"epsilon": 2.0}, [0.25, 0.5, 1.5, 2, 2, 2]),
+        ({"warmup": 0}, [0.25, 0.5, 1, 1, 1, 1]),
+        ({"warmup": 6}, [0.25, 0.5, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ({"start": 2}, [0.25, 0.5, 0.25, 0.5, 0.75, 1]),
+        ({"granularity": "sequence", "epsilon": 0.5}, [0.25, 0.5, 0.75, 1, 1, 1]),  # of four examples, so twice 0.5
+    ],
+    ids=str,
+)
+def test_arguments_are_live(values, expected):
+    callback = FGMCallback(warmup=4)
+    assert norms(callback, more=[Assign(callback, 2, **values)]).seen == pytest.approx(expected, rel=1e-4)
+
+
+def test_relative_is_live():
+    callback, model = FGMCallback(0.5), Classifier()
+    found = norms(callback, model, lr=0.0, more=[Assign(callback, 3, relative=True)])
+    row = float(model.word_embeddings.weight.detach().norm(dim=1).mean())
+    assert found.seen == pytest.approx([0.5] * 3 + [0.5 * row] * 3, rel=1e-5)
+
+
+def run(model, callbacks, resume_from=None):
+    """Two epochs of six batches, at a rate that moves the word vectors."""
+    data = loader(shuffle=True)
+    trainer = build(model, callbacks, train_dataloader=data, n_batches=-1, n_epochs=2, lr=0.5)
+    trainer.run(resume_from=resume_from)
+
+
+@pytest.mark.parametrize("method", [FGMCallback, PGDCallback])
+def test_a_resumed_training_goes_on_growing_in_the_same_unit(method, tmp_path):
+    whole, resumed = Classifier(dropout=0.0), Classifier(dropout=0.0)
+    row = float(whole.word_embeddings.weight.detach().norm(dim=1).mean())
+    arguments = {"epsilon": 0.5, "relative": True, "start": 1, "warmup": 0.5}
+    seen, after = Norms(), Norms()
+    saver = CheckpointCallback(folder=tmp_path, every_n_batches=4, save_object="trainer")
+    run(whole, [method(**arguments), saver, seen])
+    expected = [0] + [0.5 * row * min(1, (k + 1) / 6) for k in range(11)]
+    assert seen.seen == pytest.approx(expected, rel=1e-4)
+    run(resumed, [method(**arguments), after], str(next(tmp_path.rglob("trainer-*batch_4"))))
+    assert after.seen == seen.seen[4:]
+    assert torch.equal(weights(resumed), weights(whole))
+    assert distance(whole, Classifier(dropout=0.0)) > 0.01  # far enough that a row measured anew would show
+    grown = float(whole.word_embeddings.weight.detach().norm(dim=1).mean())
+    assert abs(grown / row - 1) > 1e-4
+
+
+def test_a_second_run_goes_on_in_the_same_unit_and_another_trainer_does_not():
+    model, seen = Classifier(dropout=0.0), Norms()
+    row = float(model.word_embeddings.weight.detach().norm(dim=1).mean())
+    callback = FGMCallback(0.5, relative=True)
+    trainer = build(model, [callback, seen], lr=0.5)
+    trainer.run()
+    with torch.no_grad():
+        model.word_embeddings.weight *= 2
+    trainer.n_epochs += 1
+    trainer.n_batches = -1
+    trainer.run()
+    assert len(seen.seen) > 6
+    assert seen.seen == pytest.approx([0.5 * row] * len(seen.seen), rel=1e-4)
+    now, other = float(model.word_embeddings.weight.detach().norm(dim=1).mean()), Norms()
+    build(model, [callback, other], lr=0.0).run()
+    assert other.seen == pytest.approx([0.5 * now] * 6, rel=1e-4)
+
+
+@pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5)])
+def test_the_line_says_how_long_it_grows(warmup, steps, said):
+    train(Classifier(), [FGMCallback(warmup=warmup)], n_batches=6)
+    (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
+    assert line.endswith(f"shared by the micro-batch, growing to that over {steps:g} optimizer steps")
+
+
+def test_the_line_says_epsilon_in_both_units(said):
+    train(Classifier(), [FGMCallback(0.5, relative=True)], n_batches=6)
+    (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
+    assert line.endswith("rows 2.58 long on average): epsilon 0.5 rows = 1.3, shared by the micro-batch")
