@@ -33,6 +33,7 @@ METHODS = {
     "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
     "fgsm": lambda: [FGSMCallback()],
     "pgd": lambda: [PGDCallback(steps=3)],
+    "pgd relative": lambda: [PGDCallback(steps=2, relative=True, warmup=0.5)],
     "rdrop concat": lambda: [RDropCallback(mode="concat")],
     "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
     "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
