@@ -166,7 +166,7 @@ class MethodCallback(Callback, Arguments):
             self.load_state_dict(remembered)
         self._resumed = self._kept = None
         line = self.method_.describe()
-        if self.warmup:
+        if line and self.warmup:
             line += f", growing to that over {self._steps(self.warmup, trainer):.4g} optimizer steps"
         if line and trainer.driver.global_rank == 0:
             logger.info(line)

@@ -158,6 +158,17 @@ def test_a_resumed_training_is_not_warned_of_again(tmp_path, said):
     assert len(warnings(said)) == 1
 
 
+class Empty(Callback):
+    def on_train_batch_end(self, trainer):
+        trainer.state["adv"] = {}
+
+
+def test_a_hook_may_empty_the_state(said):
+    model = Classifier()
+    build(model, [Empty(), FGMCallback()], n_batches=6).run()
+    assert not warnings(said)
+
+
 def test_another_training_is_warned_of_as_well(said):
     for _ in range(2):
         train([TOO_LARGE["FGM"]], batches=120)

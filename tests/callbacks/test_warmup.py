@@ -10,6 +10,7 @@ from fastNLP import Callback, CheckpointCallback
 from rows import Row
 from support import Classifier, build, distance, loader, samples, train, weights
 
+from benchmarks.methods import METHODS
 from fastnlp_adv import AWPCallback, FGMCallback, PGDCallback, SAMCallback
 
 
@@ -97,6 +98,13 @@ def test_alpha_grows_with_epsilon():
     )
     real = [int((torch.stack([s["input_ids"] for s in samples()[4 * i : 4 * i + 4]]) != 0).sum()) for i in range(6)]
     assert found.seen == pytest.approx([0.3 * g * math.sqrt(8 * n) for g, n in zip(GROWING, real)], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.kind == "attack"])
+def test_every_attack_begins_with_next_to_nothing(method):
+    grown, whole = (norms(Row(method).callback(warmup=warmup), n_batches=2) for warmup in (10**7, 0))
+    assert max(whole.seen) > 0
+    assert max(grown.seen) < 1e-6 * max(whole.seen)
 
 
 def test_random_starts_grow():

@@ -63,6 +63,7 @@ METHODS = {
     "pgd part": lambda: [PGDOnSomeCallback(fraction=0.5, steps=2, granularity="token")],
     "fgsm": lambda: [FGSMCallback()],
     "pgd": lambda: [PGDCallback(steps=3)],
+    "pgd relative": lambda: [PGDCallback(steps=2, relative=True, warmup=0.5)],
     "rdrop concat": lambda: [RDropCallback(mode="concat")],
     "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
     "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
