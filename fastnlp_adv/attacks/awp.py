@@ -10,7 +10,7 @@ from torch import nn
 
 from ..arguments import argument, arguments, shared
 from ..functional import group_norm, steepest_direction
-from ..taps import WeightTap, fits
+from ..taps import WeightTap, fits, refuse_shards
 from .base import Attack, Pass
 
 __all__ = ["AWP", "AWPArguments"]
@@ -63,7 +63,8 @@ class AWP(AWPArguments, Attack):
 
     :param model: the model.
     :arguments:
-    :raises ValueError: if an argument is out of range, or no trainable parameter matches ``params``.
+    :raises ValueError: if an argument is out of range, no trainable parameter matches ``params``, or the model is
+        sharded.
 
     Example::
 
@@ -83,6 +84,7 @@ class AWP(AWPArguments, Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_shards(self.model.named_parameters(), "AWP, which moves the weights,")
         self._weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
         self.set_up(self.model, [*self._weights], self.dropout_mask)
 

@@ -42,8 +42,8 @@ class EmbeddingAttack(Attack):
         if self.norm == "linf":
             return f"{super().describe()}: {size} in each coordinate"
         rows = [tap.row_length() for tap in self.embedding_taps]
-        known = len(rows) == len(self.taps) == 1 and rows[0] > 0
-        in_rows = f" = {self.epsilon / rows[0]:.2g} rows" if known else ""
+        row = rows[0] if len(rows) == len(self.taps) == 1 else None
+        in_rows = f" = {self.epsilon / row:.2g} rows" if row else ""
         return f"{super().describe()}: {size}{in_rows}, {shared[self.granularity]}"
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:

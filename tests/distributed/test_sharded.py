@@ -1,0 +1,104 @@
+"""Models that are sharded over real processes, against one process that holds them whole."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support
+import torch
+
+HERE = Path(__file__).parent
+HANGS = 1500  # seconds: no machine is that busy
+
+if support.TORCH < (2, 6):
+    pytest.skip("torch shards on the CPU, and has `fully_shard`, from 2.6 on", allow_module_level=True)
+
+import sharded  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    command = [sys.executable, str(HERE / "sharded_worker.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@functools.lru_cache(maxsize=None)
+def alone(method):
+    return sharded.alone(method, 2)
+
+
+def norm_of_difference(a, b):
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in b]).norm())
+
+
+def trained(ranks, engine, method):
+    """The first rank's result, after both were found to have the same weights and no hook."""
+    first, second = (rank[engine, method] for rank in ranks)
+    assert all(torch.equal(first["weights"][name], w) for name, w in second["weights"].items())
+    assert first["left"] == second["left"] == []
+    return first
+
+
+@pytest.mark.filterwarnings("ignore:.*are not looked up")
+@pytest.mark.parametrize("method", sharded.ALL)
+@pytest.mark.parametrize("engine", sharded.ENGINES)
+def test_ranks_equal_one_process(ranks, engine, method):
+    if engine != "ddp" and method in sharded.WHOLE:
+        for rank in ranks:
+            said = rank[engine, method]["refused"]
+            # a flat parameter has no names of those in it, so there is nothing that `emb_name` could match
+            unnamed = "flat" in engine and "emb_name" in said
+            assert said.startswith("Expected ") and ("of which a process holds a shard" in said or unnamed)
+        return
+    weights, before = alone(method)
+    moved = norm_of_difference(weights, before)
+    assert moved > 1e-3
+    assert norm_of_difference(trained(ranks, engine, method)["weights"], weights) < 1e-6 * moved
+
+
+@pytest.mark.parametrize("method", [name for name in sharded.METHODS if name != "none"])
+def test_a_method_makes_a_difference(method):
+    """Without it, weights that are equal would say little."""
+    weights, before = alone(method)
+    plain = "rdrop two_pass" if method == "none" else "none"
+    assert norm_of_difference(weights, alone(plain)[0]) > 1e-4 * norm_of_difference(weights, before)
+
+
+@pytest.mark.parametrize("method", sharded.METHODS)
+@pytest.mark.parametrize("engine", sharded.SHARDED)
+def test_gradients_are_reduced_once_per_pass_that_trains(ranks, engine, method):
+    """And weights gathered as often as in so many passes of plain training."""
+    counts = trained(ranks, engine, method)["counts"]
+    parts = sharded.ENGINES[engine][1]
+    assert counts["reduce_scatter_base"] == parts * sharded.REDUCTIONS.get(method, 1)
+    if method in sharded.GATHERED:
+        plain = ranks[0][engine, "none"]["counts"]
+        (gathered,) = (name for name in plain if name.startswith("allgather"))
+        assert counts[gathered] == plain[gathered] * sharded.GATHERED[method]
+
+
+@pytest.mark.parametrize("engine", sharded.SHARDED)
+def test_names_are_those_of_the_bare_model(ranks, engine):
+    """A shard has no mean length of its rows, and one rank that asked for it would wait for the others."""
+    assert ranks[0][engine, "fgm"]["says"] == (
+        "FGM perturbs `words.weight` (50 x 8, sharded): epsilon 1, shared by the micro-batch"
+    )
+
+
+@pytest.mark.parametrize("engine", sharded.MIXED)
+@pytest.mark.parametrize("method", ["fgm sequence", "pgd"])
+def test_in_bfloat16_the_ball_keeps_its_radius(ranks, engine, method):
+    found = trained(ranks, engine, method)
+    radius = 2.0 if method == "fgm sequence" else 1.0  # of four examples, or of the micro-batch
+    assert float(found["norm"]) == pytest.approx(radius, rel=1e-5)
+    weights, before = alone(method)
+    off = norm_of_difference({n: w.double() for n, w in found["weights"].items()}, weights)
+    assert off < 0.1 * norm_of_difference(alone("none")[0], weights)
+    assert off < 0.05 * norm_of_difference(weights, before)
