@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchSingleDriver
+from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchFSDPDriver, TorchSingleDriver
 from torch import nn
 
 from ..attacks import Attack
@@ -24,10 +24,16 @@ def check_trainer(trainer: Any, driver: Any, callback: Any) -> None:
     :raises ValueError: with what was found and what to do instead.
     """
     name = type(callback).__name__
-    if type(driver) not in (TorchSingleDriver, TorchDDPDriver):
+    if type(driver) not in (TorchSingleDriver, TorchDDPDriver, TorchFSDPDriver):
         raise ValueError(
-            f"Expected {name} to run on fastNLP's torch driver, on one device or under DistributedDataParallel, but "
-            f"got {type(driver).__name__}. Build the Trainer with `driver='torch'`."
+            f"Expected {name} to run on fastNLP's torch driver, on one device, under DistributedDataParallel or under "
+            f"FullyShardedDataParallel, but got {type(driver).__name__}. Build the Trainer with `driver='torch'` or "
+            "`driver='torch_fsdp'`."
+        )
+    if type(driver) is TorchFSDPDriver and driver.fp16:
+        raise ValueError(
+            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
         )
     if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
         raise ValueError(

@@ -48,10 +48,10 @@ class Model(nn.Module):
     to forward, so that R-Drop has something to compare without dropout.
     """
 
-    def __init__(self, period=1):
+    def __init__(self, period=1, seed=0):
         super().__init__()
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             self.words, self.places = nn.Embedding(VOCAB, WIDTH, padding_idx=0), nn.Embedding(16, WIDTH)
             self.blocks = nn.ModuleList([Block(), Block()])
             self.head = nn.Linear(WIDTH, CLASSES)
@@ -133,7 +133,6 @@ def in_bfloat16(policy):
 ENGINES = {
     "ddp": (DistributedDataParallel, 1),
     "fsdp": (lambda model: fsdp_of(model, use_orig_params=True), 3),
-    "fsdp, flat": (lambda model: fsdp_of(model, use_orig_params=False), 3),
     "fsdp, flat, embeddings alone": (lambda model: fsdp_of(model, nn.Embedding, use_orig_params=False), 5),
     "fully_shard": (lambda model: fully_sharded(model, embedding=False), 3),
     "fully_shard, embedding alone": (fully_sharded, 4),
@@ -145,6 +144,31 @@ MIXED = {
     ),
     "fully_shard in bfloat16": lambda model: fully_sharded(model, mp_policy=in_bfloat16(fsdp.MixedPrecisionPolicy)),
 }
+
+
+#: what is trained through the Trainer, and after how many forwards the model's temperature is the same again
+TRAINED = {
+    "none": 1,
+    "fgm": 1,
+    "fgm replace": 1,
+    "pgd": 1,
+    "freelb": 1,
+    "atta": 1,
+    "rdrop concat": 1,
+    "rdrop two_pass": 2,
+    "fgm + rdrop": 1,
+    "pgd + rdrop two_pass": 2,
+    "vat": 3,
+    "awp": 1,
+}
+TRAINER_ENGINES = ("fsdp", "fsdp, flat, embeddings alone")
+TRAINER_REDUCTIONS = {"fgm": 2, "pgd": 2, "freelb": 3, "fgm + rdrop": 2, "pgd + rdrop two_pass": 2}
+
+
+def hooks_left(model):
+    """The package's hooks that are on a model."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    return [repr(hook) for hook in hooks if "fastnlp_adv" in type(hook).__module__]
 
 
 def full_weights(model, wrapped):

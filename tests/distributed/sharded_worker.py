@@ -4,22 +4,33 @@ Ranks that shard a model in every way that torch has, and train it with every me
     python sharded_worker.py FOLDER
 
 starts two ranks as torchrun does, but forked, since each would take longer to import torch than to train. What rank N
-finds goes to FOLDER/rankN.pt.
+finds goes to FOLDER/rankN.pt. Then two that break, whose output goes to FOLDER/brokenN.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import quick  # noqa: F401
+import scenarios
 import sharded
+import support
 import torch
 import torch.distributed as dist
+from fastNLP import Callback, Trainer
+from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
+from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from fastnlp_adv import PGDCallback, compat
 
 RANKS = 2
 
@@ -39,23 +50,119 @@ def run(name, wrap):
     mine = [each[rank : rank + 1] for each in sharded.batches(RANKS)]
     with sharded.counting() as counts:
         sharded.train(wrapped, torch.optim.SGD(wrapped.parameters(), lr=0.1), [method], mine)
-    hooks = [hook for module in wrapped.modules() for hook in module._forward_hooks.values()]
     return {
         **found,
         "weights": sharded.full_weights(model, wrapped),
         "counts": {each: count / (2 * sharded.STEPS) for each, count in counts.items()},
         "norm": getattr(method, "perturbation_norm", None),
-        "left": [repr(hook) for hook in hooks if "fastnlp_adv" in type(hook).__module__],
+        "left": sharded.hooks_left(wrapped),
     }
 
 
+def run_trainer(method, wrap, accumulation):
+    """The same through fastNLP's Trainer."""
+    model = sharded.Model(sharded.TRAINED[method])
+    wrapped = wrap(model)
+    mine = scenarios.micro_batches(RANKS)[dist.get_rank() :: RANKS]
+    try:
+        trainer = scenarios.trainer(
+            wrapped, method, mine, accumulation, driver="torch_fsdp", device=None, data_device="cpu"
+        )
+    except ValueError as error:
+        return {"refused": str(error)}
+    with sharded.counting() as counts:
+        trainer.run()
+    steps = trainer.global_forward_batches // accumulation
+    return {
+        "weights": sharded.full_weights(model, wrapped),
+        "counts": {each: count / steps for each, count in counts.items()},
+        "left": sharded.hooks_left(wrapped),
+    }
+
+
+class Saving(Callback):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer):
+        if trainer.global_forward_batches == 4:
+            trainer.save_checkpoint(self.folder)
+            trainer.driver.save_model(self.folder / "model")
+
+
+def resumed(folder, wrap, seed=0, **run):
+    """Train for two epochs of three batches under PGD and Adam, save in the second, or resume from there."""
+    wrapped = wrap(sharded.Model(seed=seed))
+    trainer = Trainer(
+        model=wrapped,
+        driver="torch_fsdp",
+        device=None,
+        data_device="cpu",
+        train_dataloader=support.loader(shuffle=True),
+        optimizers=torch.optim.Adam(wrapped.parameters(), lr=0.01),
+        n_epochs=2,
+        callbacks=[PGDCallback(steps=2, granularity="sequence"), *([] if run else [Saving(folder)])],
+        progress_bar=None,
+    )
+    trainer.run(**run)
+    return sharded.full_weights(wrapped.module, wrapped), trainer
+
+
+def save_and_resume(folder, wrap):
+    """The weights of a whole training, of one that was resumed, and of one that took those that were saved."""
+    whole, _ = resumed(folder, wrap)
+    again, _ = resumed(folder, wrap, seed=1, resume_from=str(folder))
+    other = wrap(sharded.Model(seed=2))
+    driver = TorchFSDPDriver(other, None, is_pull_by_torch_run=True)
+    driver.load_model(folder / "model")
+    return {"whole": whole, "resumed": again, "loaded": sharded.full_weights(other.module, other)}
+
+
+class Fragile(sharded.Model):
+    """Breaks in the last rank in its third forward, which is an inner one."""
+
+    def forward(self, input_ids, labels):
+        if dist.get_rank() == RANKS - 1 and self.calls == 2:
+            raise ArithmeticError("the model of the last rank broke")
+        return super().forward(input_ids, labels)
+
+
+def break_down(folder):
+    with open(Path(folder, f"broken{os.environ['RANK']}"), "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    set_env_on_import_torch()
+    compat.repair()
+    dist.init_process_group("gloo")
+    model = sharded.ENGINES["fsdp"][0](Fragile())
+    mine = scenarios.micro_batches(RANKS)[dist.get_rank() :: RANKS]
+    trainer = scenarios.trainer(model, "pgd", mine, 1, driver="torch_fsdp", device=None, data_device="cpu")
+    try:
+        trainer.run()
+        print("trained to the end", flush=True)
+    except BaseException:
+        traceback.print_exc()
+        print(f"{len(sharded.hooks_left(model))} hooks are left", file=sys.stderr, flush=True)
+        raise
+
+
 def main(folder):
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
+    compat.repair()
     dist.init_process_group("gloo")
     found = {}
     for engine, (wrap, _) in sharded.ENGINES.items():
         found.update({(engine, name): run(name, wrap) for name in sharded.ALL})
     for engine, wrap in sharded.MIXED.items():
         found.update({(engine, name): run(name, wrap) for name in ("none", "fgm sequence", "pgd")})
+    for engine in sharded.TRAINER_ENGINES:
+        for method, accumulation in itertools.product(sharded.TRAINED, (1, 2)):
+            wrap = sharded.ENGINES[engine][0]
+            found["trainer", engine, method, accumulation] = run_trainer(method, wrap, accumulation)
+    for engine in sharded.TRAINER_ENGINES:
+        saved = Path(folder, engine)
+        found["saved", engine] = save_and_resume(saved, sharded.ENGINES[engine][0])
     torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()
@@ -79,3 +186,7 @@ def launch(function, *arguments):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     launch(main, sys.argv[1])
+    try:
+        launch(break_down, sys.argv[1])
+    except ChildFailedError:
+        Path(sys.argv[1], "failed").touch()

@@ -17,6 +17,7 @@ HANGS = 1500  # seconds: no machine is that busy
 if support.TORCH < (2, 6):
     pytest.skip("torch shards on the CPU, and has `fully_shard`, from 2.6 on", allow_module_level=True)
 
+import scenarios  # noqa: E402
 import sharded  # noqa: E402
 
 
@@ -26,7 +27,7 @@ def ranks(tmp_path_factory):
     command = [sys.executable, str(HERE / "sharded_worker.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return [{**torch.load(folder / f"rank{rank}.pt"), "folder": folder} for rank in range(2)]
 
 
 @functools.lru_cache(maxsize=None)
@@ -102,3 +103,52 @@ def test_in_bfloat16_the_ball_keeps_its_radius(ranks, engine, method):
     off = norm_of_difference({n: w.double() for n, w in found["weights"].items()}, weights)
     assert off < 0.1 * norm_of_difference(alone("none")[0], weights)
     assert off < 0.05 * norm_of_difference(weights, before)
+
+
+@functools.lru_cache(maxsize=None)
+def trained_alone(method, accumulation):
+    model = sharded.Model(sharded.TRAINED[method])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scenarios.trainer(model, method, scenarios.micro_batches(2), 2 * accumulation, device="cpu").run()
+    return {name: p.detach() for name, p in model.named_parameters()}, before
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("method", sharded.TRAINED)
+@pytest.mark.parametrize("engine", sharded.TRAINER_ENGINES)
+def test_trainer_on_ranks_equals_one_process(ranks, engine, method, accumulation):
+    first, second = (rank["trainer", engine, method, accumulation] for rank in ranks)
+    if method == "awp":
+        assert first["refused"].startswith("Expected AWP")
+        return
+    assert all(torch.equal(first["weights"][name], w) for name, w in second["weights"].items())
+    assert first["left"] == second["left"] == []
+    weights, before = trained_alone(method, accumulation)
+    moved = norm_of_difference(weights, before)
+    assert moved > 1e-3
+    assert norm_of_difference(first["weights"], weights) < 1e-6 * moved
+
+    parts, passes = sharded.ENGINES[engine][1], sharded.TRAINER_REDUCTIONS.get(method, 1)
+    # fastNLP's own training reduces once per optimizer step, and keeps the gradients of the whole model until then
+    batches = 1 if method == "none" else accumulation
+    assert first["counts"]["reduce_scatter_base"] == parts * passes * batches
+
+
+@pytest.mark.parametrize("engine", sharded.TRAINER_ENGINES)
+def test_save_resume_and_load(ranks, engine):
+    found = ranks[0]["saved", engine]
+    for name, weight in found["whole"].items():
+        torch.testing.assert_close(found["resumed"][name], weight, rtol=1e-12, atol=1e-14)
+    saved = torch.load(ranks[0]["folder"] / engine / "model")
+    assert set(saved) == set(sharded.Model().state_dict())  # so one process can load it
+    assert all(torch.equal(found["loaded"][name], weight) for name, weight in saved.items())
+    assert norm_of_difference(saved, found["whole"]) > 1e-3
+
+
+def test_a_rank_that_breaks_ends_the_run_and_leaves_no_hook(ranks):
+    folder = ranks[0]["folder"]
+    assert (folder / "failed").exists()
+    said = [(folder / f"broken{rank}").read_text() for rank in range(2)]
+    assert "ArithmeticError: the model of the last rank broke" in said[1]
+    assert "0 hooks are left" in said[1]
+    assert not any("trained to the end" in each for each in said)
