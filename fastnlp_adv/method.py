@@ -42,7 +42,9 @@ class Method(Arguments):
             _refuse_data_parallel(model)
             refuse_compiled(model)
         self.taps = taps
-        self._flat = [] if model is None else [param for param in model.parameters() if is_flat(param)]
+        self._watched = model
+        #: the model's flat parameters, looked for in the first inner pass, when it is wrapped
+        self._flat: list[nn.Parameter] | None = None
         self.stream = Noise()
         self.replay = Replay(model, dropout_mask)
         self.unreached = 0
@@ -112,7 +114,8 @@ class Method(Arguments):
             return
         try:
             inputs = [leaf for each in leaves for leaf in each]
-            before = [param.grad for param in self._flat] if self._flat else []
+            flat = self._flat_parameters() if self._flat is None else self._flat
+            before = [param.grad for param in flat] if flat else []
             found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
@@ -121,7 +124,7 @@ class Method(Arguments):
                 "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
                 "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
-        for param, grad in zip(self._flat, before):
+        for param, grad in zip(flat, before):
             # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
             # and puts them back only where this one has come to them.
             if param.grad is None:
@@ -129,6 +132,11 @@ class Method(Arguments):
         grads = iter(found)
         for tap, own in zip(self.taps, leaves):
             tap.receive([next(grads) for _ in own])
+
+    def _flat_parameters(self) -> list[nn.Parameter]:
+        parameters = () if self._watched is None else self._watched.parameters()
+        self._flat = [param for param in parameters if is_flat(param)]
+        return self._flat
 
     def check_reached(self) -> bool:
         """

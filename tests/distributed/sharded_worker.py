@@ -4,13 +4,15 @@ Ranks that shard a model in every way that torch has, and train it with every me
     python sharded_worker.py FOLDER
 
 starts two ranks as torchrun does, but forked, since each would take longer to import torch than to train. What rank N
-finds goes to FOLDER/rankN.pt. Then two that break, whose output goes to FOLDER/brokenN.
+finds goes to FOLDER/rankN.pt. Then two that break, two that run the program of docs/large_models.md, and two that run
+examples/large_model.py; what they write goes to FOLDER/brokenN, FOLDER/pageN and FOLDER/exampleN.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import runpy
 import sys
 import traceback
 import warnings
@@ -18,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pages
 import quick  # noqa: F401
 import scenarios
 import sharded
@@ -128,11 +131,25 @@ class Fragile(sharded.Model):
         return super().forward(input_ids, labels)
 
 
-def break_down(folder):
-    with open(Path(folder, f"broken{os.environ['RANK']}"), "w") as out:
+def write_to(path):
+    with open(f"{path}{os.environ['RANK']}", "w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    set_env_on_import_torch()
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
+
+
+def run_page(folder):
+    write_to(Path(folder, "page"))
+    exec(compile(pages.blocks("docs/large_models.md")[0], "page", "exec"), {})
+
+
+def run_example(folder):
+    write_to(Path(folder, "example"))
+    runpy.run_path(str(pages.ROOT / "examples/large_model.py"), run_name="__main__")
+
+
+def break_down(folder):
+    write_to(Path(folder, "broken"))
     compat.repair()
     dist.init_process_group("gloo")
     model = sharded.ENGINES["fsdp"][0](Fragile())
@@ -186,6 +203,8 @@ def launch(function, *arguments):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     launch(main, sys.argv[1])
+    launch(run_page, sys.argv[1])
+    launch(run_example, sys.argv[1])
     try:
         launch(break_down, sys.argv[1])
     except ChildFailedError:

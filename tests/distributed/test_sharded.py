@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,10 +146,29 @@ def test_save_resume_and_load(ranks, engine):
     assert norm_of_difference(saved, found["whole"]) > 1e-3
 
 
+def said(ranks, name):
+    return [(ranks[0]["folder"] / f"{name}{rank}").read_text() for rank in range(2)]
+
+
+def test_the_program_of_the_page_trains_the_same_model_on_both_ranks(ranks):
+    found = [re.search(r"rank (\d): loss [\d.]+, weight (-?[\d.]+)", each) for each in said(ranks, "page")]
+    assert [each[1] for each in found] == ["0", "1"]
+    assert found[0][2] == found[1][2]
+
+
+def test_the_example_learns_and_each_rank_holds_half_of_the_model(ranks):
+    pattern = r"rank (\d): accuracy ([\d.]+), holds (\d+) of (\d+) numbers"
+    found = [re.search(pattern, each) for each in said(ranks, "example")]
+    assert [each[1] for each in found] == ["0", "1"]
+    assert found[0][2] == found[1][2] and float(found[0][2]) > 0.65
+    held = [int(each[3]) for each in found]
+    assert sum(held) >= int(found[0][4]) and max(held) < 0.51 * int(found[0][4])
+
+
 def test_a_rank_that_breaks_ends_the_run_and_leaves_no_hook(ranks):
     folder = ranks[0]["folder"]
     assert (folder / "failed").exists()
-    said = [(folder / f"broken{rank}").read_text() for rank in range(2)]
-    assert "ArithmeticError: the model of the last rank broke" in said[1]
-    assert "0 hooks are left" in said[1]
-    assert not any("trained to the end" in each for each in said)
+    first, second = said(ranks, "broken")
+    assert "ArithmeticError: the model of the last rank broke" in second
+    assert "0 hooks are left" in second
+    assert "trained to the end" not in first + second
