@@ -188,4 +188,4 @@ def uninstall(trainer: Any, callback: Participant) -> None:
         if not step.callbacks:
             trainer.train_batch_loop.batch_step_fn = step.original
             if isinstance(trainer.driver, TorchFSDPDriver):
-                del trainer.driver.get_model_no_sync_context
+                vars(trainer.driver).pop("get_model_no_sync_context", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 
 import torch
@@ -104,9 +105,10 @@ REDUCTIONS = {
     "freelb": 3,
     **dict.fromkeys(("awp", "fgm of other weights"), 2),
 }
-#: how often the model's weights are gathered per step, in passes of plain training
+#: how many passes gather the weights per step, where it is simple
 GATHERED = {
     **REDUCTIONS,
+    **dict.fromkeys(("none", "atta", "neftune", "rdrop concat"), 1),
     "fgm replace": 2,
     "pgd": 4,
     "pgd random": 4,
@@ -163,6 +165,14 @@ TRAINED = {
 }
 TRAINER_ENGINES = ("fsdp", "fsdp, flat, embeddings alone")
 TRAINER_REDUCTIONS = {"fgm": 2, "pgd": 2, "freelb": 3, "fgm + rdrop": 2, "pgd + rdrop two_pass": 2}
+
+
+def trainings():
+    """(engine, method, accumulation_steps) for each training through the Trainer."""
+    for engine, method in itertools.product(TRAINER_ENGINES, TRAINED):
+        yield engine, method, 2
+    for method in ("none", "fgm", "pgd"):
+        yield "fsdp", method, 1
 
 
 def hooks_left(model):

@@ -10,7 +10,6 @@ examples/large_model.py; what they write goes to FOLDER/brokenN, FOLDER/pageN an
 
 from __future__ import annotations
 
-import itertools
 import os
 import runpy
 import sys
@@ -33,7 +32,7 @@ from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from fastnlp_adv import PGDCallback, compat
+from fastnlp_adv import PGDCallback, RDropMixin, compat
 
 RANKS = 2
 
@@ -62,9 +61,13 @@ def run(name, wrap):
     }
 
 
-def run_trainer(method, wrap, accumulation):
+class Mixed(RDropMixin, sharded.Model):
+    """R-Drop inside the model, which a callback drives."""
+
+
+def run_trainer(method, wrap, accumulation, kind=sharded.Model):
     """The same through fastNLP's Trainer."""
-    model = sharded.Model(sharded.TRAINED[method])
+    model = kind(sharded.TRAINED[method])
     wrapped = wrap(model)
     mine = scenarios.micro_batches(RANKS)[dist.get_rank() :: RANKS]
     try:
@@ -173,10 +176,11 @@ def main(folder):
         found.update({(engine, name): run(name, wrap) for name in sharded.ALL})
     for engine, wrap in sharded.MIXED.items():
         found.update({(engine, name): run(name, wrap) for name in ("none", "fgm sequence", "pgd")})
-    for engine in sharded.TRAINER_ENGINES:
-        for method, accumulation in itertools.product(sharded.TRAINED, (1, 2)):
-            wrap = sharded.ENGINES[engine][0]
-            found["trainer", engine, method, accumulation] = run_trainer(method, wrap, accumulation)
+    for engine, method, accumulation in sharded.trainings():
+        wrap = sharded.ENGINES[engine][0]
+        found["trainer", engine, method, accumulation] = run_trainer(method, wrap, accumulation)
+    for method in ("fgm", "fgm + rdrop"):
+        found["mixed", method] = run_trainer(method, sharded.ENGINES["fsdp"][0], 2, Mixed)
     for engine in sharded.TRAINER_ENGINES:
         saved = Path(folder, engine)
         found["saved", engine] = save_and_resume(saved, sharded.ENGINES[engine][0])
