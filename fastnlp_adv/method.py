@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .arguments import Arguments, arguments
 from .random_state import Noise, Replay
-from .taps import EmbeddingTap, Tap
+from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints, refuse_compiled
 
 __all__ = ["Method", "ModelMethod"]
@@ -42,6 +42,9 @@ class Method(Arguments):
             _refuse_data_parallel(model)
             refuse_compiled(model)
         self.taps = taps
+        self._watched = model
+        #: the model's flat parameters, looked for in the first inner pass, when it is wrapped
+        self._flat: list[nn.Parameter] | None = None
         self.stream = Noise()
         self.replay = Replay(model, dropout_mask)
         self.unreached = 0
@@ -111,6 +114,8 @@ class Method(Arguments):
             return
         try:
             inputs = [leaf for each in leaves for leaf in each]
+            flat = self._flat_parameters() if self._flat is None else self._flat
+            before = [param.grad for param in flat] if flat else []
             found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
@@ -119,9 +124,19 @@ class Method(Arguments):
                 "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
                 "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
+        for param, grad in zip(flat, before):
+            # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
+            # and puts them back only where this one has come to them.
+            if param.grad is None:
+                param.grad = grad
         grads = iter(found)
         for tap, own in zip(self.taps, leaves):
             tap.receive([next(grads) for _ in own])
+
+    def _flat_parameters(self) -> list[nn.Parameter]:
+        parameters = () if self._watched is None else self._watched.parameters()
+        self._flat = [param for param in parameters if is_flat(param)]
+        return self._flat
 
     def check_reached(self) -> bool:
         """

@@ -1,6 +1,8 @@
 """Each scenario is what a user does. It must fail on fastNLP as it is, and work once its repair is made."""
 
+import contextlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from fastNLP import (
     Accuracy,
     BucketedBatchSampler,
@@ -29,9 +32,12 @@ from fastNLP import (
 )
 from fastNLP.core.dataloaders import MixDataLoader
 from fastNLP.core.dataloaders.torch_dataloader import fdl, mix_dataloader
+from fastNLP.core.drivers.choose_driver import choose_driver
+from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
 from fastNLP.io import DataBundle
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from fastnlp_adv import compat
@@ -213,6 +219,63 @@ def resume_twice():
         assert_same_weights(whole, resume_from(folder, batch=2))
 
 
+@contextlib.contextmanager
+def ranks():
+    """What torchrun makes, with one rank; nothing where there are ranks."""
+    if dist.is_initialized():
+        yield
+        return
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FASTNLP_BACKEND_LAUNCH": "1"}
+    os.environ.update(one)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        for name in one:
+            del os.environ[name]
+
+
+def sharded():
+    torch.manual_seed(0)
+    model = Bag()
+    model.forward = model.train_step
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def sharded_trainer(**options):
+    model = sharded()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    data = TorchDataLoader(DataSet(ROWS), batch_size=2, prefetch_factor=None)
+    options = {"driver": "torch_fsdp", "device": None, "data_device": "cpu", "progress_bar": None, **options}
+    return Trainer(model=model, optimizers=optimizer, train_dataloader=data, n_epochs=2, **options)
+
+
+def shard():
+    with ranks():
+        driver = choose_driver(sharded(), "torch_fsdp", None, data_device="cpu")
+    assert isinstance(driver, TorchFSDPDriver)
+
+
+def train_shards():
+    with ranks():
+        driver = TorchFSDPDriver(sharded(), None, is_pull_by_torch_run=True, data_device="cpu")
+        trainer = sharded_trainer(driver=driver)
+        assert isinstance(trainer.driver.unwrap_model(), Bag)
+        trainer.run()
+
+
+def resume_shards():
+    with ranks(), TemporaryDirectory() as folder:
+        trained = sharded_trainer()
+        trained.run()
+        trained.save_checkpoint(folder)
+        resumed = sharded_trainer()
+        resumed.load_checkpoint(folder)
+        for one, other in zip(trained.driver.model.parameters(), resumed.driver.model.parameters()):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 SCENARIOS = {
     "prefetch_factor": use_defaults,
     "mix_prefetch_factor": mix_data_sets,
@@ -222,7 +285,13 @@ SCENARIOS = {
     "resume_weights_only": resume_weights,
     "finished_epoch": resume_after_an_epoch,
     "resume_again": resume_twice,
+    "fsdp_unwrap": train_shards,
+    "fsdp_launch": shard,
+    "fsdp_checkpoints": resume_shards,
 }
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+if TORCH < (2, 6):  # which shards on a GPU alone
+    SCENARIOS = {name: scenario for name, scenario in SCENARIOS.items() if not name.startswith("fsdp")}
 
 
 def failures(names):
@@ -260,6 +329,9 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
         "resume_weights_only": "AttributeError",
         "finished_epoch": "AssertionError",
         "resume_again": "AssertionError",
+        "fsdp_unwrap": "AttributeError",
+        "fsdp_launch": "RuntimeError",
+        "fsdp_checkpoints": "RuntimeError",
     }
     left = {name: error for name, error in errors.items() if name in NEEDED}
     expected = {"": dict(left)}
@@ -269,7 +341,7 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-REFUSES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+REFUSES = TORCH >= (2, 6)
 refuses_pickles = pytest.mark.skipif(
     not REFUSES, reason="torch.load refuses what is more than weights from torch 2.6 on"
 )
@@ -295,6 +367,7 @@ def patched():
         *(sampler.load_state_dict for sampler in SAMPLERS),
         *(sampler.__iter__ for sampler in SAMPLERS),
         Trainer.save_checkpoint,
+        *(getattr(TorchFSDPDriver, name) for name in (*names, "unwrap_model", "get_optimizer_state")),
     ]
 
 

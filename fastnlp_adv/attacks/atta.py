@@ -96,7 +96,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._features = sum(tap.weight.shape[-1] for tap in self.embedding_taps)
+        self._features = sum(tap.shape[-1] for tap in self.embedding_taps)
         self.store = ExampleStore(self.storage_dtype)
         #: the indices of the examples of the next batch; every step uses them up
         self.indices: Iterable[int] | None = None

@@ -61,7 +61,8 @@ class AWP(AWPArguments, WeightAttack):
 
     :param model: the model.
     :arguments:
-    :raises ValueError: if an argument is out of range, or no trainable parameter matches ``params``.
+    :raises ValueError: if an argument is out of range, no trainable parameter matches ``params``, or the model is
+        sharded.
 
     Example::
 

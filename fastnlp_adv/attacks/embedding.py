@@ -78,7 +78,7 @@ class EmbeddingAttack(Attack):
             return f"{said} = {length * tap.unit:.2g}"
         row = tap.row_length()
         # how far a coordinate moves is no part of a row
-        return f"{said} = {length / row:.2g} rows" if row > 0 and self.norm != "linf" else said
+        return f"{said} = {length / row:.2g} rows" if row and self.norm != "linf" else said
 
     def state_dict(self) -> dict[str, Any]:
         units = {tap.name: tap.unit for tap in self.taps} if self.relative else {}
@@ -189,6 +189,11 @@ def _row_of(tap: Tap) -> float:
             "Give an `emb_name` that matches embeddings only."
         )
     row = tap.row_length()
+    if row is None:
+        raise ValueError(
+            f"Expected `relative` to be False, since `{tap.name}` is sharded and no process has all rows, but got "
+            "True. Give `epsilon` in the units of the embedding."
+        )
     if not 0 < row < math.inf:
         raise ValueError(
             f"Expected `relative` to be False, since the rows of `{tap.name}` are {row:g} long on average, but got "

@@ -98,7 +98,7 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         #: the table of each embedding, by the name of its weight
-        self.tables = {tap.name: self._new_table(tap.weight) for tap in self.embedding_taps}
+        self.tables = {tap.name: self._new_table(tap.shape, tap.weight.device) for tap in self.embedding_taps}
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps
@@ -137,9 +137,9 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         for name, table in self.tables.items():
             table.copy_(state["tables"][name])
 
-    def _new_table(self, weight: Tensor) -> Tensor:
-        table = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-        return table.uniform_(-1, 1, generator=self.stream.on(weight.device)).mul_(self.init / weight.shape[-1] ** 0.5)
+    def _new_table(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        table = torch.empty(shape, dtype=torch.float32, device=device)
+        return table.uniform_(-1, 1, generator=self.stream.on(device)).mul_(self.init / shape[-1] ** 0.5)
 
     def _start(self, size: float, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor) -> Tensor:
         ids, real = lookup.ids, lookup.real()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchSingleDriver
+from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchFSDPDriver, TorchSingleDriver
 from torch import nn
 
 from ..attacks import Attack
+from ..regularizers import RDrop, RDropMixin
 from .step import BatchStep
 
 __all__ = ["check_trainer"]
@@ -24,11 +25,14 @@ def check_trainer(trainer: Any, driver: Any, callback: Any) -> None:
     :raises ValueError: with what was found and what to do instead.
     """
     name = type(callback).__name__
-    if type(driver) not in (TorchSingleDriver, TorchDDPDriver):
+    if type(driver) not in (TorchSingleDriver, TorchDDPDriver, TorchFSDPDriver):
         raise ValueError(
-            f"Expected {name} to run on fastNLP's torch driver, on one device or under DistributedDataParallel, but "
-            f"got {type(driver).__name__}. Build the Trainer with `driver='torch'`."
+            f"Expected {name} to run on fastNLP's torch driver, on one device, under DistributedDataParallel or under "
+            f"FullyShardedDataParallel, but got {type(driver).__name__}. Build the Trainer with `driver='torch'` or "
+            "`driver='torch_fsdp'`."
         )
+    if type(driver) is TorchFSDPDriver:
+        _check_sharded(trainer, driver)
     if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
         raise ValueError(
             f"Expected {name} to train a model on one device per process, but got nn.DataParallel over "
@@ -36,6 +40,20 @@ def check_trainer(trainer: Any, driver: Any, callback: Any) -> None:
         )
     _check_step_is_free(trainer, name)
     _check_alone(trainer, callback)
+
+
+def _check_sharded(trainer: Any, driver: Any) -> None:
+    if driver.fp16:
+        raise ValueError(
+            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
+        )
+    others = [getattr(each, "method_class", None) for each in trainer.callback_manager.class_callbacks]
+    if driver.outside_ddp and RDrop not in others and isinstance(driver.unwrap_model(), RDropMixin):
+        raise ValueError(
+            "Expected RDropCallback beside a model with RDropMixin in FullyShardedDataParallel, whose `forward` is "
+            "called and not its `train_step`, but got none. Add `RDropCallback()`; it drives the model."
+        )
 
 
 def _check_step_is_free(trainer: Any, name: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
+from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from torch import Tensor
 
 from .. import forwards
@@ -170,7 +171,15 @@ def install(trainer: Any) -> BatchStep:
         loop.batch_step_fn = BatchStep(loop.batch_step_fn)
         modules = trainer.driver.unwrap_model().modules()
         loop.batch_step_fn.has_terms = any(isinstance(module, RDropMixin) for module in modules)
+        if isinstance(trainer.driver, TorchFSDPDriver):
+            # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
+            # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
+            trainer.driver.get_model_no_sync_context = _in_sync
     return loop.batch_step_fn
+
+
+def _in_sync() -> Callable[[], Any]:
+    return nullcontext
 
 
 def uninstall(trainer: Any, callback: Participant) -> None:
@@ -185,3 +194,5 @@ def uninstall(trainer: Any, callback: Participant) -> None:
         step.callbacks = [other for other in step.callbacks if other is not callback]
         if not step.callbacks:
             trainer.train_batch_loop.batch_step_fn = step.original
+            if isinstance(trainer.driver, TorchFSDPDriver):
+                vars(trainer.driver).pop("get_model_no_sync_context", None)

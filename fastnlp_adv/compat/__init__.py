@@ -9,12 +9,16 @@ from __future__ import annotations
 from .dataloaders import batched_fetch, mix_prefetch_factor, prefetch_factor  # isort: skip
 from .checkpoints import finished_epoch, load_arrays, load_whole_model, resume_again, resume_weights_only
 from .repairs import REPAIRS, Repair
+from .sharding import fsdp_checkpoints, fsdp_launch, fsdp_unwrap
 
 __all__ = [
     "REPAIRS",
     "Repair",
     "batched_fetch",
     "finished_epoch",
+    "fsdp_checkpoints",
+    "fsdp_launch",
+    "fsdp_unwrap",
     "load_arrays",
     "load_whole_model",
     "mix_prefetch_factor",

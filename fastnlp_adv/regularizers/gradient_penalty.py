@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, Cost, argument, arguments, shared
-from ..taps import Delta, taps_on
+from ..taps import Delta, refuse_shards, taps_on
 from .base import EmbeddingRegularizer, Forward, add_term
 from .outputs import read_loss
 
@@ -56,7 +56,7 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
 
     :param model: the model; its weights are never written.
     :arguments:
-    :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
+    :raises ValueError: if an argument is out of range, ``emb_name`` matches no embedding, or the model is sharded.
 
     Example::
 
@@ -78,6 +78,7 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_whole()
         self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
 
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
@@ -92,6 +93,7 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
         :raises ValueError: if the outputs lack a loss.
         :raises RuntimeError: if the loss does not depend on the embedding, or a kernel has no second derivative.
         """
+        self._check_whole()  # again, since a model that is sharded later would crash
         try:
             for tap in self.taps:
                 tap.begin_pass(keep_leaves=True)
@@ -111,6 +113,10 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
         if _dead_ends(penalty):
             self._refuse(penalty)
         return penalty
+
+    def _check_whole(self) -> None:
+        # After the first backward pass the shards are all that is left, while the second still needs the weights.
+        refuse_shards(self.model.named_parameters(), "GradientPenalty, which differentiates twice,")
 
     def _refuse(self, penalty: Tensor) -> None:
         """Say now what the backward pass would say out of reach of this object."""

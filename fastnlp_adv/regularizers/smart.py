@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import forwards
 from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive, shared
 from ..functional import group_norm, project
-from ..taps import Delta, Lookup
+from ..taps import Delta, Lookup, refuse_shards
 from .base import Forward, add_term
 from .outputs import find_mask, read_outputs
 from .perturbed import PerturbedRegularizer
@@ -79,7 +79,8 @@ class SMART(SMARTArguments, PerturbedRegularizer):
 
     :param model: the model; its weights are written, and put back, for the prediction of the averaged ones only.
     :arguments:
-    :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
+    :raises ValueError: if an argument is out of range, ``emb_name`` matches no embedding, or ``bregman_weight`` is not
+        0 on a model that is sharded.
 
     Example::
 
@@ -104,6 +105,8 @@ class SMART(SMARTArguments, PerturbedRegularizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bregman_weight:
+            refuse_shards(self.model.named_parameters(), "`bregman_weight`, which swaps the weights,")
         named = self.model.named_parameters()
         self._averaged = {name: p for name, p in named if p.requires_grad} if self.bregman_weight else {}
         # in at least single precision: bfloat16 would round most updates away

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_arguments, check_count
+from ..taps import refuse_shards
 from .search import Search, Tokens
 from .text_attack import TextAttack
 from .words import Change, is_spaceless, word_spans
@@ -87,7 +88,9 @@ class HotFlip(TextAttack):
             model, tokenizer, max_flips, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
         )
         self._candidates, self._min_similarity = candidates, min_similarity
-        self._weight = self.embedding_taps[0].weight
+        (tap,) = self.embedding_taps[:1]
+        refuse_shards([(tap.name, tap.weight)], "HotFlip, which reads the word vectors,")
+        self._weight = tap.weight
         self._read_vocabulary()
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:

@@ -16,7 +16,7 @@ from ..arguments import Arguments, argument, arguments, at_least, check_number, 
 from ..forwards import announced
 from ..functional import ascend, project, random_in_ball
 from ..method import ModelMethod
-from ..taps import Delta, taps_on
+from ..taps import Delta, EmbeddingTap, taps_on
 from .scores import Scores
 
 __all__ = ["WorstCase", "WorstCaseArguments", "differentiable"]
@@ -107,7 +107,7 @@ class WorstCase(WorstCaseArguments, ModelMethod):
         """Begin an evaluation: from the seed, so that all evaluations have the same starts, and on today's weights."""
         taps = self.embedding_taps
         self.stream.generator = torch.Generator(taps[0].weight.device).manual_seed(self.seed)
-        self._units = [tap.row_length() if self.relative else 1.0 for tap in taps]
+        self._units = [_row(tap) if self.relative else 1.0 for tap in taps]
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """
@@ -181,6 +181,16 @@ class WorstCase(WorstCaseArguments, ModelMethod):
     def _perturb(self, values: list[list[Tensor]]) -> None:
         for tap, each in zip(self.taps, values):
             tap.perturb(each)
+
+
+def _row(tap: EmbeddingTap) -> float:
+    length = tap.row_length()
+    if length is None:
+        raise ValueError(
+            f"Expected `relative=True` to find embedding `{tap.name}` whole in each process, but got a shard of it. "
+            "Give `epsilons` in the units of the embedding, with `relative=False`."
+        )
+    return length
 
 
 def _check_rows(places: list[list[Delta]], losses: Tensor) -> None:

@@ -11,21 +11,20 @@ from torch import Tensor
 __all__ = ["Delta", "Tap", "described"]
 
 
-def described(name: str, tensor: Tensor, more: str = "") -> str:
+def described(name: str, shape: Sequence[int], more: str = "") -> str:
     """
     Name a parameter and its shape.
 
     :param name: its name.
-    :param tensor: the parameter.
+    :param shape: that of the parameter.
     :param more: what else is to stand behind the shape.
 
     Example::
 
-        >>> import torch
-        >>> described("words.weight", torch.zeros(100, 8), ", frozen")
+        >>> described("words.weight", (100, 8), ", frozen")
         '`words.weight` (100 x 8, frozen)'
     """
-    return f"`{name}` ({' x '.join(map(str, tensor.shape))}{more})"
+    return f"`{name}` ({' x '.join(map(str, shape))}{more})"
 
 
 @dataclass

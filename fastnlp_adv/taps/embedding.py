@@ -20,6 +20,7 @@ from .base import Delta, Tap, described
 from .find import Embedding, lookup_of, scale_of, scales
 from .lookup import Lookup, Record
 from .perturbation import Perturbation, perturbation_for
+from .shards import is_shard
 
 __all__ = ["EmbeddingTap"]
 
@@ -58,16 +59,26 @@ class EmbeddingTap(Tap):
         self._begin(Record(), begun=False)
 
     def describe(self) -> str:
-        return described(self.name, self.weight, f", rows {self.row_length():.3g} long on average")
+        length = self.row_length()
+        rows = "sharded" if length is None else f"rows {length:.3g} long on average"
+        return described(self.name, self.shape, f", {rows}")
 
     @property
-    def weight(self) -> nn.Parameter:
-        """The weight that is looked up, of shape ``(rows, features)``."""
+    def weight(self) -> Tensor:
+        """The weight that is looked up; what this process has of it, where it is sharded."""
         return self._embedding.weight
 
-    def row_length(self) -> float:
-        """Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device."""
-        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole weight, ``(rows, features)``."""
+        return self._embedding.shape
+
+    def row_length(self) -> float | None:
+        """
+        Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device. ``None`` where the
+        weight is sharded: all processes would have to ask at once.
+        """
+        return None if is_shard(self.weight) else group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
     def open(self) -> None:
         if self._handles:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .base import described
+from .shards import named_weights
 
 __all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of", "scales"]
 
@@ -24,17 +25,25 @@ class Embedding:
     An embedding weight and the modules that look it up.
 
     :param name: the weight's name in the model.
-    :param weight: the weight, of shape ``(rows, features)``.
+    :param weight: the weight, of shape ``(rows, features)``; what a process has of it, where it is sharded.
     :param modules: what looks it up; several when it is shared, as in encoder-decoder models. Each is an
         :class:`torch.nn.Embedding`, or PEFT's layer that takes its place (see :func:`lookup_of`).
     """
 
     name: str
-    weight: nn.Parameter
+    weight: Tensor
     modules: list[nn.Module]
 
     def describe(self) -> str:
-        return described(self.name, self.weight)
+        return described(self.name, self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole weight, ``(rows, features)``."""
+        if self.weight.dim() == 2 or not self.modules:
+            return tuple(self.weight.shape)
+        table = lookup_of(self.modules[0])
+        return table.num_embeddings, table.embedding_dim
 
 
 @dataclass
@@ -73,17 +82,18 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
         >>> find_embeddings(model, "pos").names()
         ['positions.weight']
     """
+    weights = named_weights(model)
     if emb_name is None:
-        weights = [_input_embedding(model)]
-        matched = {name: param for name, param in model.named_parameters() if param is weights[0]}
+        wanted = _input_embedding(model, weights)
+        matched = {name: param for name, param in weights.items() if param is wanted}
     else:
-        matched = {name: param for name, param in model.named_parameters() if fits(name, emb_name)}
+        matched = {name: param for name, param in weights.items() if fits(name, emb_name)}
     matches = Matches()
     for name, param in matched.items():
         modules = [module for module in _lookup_modules(model) if module.weight is param]
         if modules and all(_looks_up(module) for module in modules):
             matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
-        elif param.requires_grad:
+        elif param.requires_grad and isinstance(param, nn.Parameter):
             matches.weights[name] = param
     # Rows that PEFT trains are looked up with the rest of their table, and so are perturbed already.
     rows = {id(p) for e in matches.embeddings for m in e.modules if _has_own_rows(m) for p in m.parameters()}
@@ -91,8 +101,8 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     if not matches.names():
         raise ValueError(
             "Expected `emb_name` to be part of the name of a trainable parameter or of an embedding, but got "
-            f"{emb_name!r}. The model has {_candidates(model)}. Give part of one of these names, a glob, or None for "
-            "the input embedding."
+            f"{emb_name!r}. The model has {_candidates(model, weights)}. Give part of one of these names, a glob, or "
+            "None for the input embedding."
         )
     return matches
 
@@ -160,8 +170,8 @@ def fits(name: str, emb_name: str) -> bool:
     return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
 
 
-def _input_embedding(model: nn.Module) -> Tensor:
-    own = {id(param) for param in model.parameters()}
+def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
+    own = {id(param) for param in weights.values()}
     for module in model.modules():
         found = [each for each in _lookup_modules(_told_by(module)) if id(each.weight) in own]
         if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
@@ -170,9 +180,10 @@ def _input_embedding(model: nn.Module) -> Tensor:
     if not embeddings:
         raise ValueError(
             f"Expected the model to have an nn.Embedding, but got {type(model).__name__} without one. "
-            f"Give `emb_name`, part of the name of the parameter to perturb; the model has {_candidates(model)}."
+            "Give `emb_name`, part of the name of the parameter to perturb; the model has "
+            f"{_candidates(model, weights)}."
         )
-    positions = {id(param) for name, param in model.named_parameters() if _is_of_positions(name)}
+    positions = {id(param) for name, param in weights.items() if _is_of_positions(name)}
     words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
     return max(words, key=lambda embedding: embedding.num_embeddings).weight
 
@@ -202,10 +213,10 @@ def _checked(embedding: Embedding) -> Embedding:
     return embedding
 
 
-def _candidates(model: nn.Module) -> str:
-    weights = {id(module.weight) for module in _lookup_modules(model)}
-    found = [Embedding(name, param, []) for name, param in model.named_parameters()]
-    embeddings = [e for e in found if id(e.weight) in weights]
+def _candidates(model: nn.Module, weights: dict[str, Tensor]) -> str:
+    modules: dict[int, nn.Module] = {id(module.weight): module for module in _lookup_modules(model)}
+    found = [Embedding(n, w, [modules[id(w)]] if id(w) in modules else []) for n, w in weights.items()]
+    embeddings = [e for e in found if e.modules]
     if embeddings:
         return "the embeddings " + ", ".join(e.describe() for e in embeddings)
     return "no nn.Embedding; its parameters are " + ", ".join(e.describe() for e in found[:10])

@@ -9,6 +9,7 @@ from torch import nn
 from .base import Tap
 from .embedding import EmbeddingTap
 from .find import find_embeddings
+from .shards import refuse_shards
 from .weight import WeightTap
 
 __all__ = ["taps_on"]
@@ -22,7 +23,7 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
     :param emb_name: see :func:`~fastnlp_adv.taps.find_embeddings`.
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
     :return: taps on lookups and, with ``"vocab"``, on parameters that are not looked up.
-    :raises ValueError: if nothing matches, or another granularity is asked of such a parameter.
+    :raises ValueError: if nothing matches, or such a parameter is sharded or asked for another granularity.
     """
     matches = find_embeddings(model, emb_name)
     if matches.weights and granularity != "vocab":
@@ -31,6 +32,7 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
             f"{', '.join(f'`{name}`' for name in matches.weights)}. Choose an `emb_name` that matches embeddings only, "
             "or 'vocab' where the method has this argument."
         )
+    refuse_shards(matches.weights.items(), f"`emb_name={emb_name!r}`, which matches parameters that are not looked up,")
     if matches.weights and matches.embeddings:
         looked_up = ", ".join(f"`{embedding.name}`" for embedding in matches.embeddings)
         others = ", ".join(f"`{name}`" for name in matches.weights)

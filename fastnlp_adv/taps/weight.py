@@ -33,7 +33,7 @@ class WeightTap(Tap):
         self._backward = -1  # the backward pass that it came from
 
     def describe(self) -> str:
-        return described(self.name, self.param)
+        return described(self.name, self.param.shape)
 
     def open(self) -> None:
         if not self._handles and self.param.requires_grad:

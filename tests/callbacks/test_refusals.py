@@ -112,7 +112,7 @@ class OtherDriver(Driver):
 
 
 OtherDriver.__abstractmethods__ = frozenset()  # so that there can be one, though it does nothing
-DRIVERS = [OtherDriver, TorchFSDPDriver, DeepSpeedDriver, FairScaleDriver]
+DRIVERS = [OtherDriver, DeepSpeedDriver, FairScaleDriver]
 
 
 @each_method
@@ -121,6 +121,14 @@ def test_driver_that_is_not_torch(method, driver):
     trainer = build(Classifier())
     with refused("fastNLP's torch driver", f"got {driver.__name__}.", "`driver='torch'`"):
         method().on_after_trainer_initialized(trainer, driver.__new__(driver))
+
+
+@each_method
+def test_loss_scaling_on_a_sharded_model(method):
+    driver = TorchFSDPDriver.__new__(TorchFSDPDriver)
+    driver.fp16 = True
+    with refused("Expected `fp16` to be False", "`mixed_precision`"):
+        method().on_after_trainer_initialized(build(Classifier()), driver)
 
 
 @each_method

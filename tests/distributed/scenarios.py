@@ -232,13 +232,13 @@ def micro_batches(world):
     return batches
 
 
-def trainer(model, method, batches, accumulation, **kwargs):
+def trainer(model, method, batches, accumulation, driver="torch", **kwargs):
     """A Trainer that sees these micro-batches in this order, for three optimizer steps at least."""
     batches = [support.collate(batch) for batch in batches]
     bare = getattr(model, "module", model)
     return Trainer(
         model=model,
-        driver="torch",
+        driver=driver,
         train_dataloader=Batches(batches),
         optimizers=torch.optim.SGD(bare.parameters(), lr=0.05),
         n_epochs=1 if len(batches) // accumulation >= 3 and method != "atta" else 2,  # the first of ATTA is plain

@@ -12,9 +12,15 @@ import fastnlp_adv
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/")]
-#: run by other tests: excerpts of the package's own code, a program for several processes, that of the README, and
-#: those for loggers, which tests/callbacks/test_log_callback.py runs
-SPECIAL = ["docs/adding_a_method.md", "docs/distributed.md", "docs/quickstart.md", "docs/logging.md"]
+#: run by other tests: excerpts of the package's own code, programs for several processes (tests/distributed/ has those
+#: of large models), that of the README, and those for loggers, which tests/callbacks/test_log_callback.py runs
+SPECIAL = [
+    "docs/adding_a_method.md",
+    "docs/distributed.md",
+    "docs/large_models.md",
+    "docs/quickstart.md",
+    "docs/logging.md",
+]
 
 
 def english(name):

@@ -1,0 +1,215 @@
+"""
+Ranks that shard a model in every way that torch has, and train it with every method.
+
+    python sharded_worker.py FOLDER
+
+starts two ranks as torchrun does, but forked, since each would take longer to import torch than to train. What rank N
+finds goes to FOLDER/rankN.pt. Then two that break, two that run the program of docs/large_models.md, and two that run
+examples/large_model.py; what they write goes to FOLDER/brokenN, FOLDER/pageN and FOLDER/exampleN.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pages
+import quick  # noqa: F401
+import scenarios
+import sharded
+import support
+import torch
+import torch.distributed as dist
+from fastNLP import Callback, Trainer
+from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
+from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from fastnlp_adv import PGDCallback, RDropMixin, compat
+
+RANKS = 2
+
+
+def run(name, wrap):
+    """Train in a plain loop; the weights, what was reduced and gathered per step, and what is left on the model."""
+    rank = dist.get_rank()
+    model = sharded.Model(sharded.ALL[name][1])
+    wrapped = wrap(model)
+    try:
+        method = sharded.built(name, wrapped, rank)
+    except ValueError as error:
+        return {"refused": str(error)}
+    found = {}
+    if rank == 0 and method is not None:  # what one rank says to itself must not wait for the others
+        found["says"] = method.describe()
+    mine = [each[rank : rank + 1] for each in sharded.batches(RANKS)]
+    with sharded.counting() as counts:
+        sharded.train(wrapped, torch.optim.SGD(wrapped.parameters(), lr=0.1), [method], mine)
+    return {
+        **found,
+        "weights": sharded.full_weights(model, wrapped),
+        "counts": {each: count / (2 * sharded.STEPS) for each, count in counts.items()},
+        "norm": getattr(method, "perturbation_norm", None),
+        "left": sharded.hooks_left(wrapped),
+    }
+
+
+class Mixed(RDropMixin, sharded.Model):
+    """R-Drop inside the model, which a callback drives."""
+
+
+def run_trainer(method, wrap, accumulation, kind=sharded.Model):
+    """The same through fastNLP's Trainer."""
+    model = kind(sharded.TRAINED[method])
+    wrapped = wrap(model)
+    mine = scenarios.micro_batches(RANKS)[dist.get_rank() :: RANKS]
+    try:
+        trainer = scenarios.trainer(
+            wrapped, method, mine, accumulation, driver="torch_fsdp", device=None, data_device="cpu"
+        )
+    except ValueError as error:
+        return {"refused": str(error)}
+    with sharded.counting() as counts:
+        trainer.run()
+    steps = trainer.global_forward_batches // accumulation
+    return {
+        "weights": sharded.full_weights(model, wrapped),
+        "counts": {each: count / steps for each, count in counts.items()},
+        "left": sharded.hooks_left(wrapped),
+    }
+
+
+class Saving(Callback):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer):
+        if trainer.global_forward_batches == 4:
+            trainer.save_checkpoint(self.folder)
+            trainer.driver.save_model(self.folder / "model")
+
+
+def resumed(folder, wrap, seed=0, **run):
+    """Train for two epochs of three batches under PGD and Adam, save in the second, or resume from there."""
+    wrapped = wrap(sharded.Model(seed=seed))
+    trainer = Trainer(
+        model=wrapped,
+        driver="torch_fsdp",
+        device=None,
+        data_device="cpu",
+        train_dataloader=support.loader(shuffle=True),
+        optimizers=torch.optim.Adam(wrapped.parameters(), lr=0.01),
+        n_epochs=2,
+        callbacks=[PGDCallback(steps=2, granularity="sequence"), *([] if run else [Saving(folder)])],
+        progress_bar=None,
+    )
+    trainer.run(**run)
+    return sharded.full_weights(wrapped.module, wrapped), trainer
+
+
+def save_and_resume(folder, wrap):
+    """The weights of a whole training, of one that was resumed, and of one that took those that were saved."""
+    whole, _ = resumed(folder, wrap)
+    again, _ = resumed(folder, wrap, seed=1, resume_from=str(folder))
+    other = wrap(sharded.Model(seed=2))
+    driver = TorchFSDPDriver(other, None, is_pull_by_torch_run=True)
+    driver.load_model(folder / "model")
+    return {"whole": whole, "resumed": again, "loaded": sharded.full_weights(other.module, other)}
+
+
+class Fragile(sharded.Model):
+    """Breaks in the last rank in its third forward, which is an inner one."""
+
+    def forward(self, input_ids, labels):
+        if dist.get_rank() == RANKS - 1 and self.calls == 2:
+            raise ArithmeticError("the model of the last rank broke")
+        return super().forward(input_ids, labels)
+
+
+def write_to(path):
+    with open(f"{path}{os.environ['RANK']}", "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
+
+
+def run_page(folder):
+    write_to(Path(folder, "page"))
+    exec(compile(pages.blocks("docs/large_models.md")[0], "page", "exec"), {})
+
+
+def run_example(folder):
+    write_to(Path(folder, "example"))
+    runpy.run_path(str(pages.ROOT / "examples/large_model.py"), run_name="__main__")
+
+
+def break_down(folder):
+    write_to(Path(folder, "broken"))
+    compat.repair()
+    dist.init_process_group("gloo")
+    model = sharded.ENGINES["fsdp"][0](Fragile())
+    mine = scenarios.micro_batches(RANKS)[dist.get_rank() :: RANKS]
+    trainer = scenarios.trainer(model, "pgd", mine, 1, driver="torch_fsdp", device=None, data_device="cpu")
+    try:
+        trainer.run()
+        print("trained to the end", flush=True)
+    except BaseException:
+        traceback.print_exc()
+        print(f"{len(sharded.hooks_left(model))} hooks are left", file=sys.stderr, flush=True)
+        raise
+
+
+def main(folder):
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
+    compat.repair()
+    dist.init_process_group("gloo")
+    found = {}
+    for engine, (wrap, _) in sharded.ENGINES.items():
+        found.update({(engine, name): run(name, wrap) for name in sharded.ALL})
+    for engine, wrap in sharded.MIXED.items():
+        found.update({(engine, name): run(name, wrap) for name in ("none", "fgm sequence", "pgd")})
+    for engine, method, accumulation in sharded.trainings():
+        wrap = sharded.ENGINES[engine][0]
+        found["trainer", engine, method, accumulation] = run_trainer(method, wrap, accumulation)
+    for method in ("fgm", "fgm + rdrop"):
+        found["mixed", method] = run_trainer(method, sharded.ENGINES["fsdp"][0], 2, Mixed)
+    for engine in sharded.TRAINER_ENGINES:
+        saved = Path(folder, engine)
+        found["saved", engine] = save_and_resume(saved, sharded.ENGINES[engine][0])
+    torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def launch(function, *arguments):
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=RANKS,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"{function.__name__}-{os.getpid()}",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    elastic_launch(config, function)(*arguments)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    launch(main, sys.argv[1])
+    launch(run_page, sys.argv[1])
+    launch(run_example, sys.argv[1])
+    try:
+        launch(break_down, sys.argv[1])
+    except ChildFailedError:
+        Path(sys.argv[1], "failed").touch()
