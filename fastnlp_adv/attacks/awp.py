@@ -10,7 +10,7 @@ from torch import nn
 
 from ..arguments import argument, arguments, shared
 from ..functional import group_norm, steepest_direction
-from ..taps import WeightTap, fits, refuse_shards
+from ..taps import WeightTap, fits, refuse_sharded
 from .base import Attack, Pass
 
 __all__ = ["AWP", "AWPArguments"]
@@ -84,7 +84,7 @@ class AWP(AWPArguments, Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_shards(self.model.named_parameters(), "AWP, which moves the weights,")
+        refuse_sharded(self.model, "AWP, which moves the weights,")
         self._weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
         self.set_up(self.model, [*self._weights], self.dropout_mask)
 
