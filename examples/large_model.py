@@ -78,7 +78,7 @@ def main() -> None:
         callbacks=[PGDCallback(steps=2, epsilon=0.5, granularity="sequence")],
         progress_bar=None,
     )
-    trainer.run(num_eval_sanity_batch=0)
+    trainer.run()
     accuracy = trainer.evaluator.run()["acc#accuracy"]
     held = sum(param.numel() for param in model.parameters())
     whole = sum(param.numel() for param in Classifier().parameters())

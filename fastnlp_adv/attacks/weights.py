@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..arguments import arguments
-from ..taps import Delta, WeightTap, fits, refuse_shards
+from ..taps import Delta, WeightTap, fits, refuse_sharded
 from .base import Attack, Pass
 
 __all__ = ["WeightAttack"]
@@ -32,7 +32,7 @@ class WeightAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_shards(self.model.named_parameters(), f"{type(self).__name__}, which moves the weights,")
+        refuse_sharded(self.model, f"{type(self).__name__}, which moves the weights,")
         self.weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
         self.set_up(self.model, [*self.weights], self.dropout_mask)
 

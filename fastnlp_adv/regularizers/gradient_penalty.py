@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, Cost, argument, arguments, shared
-from ..taps import Delta, refuse_shards, taps_on
+from ..taps import Delta, refuse_sharded, taps_on
 from .base import EmbeddingRegularizer, Forward, add_term
 from .outputs import read_loss
 
@@ -116,7 +116,7 @@ class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
 
     def _check_whole(self) -> None:
         # After the first backward pass the shards are all that is left, while the second still needs the weights.
-        refuse_shards(self.model.named_parameters(), "GradientPenalty, which differentiates twice,")
+        refuse_sharded(self.model, "GradientPenalty, which differentiates twice,")
 
     def _refuse(self, penalty: Tensor) -> None:
         """Say now what the backward pass would say out of reach of this object."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import forwards
 from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive, shared
 from ..functional import group_norm, project
-from ..taps import Delta, Lookup, refuse_shards
+from ..taps import Delta, Lookup, refuse_sharded
 from .base import Forward, add_term
 from .outputs import find_mask, read_outputs
 from .perturbed import PerturbedRegularizer
@@ -106,7 +106,7 @@ class SMART(SMARTArguments, PerturbedRegularizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bregman_weight:
-            refuse_shards(self.model.named_parameters(), "`bregman_weight`, which swaps the weights,")
+            refuse_sharded(self.model, "`bregman_weight`, which swaps the weights,")
         named = self.model.named_parameters()
         self._averaged = {name: p for name, p in named if p.requires_grad} if self.bregman_weight else {}
         # in at least single precision: bfloat16 would round most updates away

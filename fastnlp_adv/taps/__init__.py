@@ -6,7 +6,7 @@ from .find import Embedding, Matches, find_embeddings, fits
 from .lookup import Lookup
 from .on_model import taps_on
 from .perturbation import Granularity
-from .shards import is_flat, refuse_shards
+from .shards import is_flat, refuse_sharded, refuse_shards
 from .weight import WeightTap
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "find_embeddings",
     "fits",
     "is_flat",
+    "refuse_sharded",
     "refuse_shards",
     "taps_on",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-__all__ = ["is_flat", "is_shard", "named_weights", "plain_name", "refuse_shards"]
+__all__ = ["is_flat", "is_shard", "named_weights", "plain_name", "refuse_sharded", "refuse_shards"]
 
 
 def plain_name(name: str) -> str:
@@ -76,8 +76,26 @@ def refuse_shards(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     """
     for name, param in named:
         if is_shard(param):
-            raise ValueError(
-                f"Expected {what} to find every parameter whole in each process, but got `{plain_name(name)}`, of "
-                "which a process holds a shard. Train under DistributedDataParallel, or with a method that needs the "
-                "lookups alone, as FGM, PGD, FreeLB and R3F do."
-            )
+            raise _refusal(f"`{plain_name(name)}`", what)
+
+
+def refuse_sharded(model: nn.Module, what: str) -> None:
+    """
+    Refuse a model with sharded parameters, also while they are gathered.
+
+    :param model: the model.
+    :param what: what needs its parameters whole.
+    :raises ValueError: if one is a shard, or will be.
+    """
+    refuse_shards(model.named_parameters(), what)
+    for name, module in model.named_modules():
+        if any(each.__name__ == "FSDPModule" for each in type(module).__mro__):  # what `fully_shard` makes of a module
+            raise _refusal(f"`{name or type(module).__name__}`", what)
+
+
+def _refusal(found: str, what: str) -> ValueError:
+    return ValueError(
+        f"Expected {what} to find every parameter whole in each process, but got {found}, of which a process holds a "
+        "shard. Train under DistributedDataParallel, or with a method that needs the lookups alone, as FGM, PGD, "
+        "FreeLB and R3F do."
+    )
