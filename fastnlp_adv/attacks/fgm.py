@@ -25,11 +25,11 @@ class FGMArguments(shared.TwoPassArguments):
     norm: shared.Norm = shared.norm()
     adv_weight: float = shared.adv_weight()
     replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
     fraction: float = shared.fraction(
         ": 1 + f plain steps for a fraction f, 1 + 2f/3 with ``replace``, which trains the others as they are"
     )
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
 
 
 @arguments

@@ -37,12 +37,12 @@ class PGDArguments(shared.TwoPassArguments):
     norm: shared.Norm = shared.norm()
     adv_weight: float = shared.adv_weight()
     replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
+    dropout_mask: shared.DropoutMask = shared.dropout_mask()
+    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
     fraction: float = shared.fraction(
         ": 1 + f + 2(K-1)f/3 plain steps for a fraction f, 1 + 2Kf/3 with ``replace``, which trains the others as they "
         "are"
     )
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
 
     @property
     def cost(self) -> Cost:

@@ -224,8 +224,8 @@ class EmbeddingTap(Tap):
         if not ids.dim() or len(ids) != copies * examples:
             raise RuntimeError(
                 f"Expected embedding `{self.name}` to be asked for ids with a row for each of the {copies * examples} "
-                f"examples, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. Use "
-                "`fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
+                f"examples of a pass, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. "
+                "Use `fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
             )
         return None if self.alone else part.rows(ids.device)
 
