@@ -412,6 +412,27 @@ def test_lookups_of_others_under_no_grad_are_refused():
         fgm.step(closure, {"ids": IDS, "labels": LABELS})
 
 
+class Sorting(Model):
+    """Looks examples up in another order than that of the batch."""
+
+    def train_step(self, ids, labels):
+        order = (ids != 0).sum(1).argsort(stable=True)
+        return super().train_step(ids[order], labels[order])
+
+
+@both_losses
+@each_granularity
+def test_a_model_that_sorts_the_batch_is_warned_of_once(granularity, replace, recwarn):
+    for model, number in ((Sorting(), 1), (Model(), 0)):
+        fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
+        for _ in range(4):
+            fgm.step(closure_of(model, "concat"), fields())
+        found = [str(each.message) for each in recwarn if "in the order of the batch" in str(each.message)]
+        assert len(found) == number
+        assert all("`words.weight`" in each for each in found)
+        recwarn.clear()
+
+
 @pytest.mark.parametrize("build", [FGM, FGSM, PGD])
 def test_parameters_that_are_not_looked_up_are_refused_early(build):
     model = Model()
