@@ -83,6 +83,7 @@ def evaluated(model, **options):
     return robust_evaluate(model, data, epsilons=(0.5,), steps=2, restarts=1, step=step, **options)
 
 
+@support.since_torch(2, 13, "FullyShardedDataParallel of one process can be attacked twice without training between")
 @each_engine
 def test_the_worst_case_is_found_in_the_units_of_the_embedding(group, engine):
     model = Classifier()
