@@ -11,7 +11,7 @@ from texts import bert_for, word_piece
 from torch.distributed import fsdp
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from fastnlp_adv import AWP, FGM, SMART, GradientPenalty
+from fastnlp_adv import AWP, FGM, SAM, SMART, GradientPenalty
 from fastnlp_adv.robustness import HotFlip, robust_evaluate
 from fastnlp_adv.taps import find_embeddings
 
@@ -57,11 +57,12 @@ def test_a_name_that_matches_nothing_lists_the_embeddings_of_the_bare_model(grou
     "build",
     [
         lambda model: AWP(model),
+        lambda model: SAM(model),
         lambda model: GradientPenalty(model),
         lambda model: SMART(model, bregman_weight=1.0),
         lambda model: HotFlip(model, word_piece()),
     ],
-    ids=["awp", "gradient penalty", "averaged weights", "hotflip"],
+    ids=["awp", "sam", "gradient penalty", "averaged weights", "hotflip"],
 )
 def test_what_needs_weights_refuses_shards(group, engine, build):
     with pytest.raises(ValueError, match="to find every parameter whole in each process, but got"):
