@@ -19,7 +19,7 @@ if support.TORCH < (2, 6) or importlib.util.find_spec("deepspeed") is None:
 
 import sharded  # noqa: E402
 
-METHODS = [name for name in sharded.ALL if name not in ("atta", "gradient penalty", "smart bregman", "fgm of both")]
+METHODS = [name for name in sharded.ALL if name not in ("smart bregman", "fgm of both")]
 
 
 @pytest.fixture(scope="module")

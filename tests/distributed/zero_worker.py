@@ -25,7 +25,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-METHODS = [name for name in sharded.ALL if name not in ("atta", "gradient penalty", "smart bregman", "fgm of both")]
+from fastnlp_adv import ATTA, GradientPenalty
+from fastnlp_adv.attacks import Attack
+
+METHODS = [name for name in sharded.ALL if name not in ("smart bregman", "fgm of both")]
 
 
 def attack_step():
@@ -62,12 +65,16 @@ def step(engine, method, batch):
     if method is None:
         engine.backward(engine(**batch)["loss"])
         engine.step()
-    elif hasattr(method, "passes"):
+    elif isinstance(method, Attack):
+        if isinstance(method, ATTA):
+            method.indices = range(4)
         attack_step()(engine, method, batch)
     else:
+        # what a backward pass of its own begins at must not be the engine's
+        objective = engine.module if isinstance(method, GradientPenalty) else engine
         inner = engine.module if getattr(method, "steps", 0) else engine
         with method.running():
-            outputs = method(lambda batch: engine(**batch), batch, forward=lambda batch: inner(**batch))
+            outputs = method(lambda batch: objective(**batch), batch, forward=lambda batch: inner(**batch))
         engine.backward(outputs["loss"])
         engine.step()
 
