@@ -54,7 +54,8 @@ class Classifier(CNNText):
         super().__init__(rows, num_labels, kernel_nums=(30, 40, 50), kernel_sizes=(1, 3, 5), dropout=0.3)
 
     def train_step(self, words, target, seq_len):
-        pred = self(words, seq_len)["pred"]
+        # CNNText's mask is as wide as the longest text, which a part of the batch (`fraction`) may be without
+        pred = self(words[:, : int(seq_len.max())], seq_len)["pred"]
         return {"loss": nn.functional.cross_entropy(pred, target), "pred": pred}
 
     def evaluate_step(self, words, target, seq_len):
