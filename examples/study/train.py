@@ -140,9 +140,7 @@ def trainer_for(method: str, seed: int, data: Data, args: argparse.Namespace, *c
     :return: the Trainer, and the tokenizer of its model.
     """
     torch.manual_seed(seed)
-    backbone, tokenizer = load_model(args.model, data.num_labels)
-    if "gradient penalty" in method:
-        backbone.set_attn_implementation("eager")  # fused attention has no second derivative
+    backbone, tokenizer = load_model(args.model, data.num_labels, fused="gradient penalty" not in method)
     trainer = build(
         TextClassifier(backbone),
         tokenize(data, tokenizer, args.max_length),
