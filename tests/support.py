@@ -221,6 +221,5 @@ def when_accumulated(param, call):
     if hasattr(param, "register_post_accumulate_grad_hook"):  # torch 2.1
         return param.register_post_accumulate_grad_hook(call)
     node = param.expand_as(param).grad_fn.next_functions[0][0]
-    handle = node.register_hook(lambda *_: call(param))
-    handle.node = node  # it lives as long as the handle
-    return handle
+    vars(param)["node"] = node  # which lives no longer than someone holds it
+    return node.register_hook(lambda *_: call(param))

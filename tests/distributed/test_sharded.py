@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import support
 import torch
+from processes import run
 
 HERE = Path(__file__).parent
-HANGS = 1500  # seconds: no machine is that busy
 
 if support.TORCH < (2, 6):
     pytest.skip("torch shards on the CPU, and has `fully_shard`, from 2.6 on", allow_module_level=True)
@@ -26,7 +25,7 @@ import sharded  # noqa: E402
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     command = [sys.executable, str(HERE / "sharded_worker.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    done = run(command)
     assert done.returncode == 0, done.stderr[-4000:]
     return [{**torch.load(folder / f"rank{rank}.pt"), "folder": folder} for rank in range(2)]
 

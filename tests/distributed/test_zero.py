@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import support
 import torch
+from processes import run
 
 HERE = Path(__file__).parent
-HANGS = 1500  # seconds: no machine is that busy
 
 if support.TORCH < (2, 6) or importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs torch 2.6 or later, and DeepSpeed", allow_module_level=True)
@@ -26,7 +25,7 @@ METHODS = [name for name in sharded.ALL if name not in ("smart bregman", "fgm of
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     command = [sys.executable, str(HERE / "zero_worker.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    done = run(command)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "found.pt")
 
