@@ -22,9 +22,6 @@ from .step import BatchStep, install, uninstall
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
 
-#: 0.07 of 100 steps is 7.000000000000001 to the computer
-ROUNDING = 1e-6
-
 
 @arguments
 class MethodCallback(Callback, Arguments):
@@ -100,7 +97,7 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
+        start = self._first_step(trainer)
         return step >= start and (step - start) % self.every == 0
 
     def strength(self, trainer: Any) -> float:
@@ -110,7 +107,7 @@ class MethodCallback(Callback, Arguments):
         :param trainer: the Trainer.
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = math.ceil(self._steps(self.start, trainer) - ROUNDING)
+        start = self._first_step(trainer)
         done, steps = step - start + 1, self._steps(self.warmup, trainer)  # at 0 the first step would run for nothing
         return done / steps if done < steps else 1.0
 
@@ -207,14 +204,20 @@ class MethodCallback(Callback, Arguments):
                 "is running. Give each Trainer a callback of its own."
             )
 
+    def _first_step(self, trainer: Any) -> int:
+        if not self.start:
+            return 0
+        # 0.07 of 100 steps is 7.000000000000001 to the computer
+        return math.ceil(self._steps(self.start, trainer) - 1e-6)
+
     @staticmethod
     def _steps(given: float, trainer: Any) -> float:
         """Return optimizer steps, given as such or as a fraction of the training."""
-        return given if given >= 1 or not given else given * trainer.n_batches / trainer.accumulation_steps
+        return given if given >= 1 else given * trainer.n_batches / trainer.accumulation_steps
 
     def _check_begins(self, trainer: Any) -> None:
         steps = trainer.n_batches // trainer.accumulation_steps
-        if 0 < steps <= math.ceil(self._steps(self.start, trainer) - ROUNDING):
+        if 0 < steps <= self._first_step(trainer):
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
@@ -245,7 +248,7 @@ class AttackCallback(MethodCallback):
     learning_ = cast("Learning | None", None)
 
     def begin(self, trainer: Any) -> None:
-        size = next((name for name in ("gamma", "rho") if name in self.names()), "epsilon")
+        size, *_ = self.names()
         self.learning_ = Learning(self.method_class.__name__, size) if isinstance(self, TwoPassArguments) else None
         super().begin(trainer)
 

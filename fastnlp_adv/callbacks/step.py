@@ -66,7 +66,7 @@ class BatchStep:
             if isinstance(callback.method_, Attack) and due:
                 attack = callback.method_
                 if callback.warmup:
-                    vars(attack)["strength"] = callback.strength(trainer)  # no argument, so without a check
+                    attack.strength = callback.strength(trainer)
             elif isinstance(callback.method_, Regularizer) and due:
                 regularizers.append(callback.method_)
             bare = bare or (isinstance(callback.method_, RDrop) and not due)
