@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..versions import compile_nothing_in
 from .base import Delta, Tap, described
 from .find import Embedding, lookup_of, scale_of, scales
 from .lookup import Lookup, Record
+from .part import Order, rows_of
 from .perturbation import Perturbation, perturbation_for
 from .shards import is_shard
 
@@ -54,8 +54,7 @@ class EmbeddingTap(Tap):
         self._hooks = [_Hook(self, module) for module in embedding.modules]
         self._handles: list[RemovableHandle] = []
         self._perturbation: Perturbation | None = None
-        # the ids of the attacked part, by number, in the first step that has one; comparing them reads the device
-        self._asked: dict[int, Tensor] | None = {}
+        self._order = Order(self.name)
         self._begin(Record(), begun=False)
 
     def describe(self) -> str:
@@ -99,8 +98,8 @@ class EmbeddingTap(Tap):
         # an attack that came before the backward pass fails and restores, and then the backward pass may come
         waits = self._perturbation is None and not self._begun and not self._record.received
         self._perturbation = None
-        if self._asked:
-            self._asked = None
+        if self._order.asked:
+            self._order.asked = None
         self.start = self.part = None
         self._begin(self._record if waits else Record(), begun=False)
 
@@ -228,43 +227,20 @@ class EmbeddingTap(Tap):
         copies, rows = 1, None
         if self.part is not None:
             copies = 1 if forward is None else forward.copies
-            rows = self._rows(self.part, ids, copies)
+            rows = rows_of(self.part, self.alone, ids, copies, self.name)
         elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
         lookup = self._record.add(self, forward, table, ids, copies=copies, trained=trained, rows=rows)
-        if self.part is not None and self._asked is not None:
-            self._check_order(lookup, self._asked)
+        if self.part is not None:
+            self._order.check(lookup)
         return lookup
-
-    def _rows(self, part: Part, ids: Tensor, copies: int) -> Tensor | None:
-        """Return which rows of a copy are perturbed; ``None`` for all, where the pass runs on those alone."""
-        examples = len(part) if self.alone else part.of
-        if not ids.dim() or len(ids) != copies * examples:
-            raise RuntimeError(
-                f"Expected embedding `{self.name}` to be asked for ids with a row for each of the {copies * examples} "
-                f"examples of a pass, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. "
-                "Use `fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
-            )
-        return None if self.alone else part.rows(ids.device)
-
-    def _check_order(self, lookup: Lookup, asked: dict[int, Tensor]) -> None:
-        """Warn where the rows of the whole batch seem to be other examples than those of the part."""
-        before = asked.setdefault(lookup.number, lookup.ids.clone())
-        if before.shape == lookup.ids.shape and not torch.equal(before, lookup.ids):
-            self._asked = None
-            warnings.warn(
-                f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
-                f"`{self.name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
-                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. One that masks words itself "
-                "can go on.",
-                stacklevel=2,
-            )
 
     def _of_part(self, table: nn.Embedding, ids: Tensor, copies: int) -> Lookup:
         """Return a lookup that is perturbed, but not noted: it has no number."""
         assert self.part is not None
-        return Lookup(self._record, -1, table, ids, copies, rows=self._rows(self.part, ids, copies))
+        rows = rows_of(self.part, self.alone, ids, copies, self.name)
+        return Lookup(self._record, -1, table, ids, copies, rows=rows)
 
     def _made_before(self, table: nn.Embedding, ids: Tensor) -> Lookup | None:
         if self.mixes_passes:
