@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from equal import zip_equal
-from fastNLP import TorchDataLoader, Trainer
+from fastNLP import Callback, TorchDataLoader, Trainer
 from torch import nn
 
 VOCAB, CLASSES = 50, 3
@@ -223,3 +223,16 @@ def when_accumulated(param, call):
     node = param.expand_as(param).grad_fn.next_functions[0][0]
     vars(param)["node"] = node  # which lives no longer than someone holds it
     return node.register_hook(lambda *_: call(param))
+
+
+class Assign(Callback):
+    """Assigns arguments to another callback at the end of a batch."""
+
+    def __init__(self, callback, batch, **values):
+        super().__init__()
+        self.callback, self.batch, self.values = callback, batch, values
+
+    def on_train_batch_end(self, trainer):
+        if trainer.global_forward_batches == self.batch:
+            for name, value in self.values.items():
+                setattr(self.callback, name, value)

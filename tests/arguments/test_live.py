@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from fastNLP import Callback
-from support import Classifier, build, train, weights
+from support import Assign, Classifier, build, train, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, TAVATCallback, VATCallback
-
-
-class Assign(Callback):
-    def __init__(self, callback, batch, **values):
-        super().__init__()
-        self.callback, self.batch, self.values = callback, batch, values
-
-    def on_train_batch_end(self, trainer):
-        if trainer.global_forward_batches == self.batch:
-            for name, value in self.values.items():
-                setattr(self.callback, name, value)
 
 
 class Norms(Callback):

@@ -9,12 +9,11 @@ from functools import partial
 import pytest
 import torch
 from equal import zip_equal
-from references import assert_same, batch, bert, classifier, differ, gradients, loss_on
+from references import assert_same, batch, bert, classifier, differ, gradients, loss_on, step_at_moved_weights
 from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
 from torch import nn
 
 from fastnlp_adv import SAM, SAMCallback
-from fastnlp_adv.taps import WeightTap
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0
@@ -185,23 +184,6 @@ def test_without_a_direction_the_step_is_a_plain_one(adaptive, factor):
     assert sam.perturbation_norm == 0
 
 
-def textbook(model, rho, adaptive):
-    """A batch step from the definition; the gradient that moves the weights is this micro-batch's own."""
-
-    def batch_step_fn(trainer, batch):
-        by = moved(model, lambda model: trainer.train_step(batch)["loss"], rho, adaptive)
-        saved = {name: p.detach().clone() for name, p in model.named_parameters()}
-        for name, p in model.named_parameters():
-            p.data += by[name]
-        trainer.backward(trainer.train_step(batch))
-        for name, p in model.named_parameters():
-            p.data = saved[name]
-        trainer.step()
-        trainer.zero_grad()
-
-    return batch_step_fn
-
-
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("model_class", [Classifier, Bert])
@@ -209,26 +191,11 @@ def test_in_a_trainer(model_class, accumulation, adaptive):
     ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
     settings = {"accumulation_steps": accumulation, "n_batches": 6}
     train(ours, [SAMCallback(0.3, adaptive=adaptive)], **settings)
-    train(theirs, batch_step_fn=textbook(theirs, 0.3, adaptive), **settings)
+    move = partial(moved, rho=0.3, adaptive=adaptive)
+    train(theirs, batch_step_fn=step_at_moved_weights(theirs, move, replace=True), **settings)
     train(plain := model_class(dropout=0.0).double(), **settings)
     assert distance(ours, theirs) < 1e-8
     assert distance(ours, plain) > 1e-5
-
-
-def test_an_interruption_between_two_weights_leaves_them_to_the_bit(monkeypatch):
-    model, done, move = classifier(), [], WeightTap.move
-    before = snapshot(model)
-
-    def interrupted(tap, by):
-        move(tap, by)
-        done.append(tap)
-        if len(done) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(WeightTap, "move", interrupted)
-    with SAM(model) as sam, pytest.raises(KeyboardInterrupt):
-        sam.step(lambda: LOSS(model))
-    assert_untouched(model, before)
 
 
 def test_a_model_without_trainable_parameters_is_refused_when_the_trainer_is_built():

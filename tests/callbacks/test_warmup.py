@@ -8,7 +8,7 @@ import pytest
 import torch
 from fastNLP import Callback, CheckpointCallback
 from rows import Row
-from support import Classifier, build, distance, loader, samples, train, weights
+from support import Assign, Classifier, build, distance, loader, samples, train, weights
 
 from benchmarks.methods import METHODS
 from fastnlp_adv import AWPCallback, FGMCallback, PGDCallback, SAMCallback
@@ -133,17 +133,6 @@ def test_rows_and_several_embeddings():
     ]
     found = norms(FGMCallback(epsilon=0.5, relative=True, emb_name="embeddings", warmup=4), model)
     assert found.seen == pytest.approx([0.5 * math.hypot(*rows) * growing for growing in GROWING], rel=1e-4)
-
-
-class Assign(Callback):
-    def __init__(self, callback, batch, **values):
-        super().__init__()
-        self.callback, self.batch, self.values = callback, batch, values
-
-    def on_train_batch_end(self, trainer):
-        if trainer.global_forward_batches == self.batch:
-            for name, value in self.values.items():
-                setattr(self.callback, name, value)
 
 
 @pytest.mark.parametrize(

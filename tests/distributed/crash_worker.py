@@ -3,8 +3,8 @@ Trainings whose model raises, on the last rank, in the given forward pass.
 
     python crash_worker.py FOLDER '[["pgd", 3], ...]'
 
-starts two ranks for each as torchrun does, but forked, since each would take longer to import torch than to train. What
-a rank writes goes to FOLDER/<method>-<rank>, and how the run ended to FOLDER/<method>.
+starts two forked ranks for each. What a rank writes goes to FOLDER/<method>-<rank>, and how the run ended to
+FOLDER/<method>.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import quick  # noqa: F401
 import scenarios
 import torch.distributed as dist
 from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from forked import launch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -59,19 +59,8 @@ def train(folder, method, last_forward):
 def main(folder, trainings):
     warnings.simplefilter("ignore")
     for method, last_forward in trainings:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=2,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            run_id=f"crash-{os.getpid()}",
-            max_restarts=0,
-            monitor_interval=0.1,
-            start_method="fork",
-        )
         try:
-            elastic_launch(config, train)(folder, method, last_forward)
+            launch(train, folder, method, last_forward)
             ended = "well"
         except ChildFailedError:
             ended = "failed"

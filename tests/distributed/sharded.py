@@ -256,6 +256,11 @@ def alone(name, ranks):
     return {name: p.detach() for name, p in model.named_parameters()}, before
 
 
+def norm_of_difference(a, b):
+    """How far apart weights are, by name."""
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in b]).norm())
+
+
 class Counted(TorchDispatchMode):
     """Counts collective operations by name."""
 

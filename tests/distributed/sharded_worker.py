@@ -3,9 +3,9 @@ Ranks that shard a model in every way that torch has, and train it with every me
 
     python sharded_worker.py FOLDER
 
-starts two ranks as torchrun does, but forked, since each would take longer to import torch than to train. What rank N
-finds goes to FOLDER/rankN.pt. Then two that break, two that run the program of docs/large_models.md, and two that run
-examples/large_model.py; what they write goes to FOLDER/brokenN, FOLDER/pageN and FOLDER/exampleN.
+starts two forked ranks. What rank N finds goes to FOLDER/rankN.pt. Then two that break, two that run the program of
+docs/large_models.md, and two that run examples/large_model.py; what they write goes to FOLDER/brokenN, FOLDER/pageN and
+FOLDER/exampleN.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ import torch.distributed as dist
 from fastNLP import Callback, Trainer
 from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from forked import RANKS, launch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fastnlp_adv import PGDCallback, RDropMixin, compat
-
-RANKS = 2
 
 
 def run(name, wrap):
@@ -187,21 +185,6 @@ def main(folder):
     torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def launch(function, *arguments):
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=RANKS,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"{function.__name__}-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="fork",
-    )
-    elastic_launch(config, function)(*arguments)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if support.TORCH < (2, 6):
 
 import scenarios  # noqa: E402
 import sharded  # noqa: E402
+from sharded import norm_of_difference  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,6 @@ def ranks(tmp_path_factory):
 @functools.lru_cache(maxsize=None)
 def alone(method):
     return sharded.alone(method, 2)
-
-
-def norm_of_difference(a, b):
-    return float(torch.cat([(a[name] - b[name]).flatten() for name in b]).norm())
 
 
 def trained(ranks, engine, method):

@@ -17,6 +17,7 @@ if support.TORCH < (2, 6) or importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs torch 2.6 or later, and DeepSpeed", allow_module_level=True)
 
 import sharded  # noqa: E402
+from sharded import norm_of_difference  # noqa: E402
 
 METHODS = [name for name in sharded.ALL if name not in ("smart bregman", "fgm of both")]
 
@@ -28,10 +29,6 @@ def found(tmp_path_factory):
     done = run(command)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "found.pt")
-
-
-def norm_of_difference(a, b):
-    return float(torch.cat([(a[name] - b[name]).flatten() for name in b]).norm())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -20,9 +20,9 @@ import deepspeed
 import pages
 import quick  # noqa: F401
 import sharded
-import sharded_worker
 import torch
 import torch.distributed as dist
+from forked import launch
 from torch import nn
 
 from fastnlp_adv import ATTA, GradientPenalty
@@ -131,4 +131,4 @@ def main(folder):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    sharded_worker.launch(main, sys.argv[1])
+    launch(main, sys.argv[1])
