@@ -40,8 +40,20 @@ def positive(text: str) -> int:
     :param text: an argument as typed.
     :return: the whole number that it names.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """
+    :param text: an argument as typed.
+    :return: the whole number that it names, which may be 0.
+    """
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, but got {text!r}")
     return int(text)
 
 

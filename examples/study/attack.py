@@ -16,52 +16,75 @@ from torch import Tensor, nn
 
 from fastnlp_adv import HotFlip, Typos, robust_evaluate
 from fastnlp_adv.robustness import Attacked
+from study.outcomes import Counts
 
 
-def attack(model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namespace, file: Path) -> dict[str, float]:
+@torch.no_grad()
+def accuracy(model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namespace) -> float:
     """
-    Accuracy under the attacks on the first ``args.attack_size`` test texts, which are the same for all runs.
+    :param model: the trained model.
+    :param tokenizer: its tokenizer.
+    :param data: holds the texts.
+    :param args: the settings of the study.
+    :return: the share of all test texts that the model is right on.
+    """
+    right = 0
+    for batch in _batches(tokenizer, sorted(zip(data.test["text"], data.test["label"]), key=_length), args):
+        batch = {name: value.to(args.device) for name, value in batch.items()}
+        labels = batch.pop("labels")
+        right += int((model(**batch).logits.argmax(-1) == labels).sum())
+    return right / len(data.test)
+
+
+def attack(
+    model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namespace, file: Path
+) -> dict[str, list[Counts]]:
+    """
+    What becomes of the first ``args.attack_size`` test texts, which are the same for all runs, under each attack.
 
     :param model: the trained model.
     :param tokenizer: its tokenizer.
     :param data: holds the texts.
     :param args: the settings of the study.
     :param file: where to write the attacked texts, for people to read.
-    :return: ``attacked_0`` (the same texts without an attack), ``attacked_<epsilon>`` for each radius, ``hotflip_<n>``
-        and ``typos_<n>`` for each number of words that may be changed.
+    :return: for each text whether it is right: ``attacked_0`` (without an attack), ``attacked_<epsilon>`` for each
+        radius, ``hotflip_<n>`` and ``typos_<n>`` for each number of words that may be changed.
     """
     rows = data.test.select(range(min(args.attack_size, len(data.test))))
     texts, labels = list(rows["text"]), list(rows["label"])
     curve = under_perturbations(model, tokenizer, texts, labels, args)
     options = {"batch_size": 2 * args.batch_size, "max_length": args.max_length}
-    found = {
-        "hotflip": HotFlip(model, tokenizer, max_flips=args.max_flips, **options).attack(texts, labels),
-        "typos": Typos(model, tokenizer, max_typos=args.max_typos, **options).attack(texts, labels),
-    }
+    found = {}
+    if args.max_flips:
+        found["hotflip"] = HotFlip(model, tokenizer, max_flips=args.max_flips, **options).attack(texts, labels)
+    if args.max_typos:
+        found["typos"] = Typos(model, tokenizer, max_typos=args.max_typos, **options).attack(texts, labels)
     save_texts(found, file)
     return {
-        **{f"attacked_{epsilon:g}": share for epsilon, share in curve.items()},
-        **by_changes("hotflip", found["hotflip"], args.max_flips),
-        **by_changes("typos", found["typos"], args.max_typos),
+        **{f"attacked_{epsilon:g}": [[float(each), 1.0] for each in right] for epsilon, right in curve.items()},
+        **by_changes("hotflip", found.get("hotflip", ()), args.max_flips),
+        **by_changes("typos", found.get("typos", ()), args.max_typos),
     }
 
 
-def by_changes(name: str, results: Sequence[Attacked], most: int) -> dict[str, float]:
+def by_changes(name: str, results: Sequence[Attacked], most: int) -> dict[str, list[Counts]]:
     """
-    Accuracy by how many words may be changed. The attacks are greedy: with a lower limit they go the same way, and stop
-    there.
+    What is right by how many words may be changed. The attacks are greedy: with a lower limit they go the same way, and
+    stop there.
 
     :param name: of the attack.
     :param results: what it returned.
     :param most: its limit.
-    :return: the share that is still right, for each limit up to that, of the texts that something was tried on.
+    :return: for each limit up to that and each text whether it is still right; ``None`` for a text that nothing could
+        be tried on.
     """
-    results = [each for each in results if not each.not_attacked]
-    still = {
-        n: [each.was_right and not (each.fooled and len(each.changes) <= n) for each in results]
-        for n in range(1, most + 1)
-    }
-    return {f"{name}_{n}": sum(right) / len(results) if results else float("nan") for n, right in still.items()}
+    return {f"{name}_{n}": [_still_right(each, n) for each in results] for n in range(1, most + 1)}
+
+
+def _still_right(result: Attacked, limit: int) -> Counts:
+    if result.not_attacked:
+        return None
+    return [float(result.was_right and not (result.fooled and len(result.changes) <= limit)), 1.0]
 
 
 def save_texts(found: Mapping[str, Sequence[Attacked]], file: Path) -> None:
@@ -81,9 +104,9 @@ def save_texts(found: Mapping[str, Sequence[Attacked]], file: Path) -> None:
 
 def under_perturbations(
     model: nn.Module, tokenizer: Any, texts: Sequence[str], labels: Sequence[int], args: argparse.Namespace
-) -> dict[float, float]:
+) -> dict[float, list[bool]]:
     """
-    The share of texts that are predicted right wherever the attack looks in a ball, for each radius.
+    Whether each text is predicted right wherever the attack looks in a ball, for each radius.
 
     What was wrong once stays wrong, so neither another start nor a larger ball looks at it again.
 
@@ -93,10 +116,10 @@ def under_perturbations(
     :param labels: their labels.
     :param args: the settings of the study: ``epsilons`` in units of the mean norm of the word vectors, ``attack_steps``
         and ``restarts``.
-    :return: the share for 0 (no attack) and each radius.
+    :return: the answers for 0 (no attack) and each radius, in the order of the texts.
     """
     left = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length share a batch
-    shares: dict[float, float] = {}
+    found: dict[float, list[bool]] = {}
     for epsilon in sorted(args.epsilons):
         for start in range(args.restarts):
             right: dict[float, list[bool]] = {0.0: [], epsilon: []}
@@ -108,10 +131,20 @@ def under_perturbations(
             if batches:
                 options = {"epsilons": (epsilon,), "steps": args.attack_steps, "restarts": 1, "seed": start}
                 robust_evaluate(model, batches, update=note, **options)
-            shares.setdefault(0.0, sum(right[0.0]) / len(texts))
+            if 0.0 not in found:
+                found[0.0] = _in_order(len(texts), [i for i, is_right in zip(left, right[0.0]) if is_right])
             left = [i for i, is_right in zip(left, right[epsilon]) if is_right]
-        shares[epsilon] = len(left) / len(texts)
-    return shares
+        found[epsilon] = _in_order(len(texts), left)
+    return found
+
+
+def _length(row: tuple[str, int]) -> int:
+    return len(row[0])
+
+
+def _in_order(count: int, chosen: Sequence[int]) -> list[bool]:
+    members = set(chosen)
+    return [i in members for i in range(count)]
 
 
 def _batches(tokenizer: Any, rows: list[tuple[str, int]], args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:

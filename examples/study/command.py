@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cli import names, one_line_errors, positive
+from cli import names, natural, one_line_errors, positive
 from data import load_data
 from fastNLP import logger
 from rich.console import Console
@@ -39,6 +39,7 @@ SETTINGS = {
     "dataset": ("snippets", "snippets, a .csv or .tsv file, or a data set on the hub"),
     "train_size": (1000, "texts to train on"),
     "test_size": (1000, "texts for the clean accuracy"),
+    "split": ("test", "test, or validation: other texts, to choose arguments on"),
     "max_length": (64, "tokens per text at most"),
     "epochs": (3, ""),
     "batch_size": (16, ""),
@@ -47,8 +48,8 @@ SETTINGS = {
     "attack_size": (50, "test texts to attack"),
     "attack_steps": (20, "ascent steps from each start"),
     "restarts": (3, "starts for each radius"),
-    "max_flips": (3, "words that HotFlip may swap in a text"),
-    "max_typos": (2, "words that may get a typo in a text"),
+    "max_flips": (3, "words that HotFlip may swap in a text, 0 for no such attack"),
+    "max_typos": (2, "words that may get a typo in a text, 0 for no such attack"),
 }
 
 
@@ -85,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--models-dir", type=Path, default=Path("runs/study/models"), help="for the models (default: %(default)s)")
     for name, (default, meaning) in SETTINGS.items():
         several = isinstance(default, list)
-        kind = positive if isinstance(default, int) else type(default[0] if several else default)
+        kind = type(default[0] if several else default)
+        if kind is int:
+            kind = natural if name in ("max_flips", "max_typos") else positive
         option = f"--{name.replace('_', '-')}"
         meaning = f"{meaning} (default: %(default)s)"
         add(option, type=kind, default=default, nargs="+" if several else None, help=meaning)
@@ -108,8 +111,8 @@ def complete(runs: Runs, missing: list[tuple[str, int]], args: argparse.Namespac
                 method, seed = waiting[finished]
                 row = finished.result()
                 runs.add(row)
-                shown = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "hotflip_1", "typos_1"))
-                progress.console.print(f"{method}, seed {seed}: {shown}")
+                left = row[f"attacked_{min(args.epsilons):g}"]
+                progress.console.print(f"{method}, seed {seed}: accuracy {row['accuracy']:.3f}, attacked {left:.3f}")
                 progress.advance(bar)
         except BaseException:
             for each in waiting:

@@ -12,14 +12,19 @@ from data import Data, load_data
 from fastNLP import logger
 from models import load_model
 
-from study.attack import attack
+from study.attack import accuracy, attack
+from study.outcomes import save_outcomes
 from study.train import train
 
 
 def load_part(args: argparse.Namespace, test_size: int) -> Data:
-    """The data of the study, with so many test texts."""
+    """The data of the study, with so many test texts. Those for validation come after those for the test."""
     data = load_data(args.dataset, args.train_size)
-    return replace(data, test=data.test.select(range(min(test_size, len(data.test)))))
+    begin = args.test_size if args.split == "validation" else 0
+    held_out = data.test.select(range(min(begin, len(data.test)), min(begin + test_size, len(data.test))))
+    if not len(held_out):
+        raise ValueError(f"Expected `--test-size` to leave texts for validation, but got {args.test_size}.")
+    return replace(data, test=held_out)
 
 
 def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | str]:
@@ -30,5 +35,8 @@ def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | s
     folder = args.models_dir / f"{method.lower().replace(' ', '')}-{seed}"
     measured = train(method, seed, data, args, folder)
     model, tokenizer = load_model(str(folder), data.num_labels)
-    found = attack(model.to(args.device), tokenizer, data, args, folder / "attacked.csv")
-    return {"method": method, "seed": seed, **measured, **found}
+    model.to(args.device)
+    clean = accuracy(model, tokenizer, data, args)
+    found = attack(model, tokenizer, data, args, folder / "attacked.csv")
+    shares = save_outcomes(args.output_dir, method, seed, found)
+    return {"method": method, "seed": seed, "accuracy": clean, **measured, **shares}

@@ -31,8 +31,8 @@ def write(runs: Runs, folder: Path, command: str) -> None:
     columns = {
         "clean": "accuracy",
         **{f"ε = {radius:g}": f"attacked_{radius:g}" for radius in radii},
-        **{f"{n} flips" if n > 1 else "1 flip": f"hotflip_{n}" for n in sorted({1, runs.settings["max_flips"]})},
-        **{f"{n} typos" if n > 1 else "1 typo": f"typos_{n}" for n in sorted({1, runs.settings["max_typos"]})},
+        **{f"{n} flips" if n > 1 else "1 flip": f"hotflip_{n}" for n in _counts(runs.settings["max_flips"])},
+        **{f"{n} typos" if n > 1 else "1 typo": f"typos_{n}" for n in _counts(runs.settings["max_typos"])},
     }
     others = [method for method in runs.methods if method != PLAIN]
     parts = [
@@ -53,6 +53,10 @@ def write(runs: Runs, folder: Path, command: str) -> None:
         *(f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures),
     ]
     (folder / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _counts(most: int) -> list[int]:
+    return sorted({1, most}) if most else []
 
 
 def described(runs: Runs) -> str:

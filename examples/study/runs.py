@@ -69,14 +69,15 @@ class Runs:
         """
         return {seed: row[column] for (name, seed), row in self.rows.items() if name == method}
 
-    def differences(self, method: str, column: str) -> list[float]:
+    def differences(self, method: str, column: str, base: str = PLAIN) -> list[float]:
         """
         :param method: a method.
         :param column: what was measured.
-        :return: how much more it is than under plain training with the same seed, for each seed that both have.
+        :param base: the method to compare with.
+        :return: how much more it is than under ``base`` with the same seed, for each seed that both have.
         """
-        own, plain = self.values(method, column), self.values(PLAIN, column)
-        return [own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())]
+        own, other = self.values(method, column), self.values(base, column)
+        return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
 def read_runs(folder: Path, settings: dict) -> Runs:

@@ -13,7 +13,6 @@ Writes `runs.csv`, one row per run, `outcomes/`, what became of each text, and f
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from cli import names, one_line_errors, positive
 from fastNLP import logger
 from rich.progress import track
+from study.outcomes import save_outcomes
 from study.runs import read_runs
 from study.train import callbacks_of
 
@@ -120,11 +120,8 @@ def run(task, method: str, seed: int, settings: dict, folder: Path) -> dict:
         "step_seconds": timer.median,
     }
     outcomes = attacked(task, trainer.model, settings)
-    row.update({name: page.share(counts) for name, counts in outcomes.items()})
+    row.update(save_outcomes(folder, method, seed, outcomes))
     row["not_attacked"] = sum(each is None for each in outcomes[f"{SLIPS[0]}_1"])
-    file = page.outcome_file(folder, method, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(outcomes), encoding="utf-8")  # before the row, which says that all is there
     return row
 
 

@@ -5,45 +5,17 @@ what so many texts cannot tell apart.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from pathlib import Path
 
 import numpy as np
+from study.outcomes import difference
 from study.runs import VERSIONS, Runs, interval, mean_and_spread
 from study.train import PLAIN
 
 from study_chinese.attack import SLIPS
 from study_chinese.words import CHINESE, ENGLISH
 from tools.table import Table
-
-RESAMPLES = 10_000
-
-
-def outcome_file(folder: Path, method: str, seed: int) -> Path:
-    """
-    :param folder: of the study.
-    :param method: a method.
-    :param seed: a seed.
-    :return: where it is written what became of each text.
-    """
-    return folder / "outcomes" / f"{method.lower().replace(' ', '')}-{seed}.json"
-
-
-def share(counts: list) -> float:
-    """
-    :param counts: what is right in each text, and how much it is to be compared with; ``None`` for what does not count.
-    :return: the accuracy or the F1.
-
-    Example::
-
-        >>> share([[1.0, 1.0], [0.0, 1.0], None])
-        0.5
-    """
-    kept = [each for each in counts if each is not None]
-    total = sum(whole for _, whole in kept)
-    return sum(right for right, _ in kept) / total if total else float("nan")
 
 
 def write(runs: Runs, task, command: str) -> None:
@@ -66,7 +38,7 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
     method, seeds, clean, none, cost = words["columns"]
     heads = [clean, none, *(words["edits"][name.split("_")[0]].format(n=name[-1]) for name in attacked)]
     others = [name for name in runs.methods if name != PLAIN and runs.differences(name, "clean")]
-    found = {name: {column: difference(runs, name, column) for column in columns} for name in others}
+    found = {name: {column: difference(runs, PLAIN, name, column) for column in columns} for name in others}
     filled = {
         **settings,
         "model": words["model"][settings["task"]].format(**settings),
@@ -102,35 +74,6 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
         sizes.update(comparisons=intervals, chance=0.05 * intervals)
         parts.append(words["able"].format(count=len(task.texts), unit=unit, **sizes))
     return "\n\n".join(parts) + "\n"
-
-
-def difference(runs: Runs, method: str, column: str) -> tuple[float, float, float]:
-    """
-    :param runs: the runs.
-    :param method: a method.
-    :param column: what was measured.
-    :return: how much more it is than under plain training, in percentage points, and the ends of the 95 % interval:
-        over seeds and texts where it is known for each text, over seeds elsewhere.
-    """
-    plain, own = runs.values(PLAIN, column), runs.values(method, column)
-    seeds = sorted(plain.keys() & own.keys())
-    mean = 100 * float(np.mean(runs.differences(method, column)))
-    if column == "clean":
-        return (mean, *interval([100 * each for each in runs.differences(method, column)]))
-    generator = np.random.default_rng(0)
-    counts = {name: np.array([_counts(runs.folder, name, seed, column) for seed in seeds]) for name in (PLAIN, method)}
-    texts = counts[PLAIN].shape[1]
-    of_texts = generator.multinomial(texts, np.full(texts, 1 / texts), size=RESAMPLES).astype(float)
-    of_seeds = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
-    drawn = {name: (of_texts @ each[..., 0].T) / (of_texts @ each[..., 1].T) for name, each in counts.items()}
-    gaps = 100 * ((drawn[method] - drawn[PLAIN]) * of_seeds).sum(1) / len(seeds)
-    low, high = np.quantile(gaps, [0.025, 0.975])
-    return mean, float(low), float(high)
-
-
-def _counts(folder: Path, method: str, seed: int, column: str) -> list:
-    counts = json.loads(outcome_file(folder, method, seed).read_text(encoding="utf-8"))[column]
-    return [[0.0, 0.0] if each is None else each for each in counts]
 
 
 def _values(runs: Runs, method: str, columns: list[str]) -> list[str]:

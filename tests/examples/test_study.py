@@ -16,7 +16,9 @@ from equal import zip_equal
 from models import load_model
 from study import figures, runs
 from study.attack import by_changes, under_perturbations
-from study.command import TIMED_ROUNDS, main
+from study.command import TIMED_ROUNDS, build_parser, main
+from study.one_run import load_part
+from study.outcomes import share
 from study.page import accuracies, differences
 from study.train import METHODS, callbacks_of
 from torch import nn
@@ -48,7 +50,7 @@ def small(reviews, bert, tmp_path_factory):
     words = (
         f"--dataset {reviews} --model {bert} --output-dir {folder} --models-dir {folder}/models --device cpu "
         "--epochs 9 --batch-size 8 --lr 0.01 --jobs 1 --seeds 2 "
-        "--epsilons 0.5 2 --attack-steps 2 --restarts 2 --attack-size 8"
+        "--test-size 5 --epsilons 0.5 2 --attack-steps 2 --restarts 2 --attack-size 8"
     )
     return words.split(), folder
 
@@ -181,7 +183,8 @@ def test_accuracy_under_perturbations_is_that_of_robust_evaluate(finished, bert)
         rows = sorted(csv.DictReader(stream), key=lambda row: len(row["text"]))
     texts, labels = [row["text"] for row in rows], [int(row["label"] == "True") for row in rows]
     options = {"epsilons": [0.05, 0.5, 4.0], "attack_steps": 4, "restarts": 1, "batch_size": 64, "max_length": 32}
-    shares = under_perturbations(model, tokenizer, texts, labels, argparse.Namespace(**options))
+    found = under_perturbations(model, tokenizer, texts, labels, argparse.Namespace(**options))
+    shares = {radius: np.mean(right) for radius, right in found.items()}
     encoded = tokenizer(texts, padding=True, return_tensors="pt")
     batch = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask, "labels": torch.tensor(labels)}
     expected = robust_evaluate(model, [batch], epsilons=(0.05,), steps=4, restarts=1)
@@ -189,6 +192,8 @@ def test_accuracy_under_perturbations_is_that_of_robust_evaluate(finished, bert)
     assert shares[0.05] == pytest.approx(expected[0.05]["accuracy"])
     assert shares[0.0] >= shares[0.05] >= shares[0.5] >= shares[4.0]
     assert shares[4.0] < shares[0.0]
+    backwards = under_perturbations(model, tokenizer, texts[::-1], labels[::-1], argparse.Namespace(**options))
+    assert backwards[0.5] == found[0.5][::-1]  # in the order of the texts, not of their lengths
 
 
 def test_a_lower_limit_is_read_off_the_same_search(finished):
@@ -200,7 +205,15 @@ def test_a_lower_limit_is_read_off_the_same_search(finished):
     found = by_changes("hotflip", HotFlip(model, tokenizer, max_flips=3).attack(texts, labels), 3)
     for n in (1, 2, 3):
         alone = robust_accuracy(HotFlip(model, tokenizer, max_flips=n).attack(texts, labels))
-        assert found[f"hotflip_{n}"] == pytest.approx(alone)
+        assert share(found[f"hotflip_{n}"]) == pytest.approx(alone)
+
+
+def test_arguments_are_chosen_on_texts_that_are_not_reported(small):
+    arguments, _ = small
+    parts = [load_part(build_parser().parse_args([*arguments, *more]), 3) for more in ([], ["--split", "validation"])]
+    test, validation = (part.test["text"] for part in parts)
+    assert len(test) == len(validation) == 3 and not {*test} & {*validation}
+    assert parts[0].train["text"] == parts[1].train["text"]
 
 
 def test_the_bootstrap_interval_agrees_with_all_resamples():
