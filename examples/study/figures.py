@@ -41,6 +41,7 @@ def draw(runs: Runs, headline: float, folder: Path) -> list[Path]:
         "clean_and_robust.png": scatter(runs, clean, left, ("clean accuracy (%)", named), beside),
         "cost_and_robust.png": scatter(runs, cost, left, ("time of a training step, in plain steps", named), price),
     }
+    draw_front(figures["cost_and_robust.png"].axes[0], front(cost, left, [PLAIN, *sound(runs)]))
     for name, figure in figures.items():
         for axes in figure.axes:
             axes.grid(color="0.9")
@@ -151,6 +152,30 @@ def scatter(runs: Runs, x: Values, y: Values, names: tuple[str, str], title: str
     figure.draw_without_rendering()  # places the axes, which labels are placed by
     label(axes, points)
     return figure
+
+
+def front(cost: Values, left: Values, methods: list[str]) -> list[tuple[float, float]]:
+    """
+    :param cost: of each method.
+    :param left: what each keeps.
+    :param methods: those that count.
+    :return: the means of those that no other surpasses at the same or a lower cost, by rising cost.
+
+    Example::
+
+        >>> front({"plain": [1], "FGM": [2], "PGD": [4]}, {"plain": [20], "FGM": [30], "PGD": [25]}, ["FGM", "plain"])
+        [(1.0, 20.0), (2.0, 30.0)]
+    """
+    points = sorted((float(np.mean(cost[each])), -float(np.mean(left[each]))) for each in methods if each in cost)
+    lowest = np.minimum.accumulate([kept for _, kept in points])
+    return [(x, -y) for i, (x, y) in enumerate(points) if not i or y < lowest[i - 1]]
+
+
+def draw_front(axes: Axes, points: list[tuple[float, float]]) -> None:
+    """Join the best that can be had at each cost, as steps."""
+    if len(points) > 1:
+        axes.step(*zip(*points), where="post", color="tab:orange", lw=1, zorder=0, label="best at its cost or less")
+        axes.legend(loc="lower right", frameon=False)
 
 
 def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:

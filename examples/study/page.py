@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from study import figures
-from study.runs import VERSIONS, Runs, interval, mean_and_spread
+from study.outcomes import difference, outcome_file
+from study.runs import VERSIONS, Runs, mean_and_spread
 from study.train import PLAIN
 from tools.table import Table
 
@@ -34,7 +35,6 @@ def write(runs: Runs, folder: Path, command: str) -> None:
         **{f"{n} flips" if n > 1 else "1 flip": f"hotflip_{n}" for n in _counts(runs.settings["max_flips"])},
         **{f"{n} typos" if n > 1 else "1 typo": f"typos_{n}" for n in _counts(runs.settings["max_typos"])},
     }
-    others = [method for method in runs.methods if method != PLAIN]
     parts = [
         "# Results",
         described(runs),
@@ -45,10 +45,8 @@ def write(runs: Runs, folder: Path, command: str) -> None:
         Table(
             ["method", "seeds", *columns, "cost"], [accuracies(runs, method, columns) for method in runs.methods]
         ).markdown(),
-        "## Differences to plain training",
-        "In percentage points, paired by seed: the mean, and its 95 % bootstrap interval over seeds. Where that holds "
-        "0, these runs do not tell the method from plain training.",
-        Table(["method", *columns], [differences(runs, method, columns) for method in others]).markdown(),
+        *compared(runs, PLAIN, "plain training", columns),
+        *compared(runs, "FGM", "FGM", columns),
         "## Figures",
         *(f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures),
     ]
@@ -84,11 +82,26 @@ def accuracies(runs: Runs, method: str, columns: dict[str, str]) -> list[str]:
     return [method, str(len(found[0])), *cells, *cost]
 
 
-def differences(runs: Runs, method: str, columns: dict[str, str]) -> list[str]:
-    """The row of a method in the second table."""
+def compared(runs: Runs, base: str, named: str, columns: dict[str, str]) -> list[str]:
+    """The part of the page that sets the methods beside one of them, if that was run."""
+    rows = [differences(runs, method, columns, base) for method in runs.methods if method not in (base, PLAIN)]
+    if base not in runs.methods or not rows:
+        return []
+    known = all(outcome_file(runs.folder, *each).is_file() for each in runs.rows)
+    over = "seeds and texts together (clean: over seeds alone)" if known else "seeds"
+    return [
+        f"## Differences to {named}",
+        f"In percentage points, paired by seed{' and text' if known else ''}: the mean, and its 95 % bootstrap "
+        f"interval over {over}. Where that holds 0, these runs do not tell the method from {named}.",
+        Table(["method", *columns], rows).markdown(),
+    ]
+
+
+def differences(runs: Runs, method: str, columns: dict[str, str], base: str = PLAIN) -> list[str]:
+    """The row of a method in such a part."""
     cells = []
     for column in columns.values():
-        found = [100 * each for each in runs.differences(method, column)]
-        mean = f"{np.mean(found):+.1f}" if found else ""
-        cells.append(mean + (" ({:+.1f} to {:+.1f})".format(*interval(found)) if len(found) > 1 else ""))
+        count = len(runs.differences(method, column, base))
+        mean, low, high = difference(runs, base, method, column) if count else (0.0, 0.0, 0.0)
+        cells.append((f"{mean:+.1f}" if count else "") + (f" ({low:+.1f} to {high:+.1f})" if count > 1 else ""))
     return [method, *cells]

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import chinese_ner
 import chinese_reviews
-import report
 import torch
 from chinese_data import load_tagged
 from data import load_data
@@ -43,12 +42,11 @@ class Reviews:
         self.labels = torch.tensor(rows["label"])
         self.tags = None
 
-    def build(self, method: str, seed: int, timer: report.StepTimer) -> Trainer:
+    def build(self, method: str, seed: int) -> Trainer:
         torch.manual_seed(seed)
         model = chinese_reviews.Classifier(self.vocabulary, self.data.num_labels)
         args = argparse.Namespace(**{**vars(self.args), "seed": seed})
-        callbacks = [*callbacks_of(method), timer]
-        return chinese_reviews.trainer_for(model, self.bundle, callbacks, args, progress_bar=None)
+        return chinese_reviews.trainer_for(model, self.bundle, callbacks_of(method), args, progress_bar=None)
 
     def clean(self, trainer: Trainer) -> float:
         return trainer.evaluator.run()["acc#accuracy"]
@@ -85,7 +83,7 @@ class Entities:
         self.texts = ["".join(characters) for characters, _ in rows]
         self.tags = [tags for _, tags in rows]
 
-    def build(self, method: str, seed: int, timer: report.StepTimer) -> Trainer:
+    def build(self, method: str, seed: int) -> Trainer:
         torch.manual_seed(seed)
         model = chinese_ner.Tagger(self.vocabulary, self.tag_names, with_marginals="R-Drop" in method)
         args = argparse.Namespace(**{**vars(self.args), "seed": seed})
@@ -93,7 +91,7 @@ class Entities:
             chinese_ner.rdrop(each.kl_weight) if isinstance(each, RDropCallback) else each
             for each in callbacks_of(method)
         ]
-        return chinese_ner.trainer_for(model, self.bundle, self.tag_names, [*callbacks, timer], args, progress_bar=None)
+        return chinese_ner.trainer_for(model, self.bundle, self.tag_names, callbacks, args, progress_bar=None)
 
     def clean(self, trainer: Trainer) -> float:
         return trainer.evaluator.run()["f#span"]

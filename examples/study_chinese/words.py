@@ -17,8 +17,8 @@ ENGLISH = {
     "texts (clean) and on {attacked} of them: without an attack (0 edits), and after 1 or more characters are swapped "
     "with their neighbours or replaced by homophones. For each edit {candidates} are tried, and the one of the highest "
     "loss is kept. {versions}; {machine}, {cores} cores.",
-    "values": "## {metric}\n\nIn %, mean ± standard deviation over seeds. The cost is the median processor time of a "
-    "training step, one thread, in plain steps.",
+    "values": "## {metric}\n\nIn %, mean ± standard deviation over seeds. The cost is the processor time of the "
+    "training, one thread, in that of plain training.",
     "differences": "## Differences to plain training\n\nIn percentage points, paired by seed and text: the mean, and "
     "its 95 % bootstrap interval over seeds and {unit} together (clean: over seeds alone). Where that holds 0, these "
     "runs do not tell the method from plain training.",
@@ -47,8 +47,8 @@ CHINESE = {
     "未注明参数的方法都用默认值。{metric}分别在全部测试数据上（干净）和其中 {attacked} 条上计算：不攻击（0 处改动），"
     "以及把一处或几处相邻的字对调、或换成同音字之后。每处改动试 {candidates} 个，留下损失最高的一个。{versions}；"
     "{machine}，{cores} 核。",
-    "values": "## {metric}\n\n单位为 %，各种子的均值 ± 标准差。代价是训练一步所用处理器时间的中位数"
-    "（单线程），以普通训练的一步为单位。",
+    "values": "## {metric}\n\n单位为 %，各种子的均值 ± 标准差。代价是训练所用的处理器时间"
+    "（单线程），以普通训练为单位。",
     "differences": "## 与普通训练之差\n\n单位为百分点，按种子和{unit}配对：均值，以及对种子和{unit}一起自助抽样得到的 "
     "95 % 区间（“干净”一列只对种子）。区间包含 0 的，这些运行分不出该方法与普通训练。",
     "able": "## {count} 条{unit}能分辨什么\n\n上表中受攻击各列的区间，半宽的中位数为 {half:.1f} 个百分点，"

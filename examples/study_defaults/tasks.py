@@ -88,13 +88,13 @@ def _words(data: Data, args: argparse.Namespace) -> tuple[DataBundle, Vocabulary
 
 
 # that of examples/demo.py: short, at a high rate
-_ENCODER = {"train_size": 1600, "max_length": 64, "epochs": 1, "batch_size": 16, "test_size": 500}
+_ENCODER = {"train_size": 1600, "max_length": 64, "epochs": 1, "batch_size": 16, "test_size": 2000}
 _SCRATCH = {"train_size": 8000, "max_length": 64, "epochs": 3, "batch_size": 32, "test_size": 1000, "lr": 2e-3}
-_ATTACK = {"attack_size": 100, "attack_steps": 5, "radius": 0.1}
+_ATTACK = {"attack_steps": 5, "radius": 0.1}
 
 TASKS = {
     "bilstm": Task(_bilstm, {**_SCRATCH, "features": 64, **_ATTACK, "attack_size": 500}),
     "cnn": Task(_cnn, {**_SCRATCH, "features": 64, **_ATTACK, "attack_size": 500}),
-    "minilm-2e-4": Task(_encoder, {**_ENCODER, "lr": 2e-4, **_ATTACK}),
-    "minilm-1e-4": Task(_encoder, {**_ENCODER, "lr": 1e-4, **_ATTACK}),
+    "minilm-2e-4": Task(_encoder, {**_ENCODER, "lr": 2e-4, **_ATTACK, "attack_size": 200}),
+    "minilm-1e-4": Task(_encoder, {**_ENCODER, "lr": 1e-4, **_ATTACK, "attack_size": 200}),
 }

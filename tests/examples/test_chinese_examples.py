@@ -4,19 +4,16 @@ import csv
 import importlib.util
 import itertools
 import json
-import math
 import random
 
 import chinese_data
 import chinese_ner
 import chinese_reviews
-import numpy as np
 import pytest
 import torch
 from fastNLP.modules.torch import ConditionalRandomField
-from study.runs import Runs, interval
+from study.outcomes import outcome_file, share
 from study_chinese import command as study_chinese
-from study_chinese import page as study_chinese_page
 from study_chinese import tasks as study_chinese_tasks
 from study_chinese.attack import worst_texts
 
@@ -155,37 +152,11 @@ def test_the_study_runs_resumes_and_writes_both_pages(task, reviews, newspaper, 
     after = (tmp_path / "runs.csv").read_text()
     assert after.startswith(before) and after.count("\n") == 9
     for row in csv.DictReader(after.splitlines()):
-        outcomes = json.loads(
-            study_chinese_page.outcome_file(tmp_path, row["method"], int(row["seed"])).read_text(encoding="utf-8")
-        )
+        outcomes = json.loads(outcome_file(tmp_path, row["method"], int(row["seed"])).read_text(encoding="utf-8"))
         for column, counts in outcomes.items():
-            assert float(row[column]) == pytest.approx(study_chinese_page.share(counts))
+            assert float(row[column]) == pytest.approx(share(counts))
     for file, words in (("results.md", "Differences to plain training"), ("results.zh-CN.md", "与普通训练之差")):
         page = (tmp_path / file).read_text(encoding="utf-8")
         assert words in page and "| gradient penalty | 2 |" in page and "{" not in page
     with pytest.raises(SystemExit):
         study_chinese.main(study_arguments(task, tmp_path, "--lr", "0.5"))
-
-
-def test_intervals_are_over_seeds_and_texts(tmp_path):
-    """With texts all alike the interval is that over seeds; with seeds all alike it is that over texts."""
-    rows = {}
-    for method, shares in {"plain": (0.2, 0.4, 0.6), "FGM": (0.5, 0.9, 0.7)}.items():
-        for seed, share in enumerate(shares):
-            rows[method, seed] = {"method": method, "seed": seed, "swap_1": share}
-            file = study_chinese_page.outcome_file(tmp_path, method, seed)
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps({"swap_1": [[share, 1.0]] * 50}))
-    table = Runs(tmp_path, {}, rows)
-    mean, low, high = study_chinese_page.difference(table, "FGM", "swap_1")
-    expected = interval([30.0, 50.0, 10.0])
-    assert mean == pytest.approx(30) and (low, high) == pytest.approx(expected, abs=1.5)
-    right = np.arange(50) < 20
-    for seed in range(3):
-        for method, hits in (("plain", 0 * right), ("FGM", right)):
-            counts = [[float(hit), 1.0] for hit in hits]
-            study_chinese_page.outcome_file(tmp_path, method, seed).write_text(json.dumps({"swap_1": counts}))
-            rows[method, seed]["swap_1"] = float(np.mean(hits))
-    mean, low, high = study_chinese_page.difference(table, "FGM", "swap_1")
-    half = 1.96 * 100 * math.sqrt(0.4 * 0.6 / 50)
-    assert mean == pytest.approx(40) and (high - low) / 2 == pytest.approx(half, rel=0.1)
