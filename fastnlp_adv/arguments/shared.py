@@ -27,6 +27,7 @@ __all__ = [
     "reduction",
     "relative",
     "replace",
+    "warmup",
 ]
 
 DropoutMask = Literal["new", "same"]
@@ -75,6 +76,20 @@ def norm(default: str = "l2") -> Any:
 def adv_weight() -> Any:
     """Declare ``adv_weight: float``."""
     return argument(1.0, "the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself")
+
+
+def warmup(default: float = 0) -> Any:
+    """
+    Declare ``warmup: float``.
+
+    :param default: its default.
+    """
+    return argument(
+        default,
+        "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, ``gamma`` or "
+        "``rho``) grows linearly from 0 to its value, or, up to 1, a fraction of the training; 0 for the whole "
+        "perturbation from the first step",
+    )
 
 
 def replace(more: str = "") -> Any:

@@ -10,7 +10,7 @@ from fastNLP import Callback, logger
 from torch import nn
 
 from ..arguments import Arguments, argument, arguments, at_least
-from ..arguments.shared import TwoPassArguments
+from ..arguments.shared import TwoPassArguments, warmup
 from ..attacks import Attack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
@@ -108,7 +108,7 @@ class MethodCallback(Callback, Arguments):
         """
         step = trainer.global_forward_batches // trainer.accumulation_steps
         start = self._first_step(trainer)
-        done, steps = step - start + 1, self._steps(self.warmup, trainer)  # at 0 the first step would run for nothing
+        done, steps = step - start + 1, self._growing(trainer)  # at 0 the first step would run for nothing
         return done / steps if done < steps else 1.0
 
     def refresh(self) -> None:
@@ -164,7 +164,7 @@ class MethodCallback(Callback, Arguments):
         self._resumed = self._kept = None
         line = self.method_.describe()
         if line and self.warmup:
-            line += f", growing to that over {self._steps(self.warmup, trainer):.4g} optimizer steps"
+            line += f", growing to that over {self._growing(trainer):.4g} optimizer steps"
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
         if has_compiled_parts(model):
@@ -205,18 +205,18 @@ class MethodCallback(Callback, Arguments):
             )
 
     def _first_step(self, trainer: Any) -> int:
-        if not self.start:
-            return 0
         # 0.07 of 100 steps is 7.000000000000001 to the computer
-        return math.ceil(self._steps(self.start, trainer) - 1e-6)
+        return math.ceil((self.start if self.start >= 1 else self.start * _all_steps(trainer)) - 1e-6)
 
-    @staticmethod
-    def _steps(given: float, trainer: Any) -> float:
-        """Return optimizer steps, given as such or as a fraction of the training."""
-        return given if given >= 1 else given * trainer.n_batches / trainer.accumulation_steps
+    def _growing(self, trainer: Any) -> float:
+        """Return the optimizer steps of ``warmup``. A fraction of the training, 1 included, ends with the training."""
+        if self.warmup > 1:
+            return self.warmup
+        steps = _all_steps(trainer)
+        return min(self.warmup * steps, max(0.0, steps - self._first_step(trainer)))
 
     def _check_begins(self, trainer: Any) -> None:
-        steps = trainer.n_batches // trainer.accumulation_steps
+        steps = int(_all_steps(trainer))
         if 0 < steps <= self._first_step(trainer):
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
@@ -226,6 +226,10 @@ class MethodCallback(Callback, Arguments):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": None, "_running": None}  # which name a Trainer of this process
+
+
+def _all_steps(trainer: Any) -> float:
+    return float(trainer.n_batches / trainer.accumulation_steps)
 
 
 @arguments
@@ -238,11 +242,7 @@ class AttackCallback(MethodCallback):
 
     method_class: ClassVar[Type[Attack]]
 
-    warmup: float = argument(
-        0,
-        "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, ``gamma`` or "
-        "``rho``) grows linearly from 0 to its value, or, below 1, a fraction of the training (0.999 for all of it)",
-    )
+    warmup: float = warmup()
 
     #: whether the training learns; ``None`` for a method without a clean pass, whose loss says too little of that
     learning_ = cast("Learning | None", None)

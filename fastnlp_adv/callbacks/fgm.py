@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..arguments import arguments
+from ..arguments.shared import warmup
 from ..attacks.fgm import FGM, FGMArguments
 from .base import AttackCallback
 
@@ -15,6 +16,9 @@ class FGMCallback(AttackCallback, FGMArguments):
     Train with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at
     :math:`e + \epsilon g/\lVert g\rVert`.
 
+    ``epsilon`` grows to its value over the whole training, without which a short training at a high learning rate
+    learns nothing; ``warmup=0`` is the method of the paper from the first step.
+
     :arguments:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
 
@@ -24,3 +28,5 @@ class FGMCallback(AttackCallback, FGMArguments):
     """
 
     method_class = FGM
+
+    warmup: float = warmup(1.0)

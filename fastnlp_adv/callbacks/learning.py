@@ -71,7 +71,7 @@ class Learning:
                 f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last {STRETCH} "
                 f"batches after {before:.4g} over the first {STRETCH}, and an adversarial loss of {adversarial:.4g}: "
                 f"the perturbations may be too large to learn under. Give a smaller `{self.size}`, let it grow "
-                "(`warmup=0.999` for the whole training), begin with plain steps (`start=0.1`), or lower the learning "
+                "(`warmup=1.0` for the whole training), begin with plain steps (`start=0.1`), or lower the learning "
                 "rate."
             )
 

@@ -38,14 +38,16 @@ def norms(callback, model=None, n_batches=6, more=(), **kwargs):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup": 0}, [1, 1, 1, 1, 1, 1]),
+        ({}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
         ({"warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
         ({"warmup": 4, "epsilon": 0.2}, [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]),
-        ({"warmup": 1}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup": 1}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ({"start": 2}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),  # whole at the end, though it sets in late
+        ({"start": 0.3, "warmup": 0.9}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),
         ({"warmup": 2.5}, [0.4, 0.8, 1, 1, 1, 1]),
         ({"warmup": 100}, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]),
         ({"warmup": 0.5}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
-        ({"warmup": 0.99999}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
         ({"warmup": 3, "start": 2}, [0, 0, 1 / 3, 2 / 3, 1, 1]),
         ({"warmup": 0.5, "start": 0.3}, [0, 0, 1 / 3, 2 / 3, 1, 1]),  # 0.3 of 6 steps is over with the second
         ({"warmup": 3, "start": 1, "every": 2}, [0, 1 / 3, 0, 1, 0, 1]),
@@ -201,7 +203,7 @@ def test_a_second_run_goes_on_in_the_same_unit_and_another_trainer_does_not():
     assert other.seen == pytest.approx([0.5 * now] * 6, rel=1e-4)
 
 
-@pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5)])
+@pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5), (1, 6)])
 def test_the_line_says_how_long_it_grows(warmup, steps, said):
     train(Classifier(), [FGMCallback(warmup=warmup)], n_batches=6)
     (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
