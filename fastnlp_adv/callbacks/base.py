@@ -90,26 +90,18 @@ class MethodCallback(Callback, Arguments):
     def on_load_checkpoint(self, trainer: Any, states: dict[str, Any] | None) -> None:
         self._resumed = states or None
 
-    def due(self, trainer: Any) -> bool:
-        """
-        Tell whether the method acts on this batch. Counts optimizer steps: the micro-batches of one are treated alike.
-
-        :param trainer: the Trainer.
-        """
-        step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self._first_step(trainer)
-        return step >= start and (step - start) % self.every == 0
-
     def strength(self, trainer: Any) -> float:
         """
-        Return the factor of what the method perturbs by on this batch, which grows to 1 over ``warmup``.
+        Return the factor of what the method perturbs by on this batch: 0 where it does not act, and what grows to 1
+        over ``warmup``. Counts optimizer steps: the micro-batches of one are treated alike.
 
         :param trainer: the Trainer.
         """
-        step = trainer.global_forward_batches // trainer.accumulation_steps
-        start = self._first_step(trainer)
-        done, steps = step - start + 1, self._growing(trainer)  # at 0 the first step would run for nothing
-        return done / steps if done < steps else 1.0
+        first, growing = self._schedule(trainer)
+        step = trainer.global_forward_batches // trainer.accumulation_steps - first
+        if step < 0 or step % self.every:
+            return 0.0
+        return (step + 1) / growing if step + 1 < growing else 1.0  # at 0 the first step would run for nothing
 
     def refresh(self) -> None:
         """Hand arguments that were assigned since the last batch on to the method."""
@@ -164,7 +156,7 @@ class MethodCallback(Callback, Arguments):
         self._resumed = self._kept = None
         line = self.method_.describe()
         if line and self.warmup:
-            line += f", growing to that over {self._growing(trainer):.4g} optimizer steps"
+            line += f", growing to that over {self._schedule(trainer)[1]:.4g} optimizer steps"
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
         if has_compiled_parts(model):
@@ -204,20 +196,16 @@ class MethodCallback(Callback, Arguments):
                 "is running. Give each Trainer a callback of its own."
             )
 
-    def _first_step(self, trainer: Any) -> int:
+    def _schedule(self, trainer: Any) -> tuple[int, float]:
+        """Return the first optimizer step, and the steps of ``warmup``, of which a fraction ends with the training."""
+        steps = trainer.n_batches / trainer.accumulation_steps
         # 0.07 of 100 steps is 7.000000000000001 to the computer
-        return math.ceil((self.start if self.start >= 1 else self.start * _all_steps(trainer)) - 1e-6)
-
-    def _growing(self, trainer: Any) -> float:
-        """Return the optimizer steps of ``warmup``. A fraction of the training, 1 included, ends with the training."""
-        if self.warmup > 1:
-            return self.warmup
-        steps = _all_steps(trainer)
-        return min(self.warmup * steps, max(0.0, steps - self._first_step(trainer)))
+        first = math.ceil((self.start if self.start >= 1 else self.start * steps) - 1e-6)
+        return first, self.warmup if self.warmup > 1 else min(self.warmup * steps, max(0.0, steps - first))
 
     def _check_begins(self, trainer: Any) -> None:
-        steps = int(_all_steps(trainer))
-        if 0 < steps <= self._first_step(trainer):
+        steps = trainer.n_batches // trainer.accumulation_steps
+        if 0 < steps <= self._schedule(trainer)[0]:
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
@@ -226,10 +214,6 @@ class MethodCallback(Callback, Arguments):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": None, "_running": None}  # which name a Trainer of this process
-
-
-def _all_steps(trainer: Any) -> float:
-    return float(trainer.n_batches / trainer.accumulation_steps)
 
 
 @arguments
@@ -269,11 +253,6 @@ class AttackCallback(MethodCallback):
         super().load_state_dict(state)
         if self.learning_ is not None and "learning" in state:
             self.learning_.load_state_dict(state["learning"])
-
-    def refresh(self) -> None:
-        super().refresh()
-        if isinstance(self.method_, Attack):
-            self.method_.strength = 1.0  # until the step sets it, where there still is a warmup
 
 
 @arguments

@@ -25,17 +25,12 @@ class Participant(Protocol):
     method_: Method | None
     #: the arguments that were assigned since the last batch
     assigned: dict[str, None]
-    #: over how many steps, or how much of the training, perturbations grow; 0 for none
-    warmup: float
-
-    def due(self, trainer: Any) -> bool:
-        """Tell whether its method acts on this batch."""
 
     def refresh(self) -> None:
         """Hand assigned arguments on to the method."""
 
     def strength(self, trainer: Any) -> float:
-        """Return the factor of the perturbations of this batch, while they grow and after."""
+        """Return the factor of the perturbations of this batch; 0 where its method does not act."""
 
 
 class BatchStep:
@@ -62,14 +57,13 @@ class BatchStep:
         for callback in self.callbacks:
             if callback.assigned:
                 callback.refresh()
-            due = callback.due(trainer)
-            if isinstance(callback.method_, Attack) and due:
+            strength = callback.strength(trainer)
+            if isinstance(callback.method_, Attack) and strength:
                 attack = callback.method_
-                if callback.warmup:
-                    attack.strength = callback.strength(trainer)
-            elif isinstance(callback.method_, Regularizer) and due:
+                vars(attack)["strength"] = strength  # past the checks: it is no argument
+            elif isinstance(callback.method_, Regularizer) and strength:
                 regularizers.append(callback.method_)
-            bare = bare or (isinstance(callback.method_, RDrop) and not due)
+            bare = bare or (isinstance(callback.method_, RDrop) and not strength)
         objective = trainer.train_step if not regularizers and not bare else _objective(trainer, regularizers, bare)
         run = _Run(trainer, objective, batch, has_terms=self.has_terms or bool(regularizers))
         with ExitStack() as running:

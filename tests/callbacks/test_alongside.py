@@ -1,6 +1,7 @@
 """The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-@pytest.mark.parametrize("callback, textbook", [(FGMCallback, textbook_fgm), (PGDCallback, textbook_pgd)])
+@pytest.mark.parametrize(
+    "callback, textbook", [(partial(FGMCallback, warmup=0), textbook_fgm), (PGDCallback, textbook_pgd)]
+)
 def test_callbacks_that_work_on_gradients_or_rates_see_what_they_see_in_the_textbook(callback, textbook, other):
     ours, theirs, without = Classifier(), Classifier(), Classifier()
     train(ours, [other(), callback()], accumulation_steps=2)
@@ -60,7 +63,7 @@ def evaluating(model, callbacks, **kwargs):
 
 def test_evaluation_in_training_sees_the_clean_model():
     ours, theirs = Classifier(), Classifier()
-    trainer, seen = evaluating(ours, [FGMCallback()], n_batches=12)
+    trainer, seen = evaluating(ours, [FGMCallback(warmup=0)], n_batches=12)
     _, expected = evaluating(theirs, [], batch_step_fn=textbook_fgm(theirs), n_batches=12)
     assert distance(ours, theirs) < 1e-5
     assert seen == expected
@@ -85,7 +88,7 @@ def showing(model, callbacks, progress_bar, lr=0.1):
 
 @pytest.mark.parametrize("progress_bar", ["raw", "rich", "tqdm"])
 def test_progress_bars_work(progress_bar):
-    trainer = showing(Classifier(), [FGMCallback(), RDropCallback()], progress_bar)
+    trainer = showing(Classifier(), [FGMCallback(warmup=0), RDropCallback()], progress_bar)
     assert trainer.global_forward_batches == 6
 
 
@@ -131,7 +134,9 @@ class Bag(Classifier):
 
 
 @compiles
-@pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
+@pytest.mark.parametrize(
+    "make", [lambda: FGMCallback(warmup=0), PGDCallback, lambda: FGMCallback(start=3, every=2, warmup=0)]
+)
 @pytest.mark.parametrize("run", [train, evaluating])
 def test_compiled_model_trains_as_without(make, run):
     model, plain = Bag(), Bag()
@@ -151,7 +156,7 @@ def test_several_optimizers():
         return [torch.optim.SGD(head, lr=0.1), torch.optim.Adam(rest, lr=1e-3)]
 
     ours, theirs = Classifier(), Classifier()
-    train(ours, [FGMCallback()], optimizers=optimizers(ours))
+    train(ours, [FGMCallback(warmup=0)], optimizers=optimizers(ours))
     train(theirs, batch_step_fn=textbook_fgm(theirs), optimizers=optimizers(theirs))
     assert distance(ours, theirs) < 1e-5
 
@@ -164,13 +169,13 @@ def test_output_mapping_and_input_mapping_are_followed():
 
     ours, theirs = Renamed(), Classifier()
     mapping = {"output_mapping": {"my_loss": "loss", "my_scores": "pred"}, "input_mapping": {"input_ids": "ids"}}
-    train(ours, [FGMCallback(), RDropCallback()], **mapping)
-    train(theirs, [FGMCallback(), RDropCallback()])
+    train(ours, [FGMCallback(warmup=0), RDropCallback()], **mapping)
+    train(theirs, [FGMCallback(warmup=0), RDropCallback()])
     assert torch.equal(weights(ours), weights(theirs))
 
 
 def test_trainer_of_a_deepcopied_callback():
-    callback = FGMCallback(start=2)
+    callback = FGMCallback(start=2, warmup=0)
     first, second = Classifier(), Classifier()
     train(first, [callback])
     train(second, [copy.deepcopy(callback)])

@@ -74,9 +74,7 @@ def test_a_training_that_does_not_learn_is_warned_of_once(name, said):
     (line,) = warnings(said)
     assert f"under {name.split('-')[0]}, but got " in line
     assert " over the last 25 batches after " in line
-    assert (
-        "Give a smaller `epsilon`, let it grow (`warmup=1.0` for the whole training), begin with plain steps" in line
-    )
+    assert "Give a smaller `epsilon`, let it grow (`warmup=1.0` for the whole training), begin with plain steps" in line
     assert "lower the learning rate" in line
 
 

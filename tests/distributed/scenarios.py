@@ -56,8 +56,8 @@ class PGDOnSomeCallback(PGDCallback):
 NONE = 1e-30  # noise that vanishes in rounding: ranks draw other noise than one process that sees all batches
 METHODS = {
     "none": list,
-    "fgm": lambda: [FGMCallback()],
-    "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
+    "fgm": lambda: [FGMCallback(warmup=0)],
+    "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence", warmup=0)],
     "fgm part": lambda: [FGMOnSomeCallback(fraction=0.5)],
     "fgm part replace + rdrop": lambda: [FGMOnSomeCallback(fraction=0.5, replace=True), RDropCallback()],
     "pgd part": lambda: [PGDOnSomeCallback(fraction=0.5, steps=2, granularity="token")],
@@ -66,7 +66,7 @@ METHODS = {
     "pgd relative": lambda: [PGDCallback(steps=2, relative=True, warmup=0.5)],
     "rdrop concat": lambda: [RDropCallback(mode="concat")],
     "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
-    "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
+    "fgm + rdrop": lambda: [FGMCallback(warmup=0), RDropCallback()],
     "pgd + rdrop two_pass": lambda: [RDropCallback(mode="two_pass"), PGDCallback(steps=2)],
     "fgsm + rdrop": lambda: [RDropCallback(), FGSMCallback()],
     "freelb": lambda: [FreeLBCallback(init=0.0, epsilon=0.15)],
@@ -78,7 +78,7 @@ METHODS = {
     "sam": lambda: [SAMCallback(rho=0.5)],
     "sam adaptive + rdrop": lambda: [SAMCallback(rho=0.5, adaptive=True), RDropCallback()],
     "gradient penalty": lambda: [GradientPenaltyCallback(weight=1.0)],
-    "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback(weight=1.0)],
+    "fgm + gradient penalty": lambda: [FGMCallback(warmup=0), GradientPenaltyCallback(weight=1.0)],
     "smart bregman": lambda: [SMARTCallback(weight=0.0, bregman_weight=10.0)],
 }
 #: regularizers on a model whose predictions differ from pass to pass: without a difference there would be no direction
@@ -86,12 +86,16 @@ BETWEEN_PASSES = {
     "vat": lambda: [VATCallback(xi=NONE)],
     "smart": lambda: [SMARTCallback(noise=NONE, epsilon=0.1, alpha=0.1)],
     "r3f": lambda: [R3FCallback(epsilon=NONE)],
-    "fgm + vat + gradient penalty": lambda: [VATCallback(xi=NONE), FGMCallback(), GradientPenaltyCallback(weight=1.0)],
+    "fgm + vat + gradient penalty": lambda: [
+        VATCallback(xi=NONE),
+        FGMCallback(warmup=0),
+        GradientPenaltyCallback(weight=1.0),
+    ],
 }
 #: with noise, or with what a rank alone has seen, there is no one process to compare with
 WITH_NOISE = {
     "pgd random": lambda: [PGDCallback(random_init=True)],
-    "fgm fraction": lambda: [FGMCallback(fraction=0.5)],
+    "fgm fraction": lambda: [FGMCallback(fraction=0.5, warmup=0)],
     "freelb noise": lambda: [FreeLBCallback()],
     "tavat": lambda: [TAVATCallback()],
     "vat noise": lambda: [VATCallback()],
