@@ -6,8 +6,8 @@ Does it help? Train each method with several seeds, attack what it has learned, 
     python examples/study --methods "plain, FGM epsilon=0.5, FGM"          # other arguments
     python examples/study --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
 
-Writes `runs.csv`, a row per run, and from it `results.md` with tables and figures. A run that has a row is not run
-again: stop the study when you like, start it again, add methods or seeds.
+Writes `runs.csv`, a row per run, and from it `results.md` and `results.zh-CN.md` with tables and figures. A run that
+has a row is not run again: stop the study when you like, start it again, add methods or seeds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             runs.time(take_turns(runs.methods, args))
         command = shlex.join(["python", "examples/study", *(sys.argv[1:] if argv is None else argv)])
         page.write(runs, args.output_dir, command)
-    Console().print(f"Written to {args.output_dir}: runs.csv, results.md and the figures")
+    Console().print(f"Written to {args.output_dir}: runs.csv, results.md, results.zh-CN.md and the figures")
 
 
 def build_parser() -> argparse.ArgumentParser:

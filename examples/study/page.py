@@ -1,5 +1,5 @@
 """
-The results of the study as a page: what was run, what came out, and how sure that is.
+The results of the study as a page in English and in Chinese: what was run, what came out, and how sure that is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from study import figures
 from study.outcomes import difference, outcome_file
 from study.runs import VERSIONS, Runs, mean_and_spread
 from study.train import PLAIN
+from study.words import CHINESE, ENGLISH
 from tools.table import Table
 
 
 def write(runs: Runs, folder: Path, command: str) -> None:
     """
-    Write ``results.md`` and the figures.
+    Write the page in both languages, and the figures.
 
     :param runs: the runs.
     :param folder: where to.
@@ -29,47 +30,51 @@ def write(runs: Runs, folder: Path, command: str) -> None:
     radii = sorted(runs.settings["epsilons"])
     headline = radii[(len(radii) - 1) // 2]
     pictures = figures.draw(runs, headline, folder)
-    columns = {
-        "clean": "accuracy",
-        **{f"ε = {radius:g}": f"attacked_{radius:g}" for radius in radii},
-        **{f"{n} flips" if n > 1 else "1 flip": f"hotflip_{n}" for n in _counts(runs.settings["max_flips"])},
-        **{f"{n} typos" if n > 1 else "1 typo": f"typos_{n}" for n in _counts(runs.settings["max_typos"])},
-    }
+    for words in (ENGLISH, CHINESE):
+        (folder / words["file"]).write_text(_page(runs, command, pictures, words), encoding="utf-8")
+
+
+def _page(runs: Runs, command: str, pictures: list[Path], words: dict) -> str:
+    columns = _columns(runs.settings, words)
+    method, seeds, cost = words["columns"]
+    rows = [accuracies(runs, name, columns) for name in runs.methods]
     parts = [
-        "# Results",
-        described(runs),
+        words["title"],
+        words["other"],
+        _described(runs, words),
         f"```shell\n{command}\n```",
-        "## Accuracy",
-        "In %, mean ± standard deviation over seeds: of the clean test texts, and of what is left of those attacked. "
-        "The cost is the time of a training step in plain steps: the median of rounds in which all methods took turns.",
-        Table(
-            ["method", "seeds", *columns, "cost"], [accuracies(runs, method, columns) for method in runs.methods]
-        ).markdown(),
-        *compared(runs, PLAIN, "plain training", columns),
-        *compared(runs, "FGM", "FGM", columns),
-        "## Figures",
+        words["values"],
+        Table([method, seeds, *columns, cost], rows).markdown(),
+        *(part for base in words["bases"] for part in _compared(runs, base, columns, words)),
+        words["figures"],
         *(f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures),
     ]
-    (folder / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
 
 
-def _counts(most: int) -> list[int]:
-    return sorted({1, most}) if most else []
+def _columns(settings: dict, words: dict) -> dict[str, str]:
+    """What was measured, by the head of its column."""
+    most = {"hotflip": settings["max_flips"], "typos": settings["max_typos"]}
+    return {
+        words["clean"]: "accuracy",
+        **{f"ε = {radius:g}": f"attacked_{radius:g}" for radius in sorted(settings["epsilons"])},
+        **{
+            words[attack].format(n=n, s="s" if n > 1 else ""): f"{attack}_{n}"
+            for attack in most
+            for n in sorted({1, most[attack]})
+            if most[attack]
+        },
+    }
 
 
-def described(runs: Runs) -> str:
+def _described(runs: Runs, words: dict) -> str:
     """What was trained, on what, and how it was attacked."""
-    s = runs.settings
-    versions = ", ".join(f"{name} {s[name]}" for name in VERSIONS)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"`{s['model']}` on {s['train_size']} texts of `{s['dataset']}`, {s['epochs']} epochs, batch size "
-        f"{s['batch_size']}, learning rate {s['lr']:g}, at most {s['max_length']} tokens; methods are at their "
-        f"defaults where no arguments stand behind them. Clean accuracy is over {s['test_size']} test texts, that "
-        f"under attack over the first {s['attack_size']}. ε is the radius (l2, a text) of an attack on the word "
-        f"vectors, in units of their mean norm: {s['attack_steps']} steps from each of {s['restarts']} starts. HotFlip "
-        f"may swap {s['max_flips']} words, typos may be in {s['max_typos']}. {versions}; {platform.machine()}, "
-        f"{os.cpu_count()} cores{gpu}."
+    return words["described"].format(
+        **runs.settings,
+        versions=", ".join(f"{name} {runs.settings[name]}" for name in VERSIONS),
+        machine=platform.machine(),
+        cores=os.cpu_count(),
+        gpu=f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "",
     )
 
 
@@ -82,26 +87,28 @@ def accuracies(runs: Runs, method: str, columns: dict[str, str]) -> list[str]:
     return [method, str(len(found[0])), *cells, *cost]
 
 
-def compared(runs: Runs, base: str, named: str, columns: dict[str, str]) -> list[str]:
+def _compared(runs: Runs, base: str, columns: dict[str, str], words: dict) -> list[str]:
     """The part of the page that sets the methods beside one of them, if that was run."""
-    rows = [differences(runs, method, columns, base) for method in runs.methods if method not in (base, PLAIN)]
-    if base not in runs.methods or not rows:
+    others = [method for method in runs.methods if method not in (base, PLAIN)]
+    if base not in runs.methods or not others:
         return []
     known = all(outcome_file(runs.folder, *each).is_file() for each in runs.rows)
-    over = "seeds and texts together (clean: over seeds alone)" if known else "seeds"
+    sure = words["over texts" if known else "over seeds"]
+    rows = [differences(runs, method, columns, base, words) for method in others]
     return [
-        f"## Differences to {named}",
-        f"In percentage points, paired by seed{' and text' if known else ''}: the mean, and its 95 % bootstrap "
-        f"interval over {over}. Where that holds 0, these runs do not tell the method from {named}.",
-        Table(["method", *columns], rows).markdown(),
+        words["differences"].format(base=words["bases"][base], **sure),
+        Table([words["columns"][0], *columns], rows).markdown(),
     ]
 
 
-def differences(runs: Runs, method: str, columns: dict[str, str], base: str = PLAIN) -> list[str]:
+def differences(
+    runs: Runs, method: str, columns: dict[str, str], base: str = PLAIN, words: dict = ENGLISH
+) -> list[str]:
     """The row of a method in such a part."""
     cells = []
     for column in columns.values():
         count = len(runs.differences(method, column, base))
         mean, low, high = difference(runs, base, method, column) if count else (0.0, 0.0, 0.0)
-        cells.append((f"{mean:+.1f}" if count else "") + (f" ({low:+.1f} to {high:+.1f})" if count > 1 else ""))
+        sure = " " + words["interval"].format(low=low, high=high) if count > 1 else ""
+        cells.append((f"{mean:+.1f}" if count else "") + sure)
     return [method, *cells]

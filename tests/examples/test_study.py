@@ -21,6 +21,7 @@ from study.one_run import load_part
 from study.outcomes import share
 from study.page import accuracies, differences
 from study.train import METHODS, callbacks_of
+from study.words import CHINESE, ENGLISH
 from torch import nn
 
 from fastnlp_adv import (
@@ -41,6 +42,7 @@ COMMITTED = Path(study.__file__).parents[2] / "docs" / "study"
 ATTACKED = ["attacked_0.1", "attacked_0.2", "attacked_0.4", "hotflip_1", "hotflip_3", "typos_1", "typos_2"]
 COLUMNS = {name: name for name in ("accuracy", *ATTACKED)}
 FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
+in_both_languages = pytest.mark.parametrize("words", [ENGLISH, CHINESE], ids=["English", "Chinese"])
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,10 @@ def test_the_attacked_texts_are_kept_to_read(finished):
         assert 1 <= sum(a != b for a, b in words) <= (3 if row["attack"] == "hotflip" else 2)
 
 
-def test_the_page_has_the_tables_and_the_figures(finished):
+@in_both_languages
+def test_the_page_has_the_tables_and_the_figures(words, finished):
     _, folder = finished
-    page = (folder / "results.md").read_text(encoding="utf-8")
+    page = (folder / words["file"]).read_text(encoding="utf-8")
     plain = [float(row["accuracy"]) for row in rows_of(folder) if row["method"] == "plain"]
     assert f"| plain | 2 | {100 * np.mean(plain):.1f} ± {100 * np.std(plain, ddof=1):.1f} |" in page
     assert page.count("\n| FGM |") == 2  # accuracy, and the difference to plain training
@@ -160,15 +163,25 @@ def test_a_method_is_put_together_from_names_and_arguments():
     assert callbacks_of("plain") == []
 
 
+@in_both_languages
 @pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
-def test_the_committed_page_shows_the_committed_runs(folder):
+def test_the_committed_page_shows_the_committed_runs(folder, words):
     table = runs.Runs(folder, {}, *runs.read_measured(folder))
-    page = (folder / "results.md").read_text(encoding="utf-8")
+    page = (folder / words["file"]).read_text(encoding="utf-8")
     assert table.methods and table.step_seconds.keys() == set(table.methods)
     for method in table.methods:
         callbacks_of(method)
         assert f"| {' | '.join(accuracies(table, method, COLUMNS))} |" in page
-        assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS))} |" in page
+        assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS, words=words))} |" in page
+
+
+@pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
+def test_the_committed_pages_say_the_same_numbers_and_link_to_each_other(folder):
+    pages = [(folder / words["file"]).read_text(encoding="utf-8") for words in (ENGLISH, CHINESE)]
+    first, second = (sorted(re.findall(r"[-+]?\d+(?:\.\d+)?", page)) for page in pages)
+    assert first == second
+    for page, other in zip_equal(pages, (CHINESE, ENGLISH)):
+        assert f"]({other['file']})" in page.splitlines()[2]
 
 
 def test_every_method_has_been_studied_with_five_seeds():
