@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(table(found).for_terminal())
     console.print(of_targets(targets(records)).for_terminal())
     page.write(records, folder)
-    console.print(f"JSON, figures and page: {folder}")
+    console.print(f"JSON, figures and pages: {folder}")
     return 0
 
 

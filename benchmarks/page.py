@@ -1,4 +1,4 @@
-"""The page that shows all records: targets, then a table and a figure for each sweep."""
+"""The page that shows all records, in English and Chinese: targets, then a table and a figure for each sweep."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from benchmarks import figures
 from benchmarks.record import Record
 from benchmarks.tables import of_targets, table
 from benchmarks.targets import targets
-from benchmarks.words import ENGLISH, Words
+from benchmarks.words import CHINESE, ENGLISH, Words
 
 
 def write(records: dict[str, Record], folder: Path) -> None:
-    """The page and its figures."""
+    """The page in both languages, and its figures."""
     drawn = {name: figures.draw(found, folder) for name, found in records.items()}
-    for words in (ENGLISH,):
+    for words in (ENGLISH, CHINESE):
         (folder / words["file"]).write_text(_page(records, drawn, words), encoding="utf-8")
 
 

@@ -108,4 +108,4 @@ def concat_is_faster(found: Record, words: Words = ENGLISH) -> str:
         return where["up to"].format(tokens=wins[-1])
     if gains == sorted(gains):
         return where["from"].format(tokens=wins[0])
-    return where["at"].format(tokens=words["comma"].join(wins))
+    return where["at"].format(tokens=words["numbers"].join(wins))

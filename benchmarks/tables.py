@@ -36,7 +36,7 @@ def _time(found: Record, words: Words) -> Table:
 def _precision(found: Record, words: Words) -> Table:
     (point,) = found["points"]
     rows = [
-        [*cells, words["comma"].join(f"{cosine:.6f}" for cosine in row["cosines"])]
+        [*cells, words["numbers"].join(f"{cosine:.6f}" for cosine in row["cosines"])]
         for cells, row in zip(_rows(point, words, several=False), point["rows"])
     ]
     columns = [*words["columns"]["time"], *words["columns"]["precision"]]
@@ -71,7 +71,7 @@ def _memory(found: Record, words: Words) -> Table:
     rows = []
     for row in point["rows"]:
         name = row["variant"]
-        runs = words["comma"].join(f"{mib:.0f}" for mib in row["mib"])
+        runs = words["numbers"].join(f"{mib:.0f}" for mib in row["mib"])
         rows.append([variant(name, words), runs, f"{added[name]:.0f}" if name in added else ""])
     return Table(words["columns"]["memory"], rows, title=words["title"][found["name"]], detail=_label(point, words))
 

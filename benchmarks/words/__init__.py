@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
+from benchmarks.words.chinese import CHINESE
 from benchmarks.words.english import ENGLISH
 
-__all__ = ["ENGLISH", "Words", "variant"]
+__all__ = ["CHINESE", "ENGLISH", "Words", "variant"]
 
 Words = Dict[str, Any]
 

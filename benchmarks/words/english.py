@@ -12,6 +12,8 @@ ENGLISH: dict[str, Any] = {
     "introduction": """\
 # What it costs
 
+[中文](README.zh-CN.md)
+
 Made by `python -m benchmarks` from the JSON files beside it; do not edit. `python -m benchmarks --render` makes page
 and figures again without measuring.
 
@@ -29,6 +31,7 @@ it and put the clone back, PGD clones and restores all gradients as well, and R-
     "measured": "Measured on {machine}; {versions}.\n",
     "machine": {},
     "comma": ", ",
+    "numbers": ", ",
     "spread": "{1} ({0} to {2})",
     "rounds": "{count} rounds",
     "label": "{label}",
