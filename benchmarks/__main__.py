@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         if name in chosen:
             console.print(table(found).for_terminal())
     console.print(of_targets(targets(records)).for_terminal())
-    console.print(f"JSON, figures and page: {page.write(records, folder).parent}")
+    page.write(records, folder)
+    console.print(f"JSON, figures and pages: {folder}")
     return 0
 
 

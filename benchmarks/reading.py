@@ -8,6 +8,7 @@ from typing import Any, Dict
 from benchmarks.overhead import PAIRS
 from benchmarks.record import Record
 from benchmarks.statistic import Spread, difference, ratio
+from benchmarks.words import ENGLISH, Words
 
 Point = Dict[str, Any]
 
@@ -68,7 +69,7 @@ def seen(found: Record) -> str:
     steps = {name: in_plain_steps(point, name).median for name in variants}
     if len(found["points"]) > 1:
         name, loop = max(pairs, key=lambda pair: steps[pair[1]] / steps[pair[0]])
-        unit, inside, _ = found["axis"].partition(" in ")
+        unit, inside, _ = ENGLISH["axis"][found["name"]].partition(" in ")
         size = (
             point["label"]
             if "=" in point["label"]
@@ -93,17 +94,18 @@ def overheads(found: Record) -> dict[str, tuple[Spread, Spread]]:
     return out
 
 
-def concat_is_faster(found: Record) -> str:
+def concat_is_faster(found: Record, words: Words = ENGLISH) -> str:
     """At which sizes of batch `concat` beats two passes in three rounds of four, in words."""
     points = sorted(found["points"], key=lambda point: point["x"])
     gains = [times_faster(p, "R-Drop, concat", "R-Drop, two_pass").low > 1 for p in points]
-    wins = [p["x"] for p, gain in zip(points, gains) if gain]
+    wins = [f"{p['x']:,}" for p, gain in zip(points, gains) if gain]
+    where = words["where"]
     if not wins:
-        return "nowhere"
+        return where["nowhere"]
     if all(gains):
-        return "at all sizes"
+        return where["everywhere"]
     if gains == sorted(gains, reverse=True):
-        return f"up to {wins[-1]:,} tokens"
+        return where["up to"].format(tokens=wins[-1])
     if gains == sorted(gains):
-        return f"from {wins[0]:,} tokens on"
-    return f"at {', '.join(f'{tokens:,}' for tokens in wins)} tokens"
+        return where["from"].format(tokens=wins[0])
+    return where["at"].format(tokens=words["numbers"].join(wins))

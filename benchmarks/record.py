@@ -21,7 +21,7 @@ PACKAGES = ("torch", "fastNLP", "transformers", "fastnlp_adv")
 
 def record(sweep: Sweep, points: list[dict], *, command: str, device: str) -> Record:
     """Everything about a sweep but its points comes from the sweep itself."""
-    about = {k: v for k, v in asdict(sweep).items() if k in ("name", "title", "kind", "axis", "note", "passes_only")}
+    about = {k: v for k, v in asdict(sweep).items() if k in ("name", "kind", "passes_only")}
     return {
         **about,
         "command": command,

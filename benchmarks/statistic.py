@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from benchmarks.words import Words
+
 
 class Spread(NamedTuple):
     """A median between two other values: the quartiles, or the ends of an interval for the median."""
@@ -14,8 +16,9 @@ class Spread(NamedTuple):
     median: float
     high: float
 
-    def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+    def text(self, spec: str, words: Words) -> str:
+        """Write all three, each as ``spec`` says."""
+        return words["spread"].format(*(f"{value:{spec}}" for value in self))
 
 
 def quartiles(values: Sequence[float]) -> Spread:

@@ -9,81 +9,91 @@ from benchmarks import reading
 from benchmarks.reading import Point
 from benchmarks.record import Record
 from benchmarks.targets import Target
+from benchmarks.words import ENGLISH, Words, variant
 from tools.table import Table
 
 
-def table(found: Record) -> Table:
+def table(found: Record, words: Words = ENGLISH) -> Table:
     """The table of a sweep."""
-    return KINDS[found["kind"]](found)
+    return KINDS[found["kind"]](found, words)
 
 
-def of_targets(targets: list[Target]) -> Table:
+def of_targets(targets: list[Target], words: Words = ENGLISH) -> Table:
     """What is promised, and what was found."""
-    rows = [[t.promise, t.measured, "holds" if t.holds else "does not hold"] for t in targets]
-    return Table(["target", "measured", ""], rows, left=3, title="Targets")
+    said = words["targets"]
+    rows = [[t.promise, t.measured, said[t.holds]] for t in targets]
+    return Table(said["columns"], rows, left=3, title=said["title"])
 
 
-def _time(found: Record) -> Table:
-    points = found["points"]
-    rows = [cells for point in points for cells in _rows(point, several=len(points) > 1)]
-    columns = ["", "seconds per step", "in plain steps", "limit"]
+def _time(found: Record, words: Words) -> Table:
+    points, title, columns = found["points"], words["title"][found["name"]], words["columns"]["time"]
+    rows = [cells for point in points for cells in _rows(point, words, several=len(points) > 1)]
     if len(points) > 1:
-        return Table([found["axis"], *columns], rows, left=2, title=found["title"])
-    return Table(columns, rows, title=found["title"], detail=f"{points[0]['label']}; {_rounds(points[0])}")
+        return Table([words["axis"][found["name"]], *columns], rows, left=2, title=title)
+    return Table(columns, rows, title=title, detail=_detail(points[0], words))
 
 
-def _precision(found: Record) -> Table:
+def _precision(found: Record, words: Words) -> Table:
     (point,) = found["points"]
     rows = [
-        [*cells, ", ".join(f"{cosine:.6f}" for cosine in row["cosines"])]
-        for cells, row in zip(_rows(point, several=False), point["rows"])
+        [*cells, words["numbers"].join(f"{cosine:.6f}" for cosine in row["cosines"])]
+        for cells, row in zip(_rows(point, words, several=False), point["rows"])
     ]
-    columns = ["", "seconds per step", "in plain steps", "limit", "cosine to float32, ascent step by ascent step"]
-    return Table(columns, rows, title=found["title"], detail=f"{point['label']}; {_rounds(point)}")
+    columns = [*words["columns"]["time"], *words["columns"]["precision"]]
+    return Table(columns, rows, title=words["title"][found["name"]], detail=_detail(point, words))
 
 
-def _rows(point: Point, several: bool) -> Iterator[list[str]]:
+def _rows(point: Point, words: Words, several: bool) -> Iterator[list[str]]:
     """A row for each variant; where there are several points, the first row tells which one this is."""
-    label = [f"{point['label']} ({_rounds(point)})"] if several else []
+    label = [words["labelled"].format(label=point["label"], rounds=_rounds(point, words))] if several else []
     for row in point["rows"]:
         seconds = f"{statistics.median(row['seconds']):.3f}"
-        ratio = f"{reading.in_plain_steps(point, row['variant']):.2f}"
-        yield [*label, row["variant"], seconds, ratio, f"{row['limit']:.2f}"]
+        ratio = reading.in_plain_steps(point, row["variant"]).text(".2f", words)
+        yield [*label, variant(row["variant"], words), seconds, ratio, f"{row['limit']:.2f}"]
         label = [""] * several
 
 
-def _rounds(point: Point) -> str:
-    return f"{len(point['rows'][0]['seconds'])} rounds"
+def _rounds(point: Point, words: Words) -> str:
+    return words["rounds"].format(count=len(point["rows"][0]["seconds"]))
 
 
-def _memory(found: Record) -> Table:
+def _label(point: Point, words: Words) -> str:
+    return words["label"].format(label=point["label"], **point["setting"])
+
+
+def _detail(point: Point, words: Words) -> str:
+    return words["detail"].format(label=_label(point, words), rounds=_rounds(point, words))
+
+
+def _memory(found: Record, words: Words) -> Table:
     (point,) = found["points"]
     added = reading.memory_added(point)
     rows = []
     for row in point["rows"]:
-        runs = ", ".join(f"{mib:.0f}" for mib in row["mib"])
-        rows.append([row["variant"], runs, f"{added[row['variant']]:.0f}" if row["variant"] in added else ""])
-    return Table(["", "peak of each run, MiB", "added, MiB"], rows, title=found["title"], detail=point["label"])
+        name = row["variant"]
+        runs = words["numbers"].join(f"{mib:.0f}" for mib in row["mib"])
+        rows.append([variant(name, words), runs, f"{added[name]:.0f}" if name in added else ""])
+    return Table(words["columns"]["memory"], rows, title=words["title"][found["name"]], detail=_label(point, words))
 
 
-def _reductions(found: Record) -> Table:
+def _reductions(found: Record, words: Words) -> Table:
     (point,) = found["points"]
     rows = [
-        [row["variant"], f"{row['reductions']:g}", f"{row['buckets']:g}", f"{row['bytes'] / 2**20:.1f}"]
+        [variant(row["variant"], words), f"{row['reductions']:g}", f"{row['buckets']:g}", f"{row['bytes'] / 2**20:.1f}"]
         for row in point["rows"]
     ]
-    columns = ["per optimizer step", "reductions", "all-reduce calls", "MiB sent by a rank"]
-    return Table(columns, rows, title=found["title"], detail=point["label"])
+    columns = words["columns"]["reductions"]
+    return Table(columns, rows, title=words["title"][found["name"]], detail=_label(point, words))
 
 
-def _overhead(found: Record) -> Table:
+def _overhead(found: Record, words: Words) -> Table:
     rows = [
-        [name, f"{microseconds:.0f}", f"{percent:.2f}"]
+        [variant(name, words), microseconds.text(".0f", words), percent.text(".2f", words)]
         for name, (microseconds, percent) in reading.overheads(found).items()
     ]
     cheap, real = found["points"]
-    columns = ["callback", "microseconds per step", "% of a plain step"]
-    return Table(columns, rows, title=found["title"], detail=f"plain step: {real['label']}; {_rounds(cheap)}")
+    detail = words["plain step"].format(label=_label(real, words), rounds=_rounds(cheap, words))
+    return Table(words["columns"]["overhead"], rows, title=words["title"][found["name"]], detail=detail)
 
 
 KINDS = {"time": _time, "precision": _precision, "memory": _memory, "reductions": _reductions, "overhead": _overhead}

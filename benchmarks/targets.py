@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from benchmarks import reading
 from benchmarks.record import Record
+from benchmarks.words import ENGLISH, Words, variant
 
 
 class Target(NamedTuple):
@@ -17,64 +18,76 @@ class Target(NamedTuple):
     holds: bool
 
 
-def targets(records: dict[str, Record]) -> list[Target]:
+def targets(records: dict[str, Record], words: Words = ENGLISH) -> list[Target]:
     """Those of the sweeps that are there."""
-    return [target for name, check in CHECKS.items() if name in records for target in check(records[name])]
+    found = [(check, records[name]) for name, check in CHECKS.items() if name in records]
+    return [target for check, record in found for target in check(record, words)]
 
 
-def _methods(found: Record) -> Iterator[Target]:
+def _methods(found: Record, words: Words) -> Iterator[Target]:
     point = found["points"][0]
-    for variant, most in {"PGD-3": 3.6, "FGM": 2.1}.items():
-        spread = reading.in_plain_steps(point, variant)
-        yield Target(f"{variant}: at most {most} plain steps", f"{spread:.2f}", spread.median <= most)
-    faster = reading.times_faster(point, "PGD-3", "PGD-3, textbook")
-    yield Target("PGD-3: at least 1.35 times as fast as the textbook loop", f"{faster:.2f}", faster.median >= 1.35)
+    yield from _at_most(point, {"PGD-3": 3.6, "FGM": 2.1}, words)
+    name, least = "PGD-3", 1.35
+    faster = reading.times_faster(point, name, f"{name}, textbook")
+    promise = words["targets"]["faster"].format(variant=variant(name, words), least=least)
+    yield Target(promise, faster.text(".2f", words), faster.median >= least)
 
 
-def _fraction(found: Record) -> Iterator[Target]:
-    point = found["points"][0]
-    for variant, most in {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}.items():
-        spread = reading.in_plain_steps(point, variant)
-        yield Target(f"{variant}: at most {most} plain steps", f"{spread:.2f}", spread.median <= most)
+def _fraction(found: Record, words: Words) -> Iterator[Target]:
+    limits = {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}
+    yield from _at_most(found["points"][0], limits, words)
 
 
-def _memory(found: Record) -> Iterator[Target]:
-    added = reading.memory_added(found["points"][0])
-    for variant in [name for name in added if f"{name}, textbook" in added]:
-        text = f"{added[variant]:.0f} MiB (textbook: {added[f'{variant}, textbook']:.0f} MiB)"
-        yield Target(f"{variant}: under 40 MiB more than a plain step", text, added[variant] < 40)
+def _at_most(point: reading.Point, limits: dict[str, float], words: Words) -> Iterator[Target]:
+    for name, most in limits.items():
+        spread = reading.in_plain_steps(point, name)
+        promise = words["targets"]["at most"].format(variant=variant(name, words), most=most)
+        yield Target(promise, spread.text(".2f", words), spread.median <= most)
 
 
-def _vocabulary(found: Record) -> Iterator[Target]:
+def _memory(found: Record, words: Words) -> Iterator[Target]:
+    added, most, said = reading.memory_added(found["points"][0]), 40, words["targets"]
+    for name in [name for name in added if f"{name}, textbook" in added]:
+        text = said["memory measured"].format(own=added[name], book=added[f"{name}, textbook"])
+        yield Target(said["memory"].format(variant=variant(name, words), most=most), text, added[name] < most)
+
+
+def _vocabulary(found: Record, words: Words) -> Iterator[Target]:
     first, last = found["points"][0], found["points"][-1]
-    for variant in ("FGM", "PGD-3"):
-        small, large = (reading.in_plain_steps(point, variant).median for point in (first, last))
-        text = f"{small:.2f} and {large:.2f} plain steps"
-        promise = f"{variant}: no dearer (10 % for noise) with {last['label']} words than with {first['label']}"
+    for name in ("FGM", "PGD-3"):
+        small, large = (reading.in_plain_steps(point, name).median for point in (first, last))
+        labels = {"small": first["label"], "large": last["label"]}
+        promise = words["targets"]["vocabulary"].format(variant=variant(name, words), **labels)
+        text = words["targets"]["vocabulary measured"].format(small=small, large=large)
         yield Target(promise, text, large <= 1.1 * small)
 
 
-def _overhead(found: Record) -> Iterator[Target]:
-    for variant, (microseconds, percent) in reading.overheads(found).items():
-        text = f"{percent:.2f} %, {microseconds.median:.0f} µs"
-        yield Target(f"{variant}: overhead under 1 % of a plain step", text, percent.median < 1)
+def _overhead(found: Record, words: Words) -> Iterator[Target]:
+    said = words["targets"]
+    for name, (microseconds, percent) in reading.overheads(found).items():
+        numbers = {"percent": percent.text(".2f", words), "microseconds": f"{microseconds.median:.0f}"}
+        promise = said["overhead"].format(variant=variant(name, words))
+        yield Target(promise, said["overhead measured"].format(**numbers), percent.median < 1)
 
 
-def _rdrop(found: Record) -> Iterator[Target]:
+def _rdrop(found: Record, words: Words) -> Iterator[Target]:
     first = min(found["points"], key=lambda point: point["x"])
     faster = reading.times_faster(first, "R-Drop, concat", "R-Drop, two_pass")
-    text = f"{faster:.2f} times as fast at {first['label']}; faster {reading.concat_is_faster(found)}"
-    yield Target("R-Drop: `concat` faster than two passes on small batches", text, faster.median > 1)
+    where = reading.concat_is_faster(found, words)
+    text = words["targets"]["rdrop measured"].format(
+        faster=faster.text(".2f", words), label=first["label"], where=where
+    )
+    yield Target(words["targets"]["rdrop"], text, faster.median > 1)
 
 
-def _reductions(found: Record) -> Iterator[Target]:
+def _reductions(found: Record, words: Words) -> Iterator[Target]:
     rows = [row for row in found["points"][0]["rows"] if not row["variant"].endswith("textbook")]
     most = max(row["reductions"] for row in rows)
-    text = f"{most:g}, over {len(rows)} ways to train"
-    yield Target("Gradients are reduced once per optimizer step", text, abs(most - 1) < 1e-6)
+    text = words["targets"]["reductions measured"].format(most=most, ways=len(rows))
+    yield Target(words["targets"]["reductions"], text, abs(most - 1) < 1e-6)
 
 
-CHECKS: dict[str, Callable[[Record], Iterator[Target]]] = {
+CHECKS: dict[str, Callable[[Record, Words], Iterator[Target]]] = {
     "methods": _methods,
     "fraction": _fraction,
     "memory": _memory,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from equal import zip_equal
 
-from benchmarks import memory, overhead, precision, reading, record, statistic, textbook, variants
-from benchmarks.__main__ import main
+from benchmarks import memory, overhead, page, precision, reading, record, statistic, textbook, variants
+from benchmarks.__main__ import ROOT, main
 from benchmarks.measuring import run
 from benchmarks.methods import METHODS
 from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
 from benchmarks.targets import CHECKS, targets
 from benchmarks.timing import Stepper, measure, steppers
+from benchmarks.words import CHINESE, ENGLISH
 
 TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every", "precision")
 FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders
@@ -187,7 +189,7 @@ def test_everything_end_to_end(tmp_path, capsys, monkeypatch):
     names = list(sweeps())
     for name in names:
         found = json.loads((tmp_path / f"{name}.json").read_text())
-        assert {"date", "machine", "versions", "command", "title", "note", "axis", "points"} <= found.keys()
+        assert {"date", "machine", "versions", "command", "points"} <= found.keys()
         assert found["command"] == "python -m benchmarks --quick"
         assert torch.__version__.startswith(found["versions"]["torch"])  # which may lack "+cu121"
         for point in found["points"]:
@@ -198,8 +200,8 @@ def test_everything_end_to_end(tmp_path, capsys, monkeypatch):
                 assert name not in TIMED or len(row["seconds"]) == 2
     printed, shown = capsys.readouterr().out, (tmp_path / "README.md").read_text()
     assert "Targets" in printed
-    for name, sweep in sweeps().items():
-        assert f"## {sweep.title}\n" in shown
+    for name in names:
+        assert f"## {ENGLISH['title'][name]}\n" in shown
         assert (f"({name}.png)" in shown) == (tmp_path / f"{name}.png").exists() == (name != "overhead")
     assert str(tmp_path) not in shown
 
@@ -213,6 +215,32 @@ def test_everything_end_to_end(tmp_path, capsys, monkeypatch):
     assert main(["--quick", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("measured before") == len(names)
     assert (tmp_path / "README.md").read_text() == shown
+    assert numbers(tmp_path / "README.zh-CN.md") == numbers(tmp_path / "README.md")
+
+
+def numbers(page):
+    """Those of each section; in what order a sentence has them is up to the language."""
+    sections = page.read_text(encoding="utf-8").split("\n## ")
+    return [sorted(re.findall(r"\d(?:[\d.,]*\d)?", section)) for section in sections]
+
+
+def test_the_committed_pages_are_made_of_the_committed_records_and_hold_the_same_numbers(tmp_path):
+    committed = ROOT / "docs" / "benchmarks"
+    page.write(record.load(committed, list(sweeps())), tmp_path)
+    for words, other in ((ENGLISH, CHINESE), (CHINESE, ENGLISH)):
+        text = (committed / words["file"]).read_text(encoding="utf-8")
+        assert (tmp_path / words["file"]).read_text(encoding="utf-8") == text
+        assert f"]({other['file']})\n" in text.partition("\n## ")[0]
+    assert numbers(committed / CHINESE["file"]) == numbers(committed / ENGLISH["file"])
+    assert not re.search("textbook|plain| steps?|round", (committed / CHINESE["file"]).read_text(encoding="utf-8"))
+
+
+def test_both_languages_have_words_for_the_same():
+    assert ENGLISH.keys() == CHINESE.keys()
+    for key, said in ENGLISH.items():
+        if isinstance(said, dict) and key not in ("machine", "variant"):  # which records say in English
+            assert said.keys() == CHINESE[key].keys()
+    assert ENGLISH["title"].keys() == ENGLISH["note"].keys() == sweeps().keys()
 
 
 def test_again_measures_once_more_and_rounds_says_how_often(tmp_path):
@@ -264,7 +292,7 @@ def test_a_sweep_tells_how_far_it_is():
 
 def test_what_a_figure_says_is_what_its_record_holds():
     def record(kind, points, **more):
-        return {"name": "some", "kind": kind, "axis": "words in the vocabulary", "points": points, **more}
+        return {"name": "vocabulary", "kind": kind, "points": points, **more}
 
     def point(label, **seconds):
         rows = [{"variant": name, "family": name, "limit": 2.0, "seconds": taken} for name, taken in seconds.items()]
@@ -273,7 +301,7 @@ def test_what_a_figure_says_is_what_its_record_holds():
     times = {"plain": [1.0, 2.0], "FGM": [2.0, 4.0], "FGM, textbook": [3.0, 6.0], "PGD": [3.0, 6.0]}
     both = [point("10", **times), point("20", **times, **{"PGD, textbook": [9.0, 18.0]})]
     assert reading.seen(record("time", both)) == "At 20 words, PGD takes 3.0 plain steps, its textbook loop 9.0"
-    sized = record("time", both, axis="hidden size")
+    sized = record("time", both, name="hidden")
     assert reading.seen(sized).startswith("At hidden size 20, PGD takes")
     assert reading.seen(record("time", both[:1])) == "1 of 2 stay at their limit, what their passes come to"
     rows = [{"variant": name, "mib": [mib]} for name, mib in (("plain", 5.0), ("FGM", 7.0), ("FGM, textbook", 25.0))]
