@@ -65,7 +65,8 @@ def _api(text: str) -> str:
 _FILLED = {
     "toctree": _toctree,
     "code": lambda path: f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```",
-    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 1\n```",
+    # without its title and its link to the other language: the page has its own
+    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
     "api": _api,
 }
 

@@ -1,4 +1,4 @@
-"""Reading README and pages: blocks of code, headings, links."""
+"""Reading README and pages: blocks of code, structure, links."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ def blocks(name):
 
 def without_comments(block):
     return re.sub(r" *#.*", "", block)
+
+
+def structure(name):
+    """Return what a page consists of, whatever its language: headings, entries of lists, rows of tables, fences."""
+    parts, fence = [], None
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if "```" in line[:6]:
+            if fence is not None:
+                parts.append(fence)
+            fence = [line.strip("` "), 0] if fence is None else None
+        elif fence is not None:
+            fence[1] += 1  # a diagram or a log has as many lines in both
+        elif line.startswith("|"):
+            parts.append(("|", len(re.findall(r"(?<!\\)\|", line))))
+        elif found := re.match(r"#+ |!\[| *(?:[-*]|\d+\.) ", line):
+            parts.append(found[0])
+    return parts
 
 
 def anchors(path):

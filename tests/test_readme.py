@@ -10,6 +10,7 @@ from pages import ROOT, blocks, broken_links, callbacks, without_comments
 from processes import run
 
 READMES = ["README.md", "README.zh-CN.md"]
+BESIDE = ["CHANGELOG.md", "CHANGELOG.zh-CN.md", "CONTRIBUTING.md", "CONTRIBUTING.zh-CN.md"]
 
 
 def quickstart(name):
@@ -64,6 +65,6 @@ def test_the_table_leads_to_a_page_per_method(name):
     assert len(re.findall(r"^\| \[[^]]+\]\(docs/[^)]*methods/\w+\.md\)", text, flags=re.M)) == len(callbacks())
 
 
-@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", [*READMES, *BESIDE])
 def test_links_lead_somewhere(name):
     assert broken_links(name) == []

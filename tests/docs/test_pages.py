@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
-from pages import ROOT, blocks, broken_links, callbacks, paper, without_comments
+from pages import ROOT, blocks, broken_links, callbacks, paper, structure, without_comments
 from processes import torchrun
 
 import fastnlp_adv
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
-CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/")]
+CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/") or name.endswith(".zh-CN.md")]
+#: with those beside the pages
+TRANSLATIONS = [*CHINESE, *sorted(path.name for path in ROOT.glob("*.zh-CN.md"))]
 #: run by other tests: excerpts of the package's own code, programs for several processes (tests/distributed/ has those
 #: of large models), that of the README, and those for loggers, which tests/callbacks/test_log_callback.py runs
 SPECIAL = [
@@ -24,24 +26,47 @@ SPECIAL = [
 
 
 def english(name):
-    return name.replace("docs/zh-CN/", "docs/")
+    return name.replace("docs/zh-CN/", "docs/").replace(".zh-CN.md", ".md")
 
 
-@pytest.mark.parametrize("name", CHINESE)
+def linked(name, language):
+    """Return to which file the link below the title of a page leads."""
+    link = (ROOT / name).read_text(encoding="utf-8").splitlines()[2]
+    return ((ROOT / name).parent / re.match(rf"\[{language}\]\((.*?)\)", link)[1]).resolve()
+
+
+@pytest.mark.parametrize("name", TRANSLATIONS)
 def test_both_languages_show_the_same_code(name):
     first, second = ([without_comments(block) for block in blocks(each)] for each in (english(name), name))
     assert first == second
 
 
-def test_every_page_but_the_reference_is_there_in_both_languages():
+@pytest.mark.parametrize("name", TRANSLATIONS)
+def test_both_languages_have_the_same_structure(name):
+    assert structure(name) == structure(english(name))
+
+
+@pytest.mark.parametrize("name", TRANSLATIONS)
+def test_each_language_links_to_the_other(name):
+    assert linked(name, "English") == ROOT / english(name)
+    assert linked(english(name), "(?:简体)?中文") == ROOT / name
+
+
+def test_every_page_but_the_reference_and_the_results_is_there_in_both_languages():
     translated = {english(name) for name in CHINESE}
-    single = {
-        name
-        for name in PAGES
-        if name.startswith(("docs/api/", "docs/study/", "docs/benchmarks/", "docs/versions"))
-        or name in ("docs/changelog.md", "docs/contributing.md", "docs/adding_a_method.md")
-    }
-    assert {name for name in PAGES if name not in CHINESE} - single == translated
+    pages = {name for name in PAGES if name not in CHINESE}
+    single = {name for name in pages if name.startswith(("docs/api/", "docs/study/", "docs/benchmarks/"))}
+    assert pages - single <= translated <= pages
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md"} <= {english(name) for name in TRANSLATIONS}
+
+
+def test_the_changelog_has_the_same_versions_and_names_the_same_code_in_both_languages():
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CHANGELOG.zh-CN.md")]
+    first, second = (re.findall(r"^(?:#+|-) .*(?:\n  .*)*", text, flags=re.M) for text in texts)
+    assert len(first) == len(second) > 50
+    for each, other in zip(first, second):
+        assert re.findall(r"\[\d.*", each) == re.findall(r"\[\d.*", other)
+        assert sorted(re.findall("`.*?`", " ".join(each.split()))) == sorted(re.findall("`.*?`", other)), each
 
 
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
