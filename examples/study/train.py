@@ -56,8 +56,13 @@ CALLBACKS: dict[str, type[Callback]] = {
     "SAM": SAMCallback,
 }
 
-#: what is studied unless something else is asked for, all at their defaults
-METHODS = [PLAIN, *(name for name in CALLBACKS if name not in ("NEFTune", "SAM")), "FGM + R-Drop"]
+#: what is studied unless something else is asked for: all but two at their defaults, and FGM without `warmup`
+METHODS = [
+    PLAIN,
+    "FGM warmup=0",
+    *(name for name in CALLBACKS if name not in ("FGM", "NEFTune", "SAM")),
+    "FGM warmup=0 + R-Drop",
+]
 
 
 def callbacks_of(method: str) -> list[Callback]:
