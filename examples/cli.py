@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=16, help="(default: %(default)s)")
     add("--lr", type=float, default=5e-5, help="learning rate (default: %(default)s)")
     add("--seed", type=int, default=0, help="of head, dropout and batches (default: %(default)s)")
-    add("--epsilon", type=float, help="size of the perturbation; the attack's default if not given (demo: 0.2)")
+    add("--epsilon", type=float, help="size of the perturbation; the attack's default if not given")
     add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here: %(default)s)")
     add("--output-dir", type=Path, default=Path("runs"), help="where to save models and metrics (default: %(default)s)")
