@@ -11,7 +11,7 @@ import platform
 import numpy as np
 from study.outcomes import difference
 from study.runs import VERSIONS, Runs, interval, mean_and_spread
-from study.train import PLAIN
+from study.train import PLAIN, WHOLE
 
 from study_chinese.attack import SLIPS
 from study_chinese.words import CHINESE, ENGLISH
@@ -61,7 +61,8 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
         parts.append(words["untried"].format(count=untried, unit=unit))
     if found:
         rows = [[name, *(_cell(cells[column]) for column in columns)] for name, cells in found.items()]
-        parts += [words["differences"].format(unit=unit), Table([method, *heads], rows).markdown()]
+        base = words["bases"][PLAIN]
+        parts += [words["differences"].format(unit=unit, base=base), Table([method, *heads], rows).markdown()]
         parts += [_verdict(found, columns, heads, words, sign) for sign in (1, -1)]
         widths = [(high - low) / 2 for cells in found.values() for _, low, high in (cells[name] for name in attacked)]
         alone = [
@@ -73,6 +74,11 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
         intervals = len(others) * len(columns)
         sizes.update(comparisons=intervals, chance=0.05 * intervals)
         parts.append(words["able"].format(count=len(task.texts), unit=unit, **sizes))
+    cheaper = [name for name in others if name != WHOLE]
+    if WHOLE in others and cheaper:
+        rows = [[name, *(_cell(difference(runs, WHOLE, name, column)) for column in columns)] for name in cheaper]
+        base = words["bases"][WHOLE]
+        parts += [words["differences"].format(unit=unit, base=base), Table([method, *heads], rows).markdown()]
     return "\n\n".join(parts) + "\n"
 
 

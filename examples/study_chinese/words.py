@@ -19,9 +19,10 @@ ENGLISH = {
     "loss is kept. {versions}; {machine}, {cores} cores.",
     "values": "## {metric}\n\nIn %, mean ± standard deviation over seeds. The cost is the processor time of the "
     "training, one thread, in that of plain training.",
-    "differences": "## Differences to plain training\n\nIn percentage points, paired by seed and text: the mean, and "
+    "bases": {"plain": "plain training", "FGM warmup=0": "FGM"},
+    "differences": "## Differences to {base}\n\nIn percentage points, paired by seed and text: the mean, and "
     "its 95 % bootstrap interval over seeds and {unit} together (clean: over seeds alone). Where that holds 0, these "
-    "runs do not tell the method from plain training.",
+    "runs do not tell the method from {base}.",
     "able": "## What {count} {unit} can tell apart\n\nThe intervals above are ±{half:.1f} points wide in the median "
     "(of the columns under attack), and ±{most:.1f} at most. Smaller differences cannot be seen with so many {unit} "
     "and seeds. Over seeds alone, for exactly these {unit}, the median is ±{seeds:.1f}: the rest is which {unit} they "
@@ -49,8 +50,9 @@ CHINESE = {
     "{machine}，{cores} 核。",
     "values": "## {metric}\n\n单位为 %，各种子的均值 ± 标准差。代价是训练所用的处理器时间"
     "（单线程），以普通训练为单位。",
-    "differences": "## 与普通训练之差\n\n单位为百分点，按种子和{unit}配对：均值，以及对种子和{unit}一起自助抽样得到的 "
-    "95 % 区间（“干净”一列只对种子）。区间包含 0 的，这些运行分不出该方法与普通训练。",
+    "bases": {"plain": "普通训练", "FGM warmup=0": " FGM "},
+    "differences": "## 与{base}之差\n\n单位为百分点，按种子和{unit}配对：均值，以及对种子和{unit}一起自助抽样得到的 "
+    "95 % 区间（“干净”一列只对种子）。区间包含 0 的，这些运行分不出该方法与{base}的差别。",
     "able": "## {count} 条{unit}能分辨什么\n\n上表中受攻击各列的区间，半宽的中位数为 {half:.1f} 个百分点，"
     "最大 {most:.1f}。更小的差别，用这么多{unit}和种子看不出来。"
     "若只对种子抽样（即只就这些{unit}而言），中位数为 {seeds:.1f}："
