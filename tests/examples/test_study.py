@@ -39,6 +39,7 @@ FALLING = {  # the more an attack may do, the less is left
     "typos": ("typos_1", "typos_2"),
 }
 COMMITTED = Path(study.__file__).parents[2] / "docs" / "study"
+FOLDERS = [COMMITTED, COMMITTED / "arguments", COMMITTED / "front"]
 ATTACKED = ["attacked_0.1", "attacked_0.2", "attacked_0.4", "hotflip_1", "hotflip_3", "typos_1", "typos_2"]
 COLUMNS = {name: name for name in ("accuracy", *ATTACKED)}
 FIGURES = ("accuracy_by_epsilon.png", "clean_and_robust.png", "cost_and_robust.png")
@@ -164,7 +165,7 @@ def test_a_method_is_put_together_from_names_and_arguments():
 
 
 @in_both_languages
-@pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_committed_page_shows_the_committed_runs(folder, words):
     table = runs.Runs(folder, {}, *runs.read_measured(folder))
     page = (folder / words["file"]).read_text(encoding="utf-8")
@@ -175,7 +176,7 @@ def test_the_committed_page_shows_the_committed_runs(folder, words):
         assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS, words=words))} |" in page
 
 
-@pytest.mark.parametrize("folder", [COMMITTED, COMMITTED / "arguments"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_committed_pages_say_the_same_numbers_and_link_to_each_other(folder):
     pages = [(folder / words["file"]).read_text(encoding="utf-8") for words in (ENGLISH, CHINESE)]
     first, second = (sorted(re.findall(r"[-+]?\d+(?:\.\d+)?", page)) for page in pages)
