@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 def print_table(rows: dict[str, dict[str, float]], title: str) -> None:
     table = Table(title=title, caption="One seed: differences of a point say nothing.")
     first = next(iter(rows.values()))
-    for name in ("method", "F1", "precision", "recall", "seconds a step", f"ratio to {next(iter(rows))}"):
+    for name in ("method", "F1", "precision", "recall", "seconds per step", f"ratio to {next(iter(rows))}"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for name, row in rows.items():
         shares = [f"{row[key]:.1%}" for key in ("f", "pre", "rec")]

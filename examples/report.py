@@ -122,7 +122,7 @@ def print_table(results: Sequence[Result], title: str, console: Console | None =
     """
     caption = "±: standard error from the size of the test data. One seed: differences of that size say nothing."
     table = Table(title=title, caption=caption)
-    for name in ("method", "test accuracy", "seconds a step", f"ratio to {results[0].method}"):
+    for name in ("method", "test accuracy", "seconds per step", f"ratio to {results[0].method}"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for result in results:
         table.add_row(

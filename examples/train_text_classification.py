@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> report.Result:
     say(f"{args.method}: {args.model} on {len(data.train)} texts of {data.source}")
     folder = args.output_dir / args.method
     result = run(args.method, data, args, folder, parser)
-    say(f"accuracy {result.accuracy:.4f}, {result.step_seconds:.3f} seconds a step; saved in {folder}")
+    say(f"accuracy {result.accuracy:.4f}, {result.step_seconds:.3f} seconds per step; saved in {folder}")
     finish()
     return result
 
