@@ -4,6 +4,8 @@ What the page of the study says, in English and in Chinese.
 
 from __future__ import annotations
 
+from study.train import PLAIN, WHOLE
+
 ENGLISH = {
     "file": "results.md",
     "title": "# Results",
@@ -25,7 +27,7 @@ ENGLISH = {
     "bootstrap interval over {drawn}. Where that holds 0, these runs do not tell the method from {base}.",
     "over seeds": {"pairs": "seed", "drawn": "seeds"},
     "over texts": {"pairs": "seed and text", "drawn": "seeds and texts together (clean: over seeds alone)"},
-    "bases": {"plain": "plain training", "FGM warmup=0": "FGM"},
+    "bases": {PLAIN: "plain training", WHOLE: "FGM"},
     "interval": "({low:+.1f} to {high:+.1f})",
     "figures": "## Figures",
 }
@@ -48,7 +50,7 @@ CHINESE = {
     "区间包含 0 的，这些运行分不出该方法与{base}的差别。",
     "over seeds": {"pairs": "种子", "drawn": "对种子自助抽样"},
     "over texts": {"pairs": "种子和文本", "drawn": "对种子和文本一起自助抽样（“干净”一列只对种子）"},
-    "bases": {"plain": "普通训练", "FGM warmup=0": " FGM "},
+    "bases": {PLAIN: "普通训练", WHOLE: " FGM "},
     "interval": "({low:+.1f} – {high:+.1f})",
     "figures": "## 图",
 }

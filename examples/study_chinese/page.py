@@ -38,7 +38,7 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
     method, seeds, clean, none, cost = words["columns"]
     heads = [clean, none, *(words["edits"][name.split("_")[0]].format(n=name[-1]) for name in attacked)]
     others = [name for name in runs.methods if name != PLAIN and runs.differences(name, "clean")]
-    found = {name: {column: difference(runs, PLAIN, name, column) for column in columns} for name in others}
+    found = _differences(runs, PLAIN, others, columns)
     filled = {
         **settings,
         "model": words["model"][settings["task"]].format(**settings),
@@ -60,9 +60,7 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
     if untried:
         parts.append(words["untried"].format(count=untried, unit=unit))
     if found:
-        rows = [[name, *(_cell(cells[column]) for column in columns)] for name, cells in found.items()]
-        base = words["bases"][PLAIN]
-        parts += [words["differences"].format(unit=unit, base=base), Table([method, *heads], rows).markdown()]
+        parts += _shown(found, PLAIN, [method, *heads], unit, words)
         parts += [_verdict(found, columns, heads, words, sign) for sign in (1, -1)]
         widths = [(high - low) / 2 for cells in found.values() for _, low, high in (cells[name] for name in attacked)]
         alone = [
@@ -76,10 +74,18 @@ def _page(runs: Runs, task, command: str, words: dict) -> str:
         parts.append(words["able"].format(count=len(task.texts), unit=unit, **sizes))
     cheaper = [name for name in others if name != WHOLE]
     if WHOLE in others and cheaper:
-        rows = [[name, *(_cell(difference(runs, WHOLE, name, column)) for column in columns)] for name in cheaper]
-        base = words["bases"][WHOLE]
-        parts += [words["differences"].format(unit=unit, base=base), Table([method, *heads], rows).markdown()]
+        parts += _shown(_differences(runs, WHOLE, cheaper, columns), WHOLE, [method, *heads], unit, words)
     return "\n\n".join(parts) + "\n"
+
+
+def _differences(runs: Runs, base: str, methods: list[str], columns: list[str]) -> dict:
+    return {name: {column: difference(runs, base, name, column) for column in columns} for name in methods}
+
+
+def _shown(found: dict, base: str, heads: list[str], unit: str, words: dict) -> list[str]:
+    """What the page says of differences: a heading and a table."""
+    rows = [[name, *map(_cell, cells.values())] for name, cells in found.items()]
+    return [words["differences"].format(unit=unit, base=words["bases"][base]), Table(heads, rows).markdown()]
 
 
 def _values(runs: Runs, method: str, columns: list[str]) -> list[str]:

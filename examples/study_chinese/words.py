@@ -4,6 +4,8 @@ What the page of the Chinese study says, in English and in Chinese.
 
 from __future__ import annotations
 
+from study.train import PLAIN, WHOLE
+
 ENGLISH = {
     "file": "results.md",
     "title": {"reviews": "# Results: Chinese reviews", "ner": "# Results: Chinese named entities"},
@@ -19,7 +21,7 @@ ENGLISH = {
     "loss is kept. {versions}; {machine}, {cores} cores.",
     "values": "## {metric}\n\nIn %, mean ± standard deviation over seeds. The cost is the processor time of the "
     "training, one thread, in that of plain training.",
-    "bases": {"plain": "plain training", "FGM warmup=0": "FGM"},
+    "bases": {PLAIN: "plain training", WHOLE: "FGM"},
     "differences": "## Differences to {base}\n\nIn percentage points, paired by seed and text: the mean, and "
     "its 95 % bootstrap interval over seeds and {unit} together (clean: over seeds alone). Where that holds 0, these "
     "runs do not tell the method from {base}.",
@@ -50,7 +52,7 @@ CHINESE = {
     "{machine}，{cores} 核。",
     "values": "## {metric}\n\n单位为 %，各种子的均值 ± 标准差。代价是训练所用的处理器时间"
     "（单线程），以普通训练为单位。",
-    "bases": {"plain": "普通训练", "FGM warmup=0": " FGM "},
+    "bases": {PLAIN: "普通训练", WHOLE: " FGM "},
     "differences": "## 与{base}之差\n\n单位为百分点，按种子和{unit}配对：均值，以及对种子和{unit}一起自助抽样得到的 "
     "95 % 区间（“干净”一列只对种子）。区间包含 0 的，这些运行分不出该方法与{base}的差别。",
     "able": "## {count} 条{unit}能分辨什么\n\n上表中受攻击各列的区间，半宽的中位数为 {half:.1f} 个百分点，"
