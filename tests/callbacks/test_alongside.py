@@ -88,7 +88,7 @@ def showing(model, callbacks, progress_bar, lr=0.1):
 
 @pytest.mark.parametrize("progress_bar", ["raw", "rich", "tqdm"])
 def test_progress_bars_work(progress_bar):
-    trainer = showing(Classifier(), [FGMCallback(warmup=0), RDropCallback()], progress_bar)
+    trainer = showing(Classifier(), [FGMCallback(), RDropCallback()], progress_bar)
     assert trainer.global_forward_batches == 6
 
 
@@ -134,9 +134,7 @@ class Bag(Classifier):
 
 
 @compiles
-@pytest.mark.parametrize(
-    "make", [lambda: FGMCallback(warmup=0), PGDCallback, lambda: FGMCallback(start=3, every=2, warmup=0)]
-)
+@pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
 @pytest.mark.parametrize("run", [train, evaluating])
 def test_compiled_model_trains_as_without(make, run):
     model, plain = Bag(), Bag()
@@ -169,13 +167,13 @@ def test_output_mapping_and_input_mapping_are_followed():
 
     ours, theirs = Renamed(), Classifier()
     mapping = {"output_mapping": {"my_loss": "loss", "my_scores": "pred"}, "input_mapping": {"input_ids": "ids"}}
-    train(ours, [FGMCallback(warmup=0), RDropCallback()], **mapping)
-    train(theirs, [FGMCallback(warmup=0), RDropCallback()])
+    train(ours, [FGMCallback(), RDropCallback()], **mapping)
+    train(theirs, [FGMCallback(), RDropCallback()])
     assert torch.equal(weights(ours), weights(theirs))
 
 
 def test_trainer_of_a_deepcopied_callback():
-    callback = FGMCallback(start=2, warmup=0)
+    callback = FGMCallback(start=2)
     first, second = Classifier(), Classifier()
     train(first, [callback])
     train(second, [copy.deepcopy(callback)])
