@@ -51,6 +51,7 @@ SETTINGS = {
     "max_flips": (3, "words that HotFlip may swap in a text, 0 for no such attack"),
     "max_typos": (2, "words that may get a typo in a text, 0 for no such attack"),
 }
+CHOICES = {"split": ("test", "validation")}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
             kind = natural if name in ("max_flips", "max_typos") else positive
         option = f"--{name.replace('_', '-')}"
         meaning = f"{meaning} (default: %(default)s)"
-        add(option, type=kind, default=default, nargs="+" if several else None, help=meaning)
+        nargs, choices = "+" if several else None, CHOICES.get(name)
+        add(option, type=kind, default=default, nargs=nargs, choices=choices, help=meaning)
     return parser
 
 

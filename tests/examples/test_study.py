@@ -139,18 +139,19 @@ def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
 
 
 @pytest.mark.parametrize(
-    ("methods", "told"),
+    ("option", "value", "told"),
     [
-        ("FGM, BGM", "but got BGM"),
-        ("FGM + BGM", "but got BGM"),
-        ("FGM epsilom=1", "unexpected keyword argument 'epsilom'"),
-        ("FGM epsilon=-1", "Expected `epsilon` to be"),
-        ("FGM epsilon=one", "non-negative number, but got 'one'"),
+        ("--methods", "FGM, BGM", "but got BGM"),
+        ("--methods", "FGM + BGM", "but got BGM"),
+        ("--methods", "FGM epsilom=1", "unexpected keyword argument 'epsilom'"),
+        ("--methods", "FGM epsilon=-1", "Expected `epsilon` to be"),
+        ("--methods", "FGM epsilon=one", "non-negative number, but got 'one'"),
+        ("--split", "train", "choose from"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_line(methods, told, small, capsys):
+def test_what_cannot_be_had_is_said_in_one_line(option, value, told, small, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*small[0], "--methods", methods])
+        main([*small[0], option, value])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
 
