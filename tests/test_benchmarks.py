@@ -271,7 +271,7 @@ def test_a_process_that_fails_says_why():
 
         gears: int = 5
 
-    with pytest.raises(RuntimeError, match="TypeError: .* unexpected keyword argument 'gears'"):
+    with pytest.raises(RuntimeError, match=r"TypeError: .* unexpected keyword argument 'gears'"):
         memory.peak("plain", Other())
 
 
