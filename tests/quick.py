@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 
+import torch
 from fastNLP import logger
 
 
@@ -41,3 +42,11 @@ def remembered_source(thing):
 
 
 inspect.getsource = remembered_source
+
+
+# torch keeps each seed for devices that may come to be used, with the stack from which it was set, which takes longer
+# than to set it.
+if not torch.cuda.is_available():
+    for device in ("cuda", "xpu", "mtia"):
+        if hasattr(getattr(torch, device, None), "manual_seed_all"):
+            getattr(torch, device).manual_seed_all = lambda seed: None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from equal import zip_equal
@@ -144,7 +142,7 @@ def distance(model, other):
 def snapshot(model):
     """Everything that an attack must leave alone."""
     return (
-        copy.deepcopy(model.state_dict()),
+        {name: value.clone() for name, value in model.state_dict().items()},
         {name: p.requires_grad for name, p in model.named_parameters()},
         {
             name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -179,7 +179,7 @@ def test_settings_reach_from_end_to_end():
     assert sweeps(device="cuda")["memory"].points[0].setting.device == "cuda"
 
 
-def test_everything_end_to_end(tmp_path, capsys, monkeypatch):
+def test_everything_end_to_end(tmp_path, capsys, monkeypatch, young_heap):
     peak = memory.peak  # one variant in a process of its own shows that processes work
     how = {"plain": peak}
     monkeypatch.setattr(
@@ -243,7 +243,7 @@ def test_both_languages_have_words_for_the_same():
     assert ENGLISH["title"].keys() == ENGLISH["note"].keys() == sweeps().keys()
 
 
-def test_again_measures_once_more_and_rounds_says_how_often(tmp_path):
+def test_again_measures_once_more_and_rounds_says_how_often(tmp_path, young_heap):
     for again, rounds in ([], 2), ([], 2), (["--again", "--rounds=3"], 3):
         main(["--quick", "--only=rdrop", "--output", str(tmp_path), *again])
         found = record.load(tmp_path, list(sweeps()))
@@ -265,8 +265,14 @@ def test_what_cannot_be_measured_is_refused_in_one_line(wrong, capsys, monkeypat
 
 
 def test_a_process_that_fails_says_why():
-    with pytest.raises(RuntimeError, match="KeyError: 'no such variant'"):
-        memory.peak("no such variant", QUICK)
+    @dataclass(frozen=True)
+    class Other(Setting):
+        """Which the process refuses before it imports what it would measure."""
+
+        gears: int = 5
+
+    with pytest.raises(RuntimeError, match=r"TypeError: .* unexpected keyword argument 'gears'"):
+        memory.peak("plain", Other())
 
 
 def test_the_peak_of_memory_is_at_least_what_is_there():
@@ -284,7 +290,7 @@ def test_everything_that_a_gpu_can_show(tmp_path, capsys):
     assert len(record.load(tmp_path, list(sweeps()))) == len(sweeps()) - 1
 
 
-def test_a_sweep_tells_how_far_it_is():
+def test_a_sweep_tells_how_far_it_is(young_heap):
     ticks = []
     points = run(sweeps(quick=True)["tokens"], tick=lambda done, of: ticks.append((done, of)))
     assert ticks == [(0, 2), (1, 2), (2, 2)] * len(points)

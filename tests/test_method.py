@@ -50,8 +50,7 @@ def train(method, model, steps, first=0):
 
 
 @each_row
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where, error", [("forward", ValueError), ("backward", KeyboardInterrupt)])
 def test_a_step_that_fails_leaves_no_trace(row, where, error):
     model = Probe()
     method = row.callback().build(model)

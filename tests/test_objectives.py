@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.methods import METHODS
 
 SEEDS = (0, 1, 2)
-TRAIN, HELD_OUT, LENGTH, EPOCHS = 1500, 480, 24, 6
+TRAIN, HELD_OUT, LENGTH, BATCH, EPOCHS = 1500, 480, 24, 100, 5
 SETTINGS = {
     "FGM": {"epsilon": 0.6, "granularity": "sequence"},
     "FGSM": {"epsilon": 0.03},
@@ -77,13 +77,13 @@ def data():
 
 
 def loader(rows, shuffle):
-    return TorchDataLoader(rows, batch_size=32, shuffle=shuffle, collate_fn=collate, prefetch_factor=None)
+    return TorchDataLoader(rows, batch_size=BATCH, shuffle=shuffle, collate_fn=collate, prefetch_factor=None)
 
 
 def trained(data, seed, callbacks):
     rows, _, vocabulary = data
     model = Bag(vocabulary, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     arguments = {"train_dataloader": loader(rows, True), "n_epochs": EPOCHS, "n_batches": -1}
     build(model, callbacks, optimizers=optimizer, **arguments).run()
     return model
@@ -106,7 +106,7 @@ def objective(name, model, rows, settings):
         if method.kind == "regularizer":
             total += made(lambda b: model.train_step(**b), batch)[made.name].item()
         else:
-            total += last_loss(made, model, batch, range(32 * number, 32 * number + len(batch["ids"])))
+            total += last_loss(made, model, batch, range(BATCH * number, BATCH * number + len(batch["ids"])))
     made.close()
     return total / len(batches)
 

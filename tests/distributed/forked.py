@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
+import torch._dynamo  # noqa: F401 - an optimizer imports it, in each rank anew if not here
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 RANKS = 2
 
 
-def launch(function, *arguments):
+def launch(function, *arguments, ranks=RANKS):
     """
     Run a function on each rank.
 
@@ -18,7 +19,7 @@ def launch(function, *arguments):
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=RANKS,
+        nproc_per_node=ranks,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=f"{function.__name__}-{os.getpid()}",

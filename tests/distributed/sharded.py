@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
 
 import torch
@@ -140,6 +139,17 @@ ENGINES = {
     "fully_shard, embedding alone": (fully_sharded, 4),
 }
 SHARDED = [name for name in ENGINES if name != "ddp"]
+#: on the other engines: a method of each pattern of passes and of each kind of perturbation
+FEW = ("none", "fgm", "fgm token", "fgm of both", "pgd random", "freelb", "tavat", "atta", "rdrop two_pass", "vat")
+
+
+def runs():
+    """(engine, method): every method on one engine of FSDP and one of `fully_shard`, a few on each other engine."""
+    for engine in ENGINES:
+        every = engine in ("fsdp", "fully_shard, embedding alone")
+        yield from ((engine, method) for method in ALL if every or method in FEW or method in WHOLE)
+
+
 MIXED = {
     "fsdp in bfloat16": lambda model: fsdp_of(
         model, use_orig_params=True, mixed_precision=in_bfloat16(fsdp.MixedPrecision)
@@ -169,8 +179,10 @@ TRAINER_REDUCTIONS = {"fgm": 2, "pgd": 2, "freelb": 3, "fgm + rdrop": 2, "pgd + 
 
 def trainings():
     """(engine, method, accumulation_steps) for each training through the Trainer."""
-    for engine, method in itertools.product(TRAINER_ENGINES, TRAINED):
-        yield engine, method, 2
+    for method in TRAINED:
+        yield "fsdp", method, 2
+    for method in ("none", "fgm", "pgd", "rdrop two_pass", "awp"):
+        yield "fsdp, flat, embeddings alone", method, 2
     for method in ("none", "fgm", "pgd"):
         yield "fsdp", method, 1
 

@@ -169,9 +169,7 @@ def main(folder):
     set_env_on_import_torch()  # fastNLP was imported before there were ranks
     compat.repair()
     dist.init_process_group("gloo")
-    found = {}
-    for engine, (wrap, _) in sharded.ENGINES.items():
-        found.update({(engine, name): run(name, wrap) for name in sharded.ALL})
+    found = {(engine, name): run(name, sharded.ENGINES[engine][0]) for engine, name in sharded.runs()}
     for engine, wrap in sharded.MIXED.items():
         found.update({(engine, name): run(name, wrap) for name in ("none", "fgm sequence", "pgd")})
     for engine, method, accumulation in sharded.trainings():

@@ -1,19 +1,35 @@
-"""One rank: runs every scenario in the one process group, and writes weights and counts. Started by torchrun."""
+"""
+Ranks that hold whole models, in DistributedDataParallel.
+
+    python worker.py FOLDER
+
+starts forked ranks, two and then three, which run every scenario in their one process group: weights and counts of rank
+N of M go to FOLDER/M/rankN.pt. Then two for each training that breaks, which write to FOLDER/METHOD-N, and how it ended
+to FOLDER/METHOD; two that make the repairs, whose outcome goes to FOLDER/repairsN.json; and two that run the program of
+docs/distributed.md, which write to FOLDER/pageN.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pages
 import quick  # noqa: F401
+import repairs
 import scenarios
+import torch
+import torch.distributed as dist
+from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from forked import launch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.nn.parallel import DistributedDataParallel
 
 TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")
 
@@ -30,12 +46,15 @@ def counted(model, counts):
     return model
 
 
+def mine():
+    return scenarios.micro_batches(dist.get_world_size())[dist.get_rank() :: dist.get_world_size()]
+
+
 def run(method, kind, accumulation):
     counts = []
     model = scenarios.MODELS[kind]()
-    wrapped = counted(DistributedDataParallel(model, find_unused_parameters=kind == "unused"), counts)
-    mine = scenarios.micro_batches(dist.get_world_size())[dist.get_rank() :: dist.get_world_size()]
-    trainer = scenarios.trainer(wrapped, method, mine, accumulation, device=None, data_device="cpu")
+    wrapped = counted(DistributedDataParallel(model, find_unused_parameters="unused" in kind), counts)
+    trainer = scenarios.trainer(wrapped, method, mine(), accumulation, device=None, data_device="cpu")
     trainer.run()
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
@@ -45,14 +64,74 @@ def run(method, kind, accumulation):
     }
 
 
-def main(folder):
-    warnings.simplefilter("ignore")
+def begin():
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
     dist.init_process_group("gloo")
-    results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(), *scenarios.with_noise()]}
-    torch.save(results, Path(folder, f"rank{dist.get_rank()}.pt"))
+
+
+def run_all(folder):
+    begin()
+    world = dist.get_world_size()
+    results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(world), *scenarios.with_noise(world)]}
+    torch.save(results, Path(folder, str(world), f"rank{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
 
+def write_to(path):
+    with open(path, "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+
+
+class Fragile(scenarios.Plain):
+    def __init__(self, last_forward):
+        super().__init__()
+        self.forwards, self.last_forward = 0, last_forward
+
+    def forward(self, input_ids, labels):
+        self.forwards += 1
+        if dist.get_rank() == dist.get_world_size() - 1 and self.forwards == self.last_forward:
+            raise ArithmeticError("the model of the last rank broke")
+        return super().forward(input_ids, labels)
+
+
+def break_down(folder, method, last_forward):
+    write_to(Path(folder, f"{method}-{os.environ['RANK']}"))
+    try:
+        begin()
+        model = DistributedDataParallel(Fragile(last_forward))
+        scenarios.trainer(model, method, mine(), 1, device=None, data_device="cpu").run()
+        print("trained to the end", flush=True)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        raise
+
+
+def run_page(folder):
+    write_to(Path(folder, f"page{os.environ['RANK']}"))
+    set_env_on_import_torch()
+    (block,) = pages.blocks("docs/distributed.md")
+    exec(compile(block, "page", "exec"), {})
+
+
+def main(folder):
+    for world in scenarios.WORLDS:
+        Path(folder, str(world)).mkdir()
+        launch(run_all, folder, ranks=world)
+    for method, last_forward in scenarios.CRASHES.items():
+        try:
+            launch(break_down, folder, method, last_forward)
+            ended = "well"
+        except ChildFailedError:
+            ended = "failed"
+        Path(folder, method).write_text(ended)
+    launch(repairs.run, folder)
+    with suppress(ChildFailedError):  # when all is done, torch's own threads now and then abort a process of gloo
+        launch(run_page, folder)
+
+
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     main(sys.argv[1])

@@ -6,7 +6,6 @@ import re
 
 import pytest
 from pages import ROOT, blocks, broken_links, callbacks, paper, structure, without_comments
-from processes import torchrun
 
 import fastnlp_adv
 
@@ -14,8 +13,8 @@ PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.
 CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/") or name.endswith(".zh-CN.md")]
 #: with those beside the pages
 TRANSLATIONS = [*CHINESE, *sorted(path.name for path in ROOT.glob("*.zh-CN.md"))]
-#: run by other tests: excerpts of the package's own code, programs for several processes (tests/distributed/ has those
-#: of large models), that of the README, and those for loggers, which tests/callbacks/test_log_callback.py runs
+#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), that of the README,
+#: and those for loggers, which tests/callbacks/test_log_callback.py runs
 SPECIAL = [
     "docs/adding_a_method.md",
     "docs/distributed.md",
@@ -83,16 +82,6 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
 
 def test_the_quickstart_is_that_of_the_readme():
     assert blocks("docs/quickstart.md") == blocks("README.md")[:1]
-
-
-def test_the_program_for_several_processes_trains_the_same_model_on_both(tmp_path):
-    (block,) = blocks("docs/distributed.md")
-    (tmp_path / "train.py").write_text(block, encoding="utf-8")
-    done = torchrun("train.py", 2, cwd=tmp_path)
-    # not the exit status: when all is done, torch's own threads now and then abort a process of gloo that ends
-    ranks = re.findall(r"rank (\d): (-?[\d.]+)", done.stdout)
-    assert sorted(rank for rank, _ in ranks) == ["0", "1"], done.stderr
-    assert len({weight for _, weight in ranks}) == 1
 
 
 def test_excerpts_of_the_package_stand_in_it():

@@ -62,7 +62,7 @@ def test_reviews_are_learned_by_every_method_and_attacked(reviews, tmp_path, cap
 
 
 def test_entities_are_learned_by_every_method(newspaper, capsys):
-    rows = chinese_ner.main(["--epochs", "10", "--batch-size", "8", "--lr", "0.02"])
+    rows = chinese_ner.main(["--epochs", "6", "--batch-size", "8", "--lr", "0.04"])
     assert list(rows) == METHODS
     assert all(row["f"] > 0.9 for row in rows.values())
     assert "F1" in capsys.readouterr().out

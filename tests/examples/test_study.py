@@ -5,6 +5,8 @@ import csv
 import itertools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.image
@@ -14,7 +16,7 @@ import study
 import torch
 from equal import zip_equal
 from models import load_model
-from study import figures, runs
+from study import command, figures, outcomes, page, runs
 from study.attack import by_changes, under_perturbations
 from study.command import TIMED_ROUNDS, build_parser, main
 from study.one_run import load_part
@@ -100,21 +102,23 @@ def test_the_attacked_texts_are_kept_to_read(finished):
 @in_both_languages
 def test_the_page_has_the_tables_and_the_figures(words, finished):
     _, folder = finished
-    page = (folder / words["file"]).read_text(encoding="utf-8")
+    text = (folder / words["file"]).read_text(encoding="utf-8")
     plain = [float(row["accuracy"]) for row in rows_of(folder) if row["method"] == "plain"]
-    assert f"| plain | 2 | {100 * np.mean(plain):.1f} ± {100 * np.std(plain, ddof=1):.1f} |" in page
-    assert page.count("\n| FGM |") == 2  # accuracy, and the difference to plain training
-    assert page.count("\n| plain |") == 1
+    assert f"| plain | 2 | {100 * np.mean(plain):.1f} ± {100 * np.std(plain, ddof=1):.1f} |" in text
+    assert text.count("\n| FGM |") == 2  # accuracy, and the difference to plain training
+    assert text.count("\n| plain |") == 1
     seconds = json.loads((folder / "step_seconds.json").read_text())
     assert seconds.keys() == {"FGM", "plain"}
     cost = np.median([ours / plain for ours, plain in zip_equal(seconds["FGM"], seconds["plain"])])
-    assert len(seconds["plain"]) == TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", page)
+    assert len(seconds["plain"]) == TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", text)
     for name in FIGURES:
-        assert f"({name})" in page
+        assert f"({name})" in text
         assert matplotlib.image.imread(folder / name)[..., :3].std() > 0.05
 
 
-def test_what_is_finished_is_not_run_again(finished):
+def test_what_is_finished_is_not_run_again(finished, monkeypatch):
+    """In this process: what came out of others is above."""
+    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     arguments, folder = finished
     before = rows_of(folder)
     kept = [row for row in before if (row["method"], row["seed"]) != ("FGM", "1")]
@@ -165,25 +169,27 @@ def test_a_method_is_put_together_from_names_and_arguments():
     assert callbacks_of("plain") == []
 
 
-@in_both_languages
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_committed_page_shows_the_committed_runs(folder, words):
+def test_the_committed_pages_show_the_committed_runs(folder, monkeypatch):
     table = runs.Runs(folder, {}, *runs.read_measured(folder))
-    page = (folder / words["file"]).read_text(encoding="utf-8")
+    difference = lru_cache(maxsize=None)(lambda *which: outcomes.difference(table, *which))  # once for both languages
+    monkeypatch.setattr(page, "difference", lambda _, *which: difference(*which))
     assert table.methods and table.step_seconds.keys() == set(table.methods)
-    for method in table.methods:
-        callbacks_of(method)
-        assert f"| {' | '.join(accuracies(table, method, COLUMNS))} |" in page
-        assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS, words=words))} |" in page
+    for words in (ENGLISH, CHINESE):
+        text = (folder / words["file"]).read_text(encoding="utf-8")
+        for method in table.methods:
+            callbacks_of(method)
+            assert f"| {' | '.join(accuracies(table, method, COLUMNS))} |" in text
+            assert method == "plain" or f"| {' | '.join(differences(table, method, COLUMNS, words=words))} |" in text
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_committed_pages_say_the_same_numbers_and_link_to_each_other(folder):
-    pages = [(folder / words["file"]).read_text(encoding="utf-8") for words in (ENGLISH, CHINESE)]
-    first, second = (sorted(re.findall(r"[-+]?\d+(?:\.\d+)?", page)) for page in pages)
+    texts = [(folder / words["file"]).read_text(encoding="utf-8") for words in (ENGLISH, CHINESE)]
+    first, second = (sorted(re.findall(r"[-+]?\d+(?:\.\d+)?", text)) for text in texts)
     assert first == second
-    for page, other in zip_equal(pages, (CHINESE, ENGLISH)):
-        assert f"]({other['file']})" in page.splitlines()[2]
+    for text, other in zip_equal(texts, (CHINESE, ENGLISH)):
+        assert f"]({other['file']})" in text.splitlines()[2]
 
 
 def test_every_method_has_been_studied_with_five_seeds():

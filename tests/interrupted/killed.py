@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import quick  # noqa: F401
 import support
 import torch
+import torch._dynamo  # an optimizer imports it, in each process anew if not here
 from fastNLP import CheckpointCallback
 
 from fastnlp_adv import (

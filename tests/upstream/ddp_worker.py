@@ -1,4 +1,10 @@
-"""One rank: trains with the callbacks of the patches, and writes weights and counts. Started by torchrun."""
+"""
+Two ranks that train with the callbacks of the patches.
+
+    python ddp_worker.py FOLDER
+
+forks them. What rank N finds, weights and counts, goes to FOLDER/rankN.pt.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,15 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import support
 import torch
 import torch.distributed as dist
 from fastNLP import Trainer
+from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+from forked import launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -29,7 +38,7 @@ METHODS = {
     "mixin": list,
     "fgm and mixin": lambda: [patched.TorchFGMCallback()],
 }
-SCENARIOS = [(method, accumulation) for method in METHODS for accumulation in (1, 2)]
+SCENARIOS = [*((method, 2) for method in METHODS), ("plain", 1), ("pgd and rdrop two_pass", 1)]
 
 
 class Uneven(support.Classifier):
@@ -86,7 +95,7 @@ def micro_batches():
 
 
 def main(folder):
-    warnings.simplefilter("ignore")
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
     dist.init_process_group("gloo")
     mine = micro_batches()[dist.get_rank() :: dist.get_world_size()]
     results = {}
@@ -108,4 +117,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    warnings.simplefilter("ignore")
+    launch(main, sys.argv[1])

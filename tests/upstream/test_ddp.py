@@ -1,10 +1,11 @@
 """The callbacks of the patches on two real processes: the weights of one process, one reduction per optimizer step."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
+from processes import run
 
 from upstream import ddp_worker
 
@@ -12,7 +13,7 @@ from upstream import ddp_worker
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    done = torchrun(Path(__file__).with_name("ddp_worker.py"), 2, folder)
+    done = run([sys.executable, Path(__file__).with_name("ddp_worker.py"), folder])
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 

@@ -78,24 +78,28 @@ def patched_fastnlp(tmp_path_factory):
     return folder
 
 
-def python(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_installed_fastnlp_takes_the_patches(patched_fastnlp):
-    source = f"import fastNLP; print(fastNLP.__file__); from fastNLP.core.callbacks import {', '.join(NAMES)}"
-    done = python(patched_fastnlp, "-c", source)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(patched_fastnlp / "fastNLP" / "__init__.py")
-
-
-def test_their_own_tests_pass(patched_fastnlp):
+@pytest.fixture(scope="module")
+def ran(patched_fastnlp):
+    """A process that imports the patched fastNLP, and then runs the tests that the patches bring."""
     options = ["-c", os.devnull, "--rootdir", str(patched_fastnlp), "-q", "-p", "no:cacheprovider"]
-    done = python(patched_fastnlp, "-m", "pytest", *options, "tests")
-    assert done.returncode == 0, done.stdout
-    assert "26 passed" in done.stdout
+    source = f"""
+import fastNLP, pytest, sys
+from fastNLP.core.callbacks import {", ".join(NAMES)}
+print(fastNLP.__file__, flush=True)
+sys.exit(pytest.main([*{options!r}, "tests"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(patched_fastnlp)}
+    command = [sys.executable, "-W", "ignore", "-c", source]
+    return subprocess.run(command, cwd=patched_fastnlp, env=environment, capture_output=True, text=True)
+
+
+def test_installed_fastnlp_takes_the_patches(patched_fastnlp, ran):
+    assert ran.stdout.partition("\n")[0] == str(patched_fastnlp / "fastNLP" / "__init__.py"), ran.stderr
+
+
+def test_their_own_tests_pass(ran):
+    assert ran.returncode == 0, ran.stdout
+    assert "26 passed" in ran.stdout
 
 
 def test_cells_that_the_patches_change_train_with_the_callbacks():

@@ -16,8 +16,8 @@ def assert_same_weights(theirs, ours, **kwargs):
     """Train a model and callbacks of each side from one seed."""
     (model, callbacks), (expected, package_callbacks) = theirs, ours
     before = type(expected)()
-    train(model, callbacks, n_batches=-1, n_epochs=3, **kwargs)
-    train(expected, package_callbacks, n_batches=-1, n_epochs=3, **kwargs)
+    train(model, callbacks, n_batches=-1, n_epochs=2, **kwargs)
+    train(expected, package_callbacks, n_batches=-1, n_epochs=2, **kwargs)
     assert distance(model, expected) < 1e-6
     assert distance(model, before) > 1e-3
 

@@ -1,25 +1,19 @@
-"""One rank that makes the repairs and does what users do with them, in its process group. Started by torchrun."""
+"""One rank that makes the repairs and does what users do with them, in its process group."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
-import warnings
 from pathlib import Path
 
-os.environ["FASTNLP_LAUNCH_TIME"] = "started"  # of which fastNLP makes the folder's name, on each rank by itself
-
+import test_compat as alone
 import torch
 import torch.distributed as dist
 from fastNLP import DataSet, TorchDataLoader, Trainer, prepare_torch_dataloader
+from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from fastnlp_adv import compat
-from tests import test_compat as alone
 
 
 class Bag(alone.Bag):
@@ -55,7 +49,7 @@ def shared(folder):
 
     @contextlib.contextmanager
     def make():
-        made = Path(folder, str(next(numbers)))
+        made = Path(folder, f"shared{next(numbers)}")
         made.mkdir(exist_ok=True)
         dist.barrier()
         yield str(made)
@@ -64,16 +58,12 @@ def shared(folder):
     return make
 
 
-def main(folder):
-    warnings.simplefilter("ignore")
+def run(folder):
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
     repaired = compat.repair()  # as the examples do, before there is a process group
     dist.init_process_group("gloo")
     alone.make_trainer, alone.loader, alone.TemporaryDirectory = make_trainer, loader, shared(folder)
     left = alone.failures(alone.SCENARIOS)
-    Path(folder, f"rank{dist.get_rank()}.json").write_text(json.dumps({"repaired": repaired, "left": left}))
+    Path(folder, f"repairs{dist.get_rank()}.json").write_text(json.dumps({"repaired": repaired, "left": left}))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
