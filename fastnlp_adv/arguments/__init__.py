@@ -4,14 +4,13 @@ from . import shared
 from .checks import (
     Check,
     at_least,
-    at_most,
-    check_arguments,
-    check_choice,
     check_count,
-    check_flag,
+    check_name,
     check_number,
     check_positive,
-    optional,
+    check_up_to_1,
+    must_be,
+    one_of,
 )
 from .declare import Arguments, Cost, argument, arguments
 
@@ -22,13 +21,12 @@ __all__ = [
     "argument",
     "arguments",
     "at_least",
-    "at_most",
-    "check_arguments",
-    "check_choice",
     "check_count",
-    "check_flag",
+    "check_name",
     "check_number",
     "check_positive",
-    "optional",
+    "check_up_to_1",
+    "must_be",
+    "one_of",
     "shared",
 ]

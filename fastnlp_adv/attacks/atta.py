@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..arguments import Arguments, Cost, argument, arguments, one_of, shared
 from ..functional import ascend, project
 from ..taps import Lookup
 from ..versions import element_size
@@ -19,13 +19,6 @@ from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
 
 __all__ = ["ATTA", "ATTAArguments"]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_dtype(name: str, value: Any) -> None:
-    if value not in _DTYPES:
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, _DTYPES))}, but got {value!r}.")
 
 
 @arguments
@@ -36,7 +29,7 @@ class ATTAArguments(Arguments):
         torch.float16,
         "the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``, ``float32`` or "
         "``float64``",
-        _check_dtype,
+        one_of((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     )
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     relative: bool = shared.relative("``epsilon`` and ``alpha``")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import forwards
-from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive, shared
+from ..arguments import Arguments, Cost, argument, arguments, check_positive, check_up_to_1, shared
 from ..functional import group_norm, project
 from ..taps import Delta, Lookup, refuse_sharded
 from .base import Forward, add_term
@@ -36,7 +36,7 @@ class SMARTArguments(Arguments):
     bregman_weight: float = argument(
         0.0, "the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none"
     )
-    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", at_most(1))
+    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", check_up_to_1)
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     divergence: shared.Divergence = shared.divergence(
         '. Here the sum of both directions; for a regression ``"mse"``, which has one, the squared error'

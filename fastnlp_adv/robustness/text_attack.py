@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import at_least, check_arguments, check_count, optional
+from ..arguments import at_least, check_count, check_name, must_be
 from ..method import Method
 from ..regularizers.outputs import read_outputs
 from ..taps import taps_on
@@ -40,13 +40,12 @@ class TextAttack(Method, ABC):
 
     def __init__(self, model: nn.Module, tokenizer: Any, limit: int, **rest: Any):
         _check_tokenizer(tokenizer)
-        least = tokenizer.num_special_tokens_to_add() + 1
-        check_arguments(
-            rest,
-            batch_size=check_count,
-            max_length=optional(at_least(least)),
-            step=_check_step,
-        )
+        check_count("batch_size", rest["batch_size"])
+        if rest["max_length"] is not None:
+            at_least(tokenizer.num_special_tokens_to_add() + 1)("max_length", rest["max_length"])
+        check_name("emb_name", rest["emb_name"])
+        if rest["step"] is not None:
+            must_be("a function of the tokenized batch or None", callable)("step", rest["step"])
         self.set_up(model, taps_on(model, rest["emb_name"], "token"))
         self.close()
         if len(self.taps) != 1:
@@ -217,7 +216,7 @@ def _pairs(texts: Sequence[str], labels: Sequence[int]) -> list[tuple[str, int]]
         raise ValueError(f"Expected as many `labels` as `texts`, but got {len(labels)} for {len(texts)}.")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
-        check_count("labels", label, least=0)
+        at_least(0)("labels", label)
     return list(zip(texts, labels))
 
 
@@ -234,8 +233,3 @@ def _check_tokenizer(tokenizer: Any) -> None:
             "Expected `tokenizer` to have a padding token, since texts are tried in batches, but got none. Set "
             "`tokenizer.pad_token = tokenizer.eos_token`, and `pad_token_id` in the model's config."
         )
-
-
-def _check_step(name: str, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ValueError(f"Expected `{name}` to be a function of the tokenized batch or None, but got {value!r}.")
