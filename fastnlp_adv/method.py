@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, FrozenSet, TypeVar
+from typing import Any, ClassVar, FrozenSet
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .arguments import Arguments, arguments
 from .random_state import Noise, Replay
@@ -15,8 +16,6 @@ from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints, refuse_compiled
 
 __all__ = ["Method", "ModelMethod"]
-
-_Self = TypeVar("_Self", bound="Method")
 
 
 class Method(Arguments):
@@ -86,7 +85,7 @@ class Method(Arguments):
             tap.close()
         vars(self)["is_open"] = False
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         self.open()
         return self
 

@@ -11,29 +11,12 @@ from torch import nn
 __all__ = [
     "comes_of_reentrant_checkpoints",
     "compile_nothing_in",
-    "element_size",
     "has_compiled_parts",
     "is_compiled",
     "refuse_compiled",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def element_size(dtype: torch.dtype) -> int:
-    """
-    Tell how many bytes a number takes.
-
-    :param dtype: the type of the number.
-    :return: its bytes.
-
-    Example::
-
-        >>> element_size(torch.float16)
-        2
-    """
-    # `dtype.itemsize` came with torch 2.1; this is what came before, and still holds.
-    return torch.empty((), dtype=dtype).element_size()
 
 
 def comes_of_reentrant_checkpoints(error: RuntimeError) -> bool:

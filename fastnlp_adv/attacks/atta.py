@@ -13,7 +13,6 @@ from torch import Tensor
 from ..arguments import Arguments, Cost, argument, arguments, one_of, shared
 from ..functional import ascend, project
 from ..taps import Lookup
-from ..versions import element_size
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
@@ -34,10 +33,7 @@ class ATTAArguments(Arguments):
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     relative: bool = shared.relative("``epsilon`` and ``alpha``")
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(1, 1, 0)
+    cost = Cost(1, 1, 0)
 
 
 @arguments
@@ -121,7 +117,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         :param examples: how many there are.
         :param length: how many tokens they have.
         """
-        return examples * length * self._features * element_size(self.storage_dtype)
+        return examples * length * self._features * torch.finfo(self.storage_dtype).bits // 8
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "examples": self.store.state_dict()}

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..versions import element_size
-
 __all__ = ["ExampleStore", "Key"]
 
 
@@ -86,7 +84,7 @@ class ExampleStore:
 
     def nbytes(self) -> int:
         """Return the bytes of what is stored."""
-        return sum(row.numel() for row in self._rows.values()) * element_size(self.dtype)
+        return sum(row.numel() * row.element_size() for row in self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import divergences, forwards
 from ..arguments import arguments
+from ..method import ModelMethod
 from ..taps import Delta, Lookup, taps_on
-from .base import EmbeddingRegularizer, Forward, add_term
+from .base import Forward, Regularizer, add_term
 from .outputs import find_mask, read_outputs
 
 __all__ = ["PerturbedRegularizer"]
@@ -21,7 +22,7 @@ _INNER_SCALE = 2.0**10
 
 
 @arguments
-class PerturbedRegularizer(EmbeddingRegularizer):
+class PerturbedRegularizer(Regularizer, ModelMethod):
     """
     Adds ``weight`` times the divergence between the prediction and that at ``e + d``. A method says where ``d`` starts,
     :meth:`start`, and how it moves, :meth:`ascend`. There is one perturbation per position of each lookup, its groups

@@ -30,10 +30,7 @@ class R3FArguments(Arguments):
     mask: shared.Mask = shared.mask()
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2, 2, 0)
+    cost = Cost(2, 2, 0)
 
 
 @arguments
