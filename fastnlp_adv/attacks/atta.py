@@ -155,11 +155,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
 
 
 class _Examples:
-    """
-    The examples of a batch, each once, and where they stand in it.
-
-    :param indices: one per row of the batch.
-    """
+    """The examples of a batch, each once, and where they stand in it, by the index of each row."""
 
     def __init__(self, indices: Iterable[int] | None):
         if indices is None:

@@ -48,8 +48,6 @@ class Pass:
     def of(self, batch: Any) -> Any:
         """
         Return what the pass runs on, a mapping as a shallow copy, from which the model's step may take fields out.
-
-        :param batch: the whole batch.
         """
         batch = batch if self.batch is None else self.batch
         return copy.copy(batch) if isinstance(batch, Mapping) else batch

@@ -64,12 +64,7 @@ class EmbeddingAttack(Attack):
         return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}{some}"
 
     def in_both_units(self, name: str, length: float) -> str:
-        """
-        Say how long something is, in the units of the embedding and in rows.
-
-        :param name: what it is.
-        :param length: as it was given.
-        """
+        """Say how long something is, in the units of the embedding and in rows; ``length`` is as it was given."""
         said = f"{name} {length:g}" + " rows" * self.relative
         if len(self.taps) > 1 or not self.embedding_taps:
             return said + " of each" * self.relative
@@ -112,11 +107,7 @@ class EmbeddingAttack(Attack):
         self.record(moved)
 
     def randomize(self, radius: float) -> None:
-        """
-        Start every perturbation at a random point of its ball.
-
-        :param radius: that of the ball, as it was given.
-        """
+        """Start every perturbation at a random point of its ball; ``radius`` is as it was given."""
         for tap in self.taps:
             tap.perturb(
                 [

@@ -43,12 +43,7 @@ class WeightAttack(Attack):
 
     @abstractmethod
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
-        """
-        Move the weights that a gradient came to.
-
-        :param taps: those on them.
-        :return: what :meth:`record` takes.
-        """
+        """Move the weights that a gradient came to, and return what :meth:`record` takes."""
 
     def check_reached(self) -> bool:
         if any(tap.reached for tap in self.taps):

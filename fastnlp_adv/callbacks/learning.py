@@ -39,11 +39,7 @@ class Learning:
         self.last: deque[tuple[Tensor, Tensor | None]] = deque(maxlen=STRETCH)
 
     def note(self, trainer: Any) -> None:
-        """
-        Take the losses of a batch.
-
-        :param trainer: the Trainer.
-        """
+        """Take the losses of a batch."""
         state = trainer.state.get("adv", {})
         if "loss" not in state:  # which is everyone's to write to
             return
@@ -54,11 +50,7 @@ class Learning:
             self.check(trainer)
 
     def check(self, trainer: Any) -> None:
-        """
-        Read the losses, and warn if they have not fallen.
-
-        :param trainer: the Trainer.
-        """
+        """Read the losses, and warn if they have not fallen."""
         steps = trainer.global_forward_batches // trainer.accumulation_steps
         begun = len(self.last) == STRETCH and all(adversarial is not None for _, adversarial in self.last)
         if self.warned or steps < LEAST_STEPS or not begun:

@@ -30,11 +30,7 @@ class RobustMetric(Metric):
         self.totals = [0.0] * 4
 
     def update(self, robust_totals: Tensor) -> None:
-        """
-        Count a batch.
-
-        :param robust_totals: the sums that averages are made of.
-        """
+        """Count a batch, by the sums that averages are made of."""
         self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist())]
 
     def get_metric(self) -> dict[str, float]:

@@ -74,12 +74,7 @@ def write_report(
 
 
 def outcome(attacked: Attacked) -> str:
-    """
-    Say what became of a text.
-
-    :param attacked: the text.
-    :return: a key of :data:`OUTCOMES`.
-    """
+    """Say what became of a text, by a key of :data:`OUTCOMES`."""
     if not attacked.was_right:
         return "wrong"
     if attacked.not_attacked:

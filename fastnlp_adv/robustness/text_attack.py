@@ -59,20 +59,11 @@ class TextAttack(Method, ABC):
         self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
     def prepare(self, texts: list[str]) -> None:
-        """
-        See to what the texts need, before any of them is attacked.
-
-        :param texts: all texts.
-        """
+        """See to what the texts need, before any of them is attacked."""
 
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
-        """
-        The edits to try next.
-
-        :param searches: the texts that are predicted right.
-        :return: for each, its edits; none ends its search.
-        """
+        """Return the edits to try next, for each text that is predicted right; none ends its search."""
 
     def attack(
         self,
@@ -100,12 +91,7 @@ class TextAttack(Method, ABC):
         return found
 
     def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """
-        The tokens of texts with the gradients at their lookups, by one forward and backward pass.
-
-        :param searches: the texts.
-        :return: the tokens of each.
-        """
+        """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
         batch, spans = self._encode([each.text for each in searches])
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
@@ -123,12 +109,7 @@ class TextAttack(Method, ABC):
         return found
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """
-        What the model is given for texts, without padding.
-
-        :param texts: the texts.
-        :return: the ids of the tokens of each.
-        """
+        """Return the ids that the model is given for each text, without padding."""
         return self._tokenizer(texts, **self._cut)["input_ids"] if texts else []
 
     def _attack(self, pairs: list[tuple[str, int]]) -> list[Attacked]:

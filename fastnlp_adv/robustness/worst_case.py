@@ -133,13 +133,7 @@ class WorstCase(WorstCaseArguments, ModelMethod):
             yield epsilon, worst
 
     def at(self, worst: _Worst, forward: Callable[[], Any]) -> Any:
-        """
-        Run the model at the worst points.
-
-        :param worst: what :meth:`search` yielded.
-        :param forward: runs the model on the batch.
-        :return: what ``forward`` returns, without its graph.
-        """
+        """Run the model at the worst points that :meth:`search` yielded; without a graph."""
         self._perturb(worst.values)
         return _detached(self.run(forward))
 

@@ -178,15 +178,7 @@ class EmbeddingTap(Tap):
             )
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
-        """
-        Watch a lookup and perturb it.
-
-        :param table: the embedding that was asked.
-        :param ids: what it was asked for.
-        :param output: what it returned.
-        :param scale: the factor by which it scales its rows.
-        :return: what it is to return.
-        """
+        """Watch a lookup, which scales its rows by ``scale``, and return its output with the perturbation."""
         trains = torch.is_grad_enabled()
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         lookup = self._made_before(table, ids) if again else self._count(table, ids, trains)

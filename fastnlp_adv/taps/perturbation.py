@@ -25,20 +25,13 @@ class Perturbation(ABC):
     @abstractmethod
     def at(self, number: int | None, ids: Tensor) -> Tensor | None:
         """
-        Return what is added to a lookup.
-
-        :param number: its number in its forward; ``None`` where that is not known.
-        :param ids: those of one copy of the batch.
-        :return: a tensor of shape ``(*ids, features)``; ``None`` for nothing.
+        Return what is added to a lookup of these ids, those of one copy of the batch: of shape ``(*ids, features)``, or
+        ``None`` for nothing. Its number in its forward is ``None`` where that is not known.
         """
 
     @abstractmethod
     def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
-        """
-        Return the values, and their gradients given those at lookups.
-
-        :param lookups: those of a pass that a gradient came to, by number.
-        """
+        """Return the values, and their gradients given those at the lookups of a pass, which are by number."""
 
     @abstractmethod
     def set(self, values: Sequence[Tensor]) -> None:
