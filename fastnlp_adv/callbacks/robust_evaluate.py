@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from fastNLP import Metric, MoreEvaluateCallback, logger
@@ -162,26 +162,26 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         evaluator.update(batch, {**entries, "robust_totals": worst.totals()})
 
 
+@dataclass
 class _Evaluation:
     """
     An Evaluator that begins its attack anew in each run, leaves the modes of all modules as they were, and prints the
     results under a title.
     """
 
-    def __init__(self, evaluator: Any, attack: WorstCase, model: nn.Module, title: str | None):
-        self._evaluator = evaluator
-        self._attack = attack
-        self._model = model
-        self._title = title
+    evaluator: Any
+    attack: WorstCase
+    model: nn.Module
+    title: str | None
 
     def run(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
-        self._attack.begin()
-        with modes_kept(self._model):
-            results: dict[str, Any] = self._evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
-        if self._title is not None:
+        self.attack.begin()
+        with modes_kept(self.model):
+            results: dict[str, Any] = self.evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
+        if self.title is not None:
             # as fastNLP prints them: a line of the log would be drawn into rich's bar
-            say = f_rich_progress.print if self._evaluator.progress_bar == "rich" else logger.info
+            say = f_rich_progress.print if self.evaluator.progress_bar == "rich" else logger.info
             numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
             others = {name: value for name, value in results.items() if name not in numbers}
-            say(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
+            say(f"{self.title}: {as_text(numbers)}" + (f", {others}" if others else ""))
         return results
