@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -104,24 +104,22 @@ class Attack(ModelMethod, ABC):
         with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
             yield passes
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
         """Enclose the forward of a pass that does not train: in ``inner_autocast``, if there is one."""
-        with ExitStack() as stack:
-            self._autocast(stack, enabled=True)
-            yield
+        return nullcontext() if self.inner_autocast is None else self._autocast(enabled)
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
-        with ExitStack() as stack:
-            self._autocast(stack, enabled=False)  # each operation has the precision of its forward already
+        with self.precision(enabled=False):  # each operation has the precision of its forward already
             super().differentiate(loss, create_graph=create_graph)
 
-    def _autocast(self, stack: ExitStack, *, enabled: bool) -> None:
-        if self.inner_autocast is not None:
+    @contextmanager
+    def _autocast(self, enabled: bool) -> Iterator[None]:
+        with ExitStack() as stack:
             for device in sorted({p.device.type for p in self.model.parameters()}):
                 # the cache would hand out weights as an autocast around this one has cast them
                 autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
                 stack.enter_context(autocast)
+            yield
 
     def choose(self, examples: int) -> Tensor:
         """
@@ -149,8 +147,8 @@ class Attack(ModelMethod, ABC):
         trained = 0.0
         part = None if self.fraction == 1 else self._part_of(batch)
         taken = None if part is None else take_part(batch, part, _WHOLE)
-        replay = self.replay.step() if self.replay.same else nullcontext()
-        with closing(self.passes()) as passes, replay as begin_pass:  # type: ignore[type-var]
+        begin_pass = self.replay.step() if self.replay.same else None
+        with closing(self.passes()) as passes:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)

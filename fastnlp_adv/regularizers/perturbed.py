@@ -75,24 +75,24 @@ class PerturbedRegularizer(Regularizer, ModelMethod):
         :raises RuntimeError: if the embedding is not looked up, or looked up inside gradient checkpointing.
         """
         bare = objective if forward is None else forward
+        begin_pass = self.replay.step()
         try:
-            with self.replay.step() as begin_pass:
-                begin_pass()
+            begin_pass()
+            for tap in self.taps:
+                tap.begin_pass(keep_leaves=False)
+            outputs = read_outputs(forwards.run(objective, batch, last=False), needs_loss=self.needs_loss)
+            mask = find_mask(self.mask, batch, outputs)
+            elsewhere = self._elsewhere()
+            for lookups in self.embedding_taps:
+                lookups.start = self.start
+            for left in reversed(range(0 if elsewhere else self.steps)):
+                perturbed = self._predict(bare, batch, begin_pass, inner=True)
+                # Each example has a norm of its own, so their sum has the directions of any other reduction.
+                inner = self.distance(outputs["pred"].detach(), perturbed, mask, "sum")
+                self.differentiate(_INNER_SCALE * inner)
                 for tap in self.taps:
-                    tap.begin_pass(keep_leaves=False)
-                outputs = read_outputs(forwards.run(objective, batch, last=False), needs_loss=self.needs_loss)
-                mask = find_mask(self.mask, batch, outputs)
-                elsewhere = self._elsewhere()
-                for lookups in self.embedding_taps:
-                    lookups.start = self.start
-                for left in reversed(range(0 if elsewhere else self.steps)):
-                    perturbed = self._predict(bare, batch, begin_pass, inner=True)
-                    # Each example has a norm of its own, so their sum has the directions of any other reduction.
-                    inner = self.distance(outputs["pred"].detach(), perturbed, mask, "sum")
-                    self.differentiate(_INNER_SCALE * inner)
-                    for tap in self.taps:
-                        tap.perturb([self.ascend(delta, last=left == 0) for delta in tap.deltas()])
-                perturbed = self._predict(bare, batch, begin_pass)
+                    tap.perturb([self.ascend(delta, last=left == 0) for delta in tap.deltas()])
+            perturbed = self._predict(bare, batch, begin_pass)
         finally:
             for tap in self.taps:
                 tap.reset()

@@ -115,10 +115,10 @@ class SMART(SMARTArguments, PerturbedRegularizer):
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         if not self.bregman_weight:
             return super().__call__(objective, batch, forward)
-        with self.replay.step() as begin_pass:
-            begin_pass()
-            old = self._prediction_of_average(objective if forward is None else forward, batch)
-            begin_pass()  # the other passes begin where this one did
+        begin_pass = self.replay.step()
+        begin_pass()
+        old = self._prediction_of_average(objective if forward is None else forward, batch)
+        begin_pass()  # the other passes begin where this one did
         outputs = super().__call__(objective, batch, forward)
         term = self.distance(outputs["pred"], old, find_mask(self.mask, batch, outputs))
         return add_term(outputs, "bregman", self.bregman_weight, term)
