@@ -71,7 +71,7 @@ class MethodCallback(Callback, Arguments):
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         self._running = weakref.ref(trainer)
-        install(trainer).add(self)
+        install(trainer, self)
 
     def on_train_batch_end(self, trainer: Any) -> None:
         if self.log_every and trainer.global_forward_batches % self.log_every == 0:

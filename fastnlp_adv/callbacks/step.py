@@ -38,17 +38,13 @@ class BatchStep:
     Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all callbacks of a Trainer, whatever their order.
 
     :param original: the function to put back when the last callback leaves.
+    :param has_terms: whether the model runs R-Drop by itself, so that there are terms without a regularizer.
     """
 
-    def __init__(self, original: Callable[..., Any]):
+    def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
+        self.has_terms = has_terms
         self.callbacks: list[Participant] = []
-        #: whether the model runs R-Drop by itself, so that there are terms without a regularizer
-        self.has_terms = False
-
-    def add(self, callback: Participant) -> None:
-        if callback not in self.callbacks:
-            self.callbacks.append(callback)
 
     def __call__(self, trainer: Any, batch: Any) -> None:
         attack: Attack | None = None
@@ -153,27 +149,24 @@ class _Run:
         return loss / self.trainer.accumulation_steps
 
 
-def install(trainer: Any) -> BatchStep:
+def install(trainer: Any, callback: Participant) -> None:
     """
-    Put the step into a Trainer, unless it is there.
+    Put the step into a Trainer, unless it is there, and the callback into the step.
 
     :param trainer: the Trainer.
-    :return: the step.
+    :param callback: the callback.
     """
     loop = trainer.train_batch_loop
     if not isinstance(loop.batch_step_fn, BatchStep):
-        loop.batch_step_fn = BatchStep(loop.batch_step_fn)
         modules = trainer.driver.unwrap_model().modules()
-        loop.batch_step_fn.has_terms = any(isinstance(module, RDropMixin) for module in modules)
+        has_terms = any(isinstance(module, RDropMixin) for module in modules)
+        loop.batch_step_fn = BatchStep(loop.batch_step_fn, has_terms)
         if isinstance(trainer.driver, TorchFSDPDriver):
             # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
             # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
-            trainer.driver.get_model_no_sync_context = _in_sync
-    return loop.batch_step_fn
-
-
-def _in_sync() -> Callable[[], Any]:
-    return nullcontext
+            trainer.driver.get_model_no_sync_context = lambda: nullcontext
+    if callback not in loop.batch_step_fn.callbacks:
+        loop.batch_step_fn.callbacks.append(callback)
 
 
 def uninstall(trainer: Any, callback: Participant) -> None:
