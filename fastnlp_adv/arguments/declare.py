@@ -127,15 +127,12 @@ def arguments(cls: _T) -> _T:
         >>> reach.epsilon, Reach.__doc__.split("\\n")[2].strip()
         (0.5, ':param epsilon: the radius.')
     """
+    doc = cls.__doc__ or f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
     made: Any = dataclasses.dataclass(eq=False, repr=False)(cls)
     fields = [field for field in dataclasses.fields(made) if "description" in field.metadata]
     made._checks = {field.name: _check_of(made, field) for field in fields}
     _limit_positions(made)
-    made_of_nothing = f"{cls.__name__}("  # by the dataclass
-    if not vars(cls).get("__doc__") or made.__doc__.startswith(made_of_nothing):
-        made.__doc__ = f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
-    if ":arguments:" in made.__doc__:
-        made.__doc__ = _described(made.__doc__, fields)
+    made.__doc__ = _described(doc, fields) if ":arguments:" in doc else doc
     return made
 
 
