@@ -126,14 +126,10 @@ class Record:
         the beginning of the pass is not known, the first with a gradient is number 0.
         """
         first = 0 if self._from_start else min(lookup.number for lookup in self.received)
-        found: dict[int, list[Lookup]] = {number: [] for number in range(len(self._numbers) - first)}
+        found: dict[int, list[Lookup]] = {}
         for lookup in self.received:
-            found[lookup.number - first].append(lookup)
-        total = len(found)
-        for number in range(total):
-            if not found[number]:
-                del found[number]
-        return found, total
+            found.setdefault(lookup.number - first, []).append(lookup)
+        return dict(sorted(found.items())), len(self._numbers) - first
 
     def of(self, ids: Tensor) -> list[Lookup]:
         """Return the lookups that a checkpoint, which runs its forward again, may be about to make again with ids."""
