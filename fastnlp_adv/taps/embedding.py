@@ -16,7 +16,7 @@ from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
 from .base import Delta, Tap, described
-from .find import Embedding, lookup_of, scale_of, scales
+from .find import Embedding, lookup_of, scales
 from .lookup import Lookup, Record
 from .part import Order, rows_of
 from .perturbation import Perturbation, perturbation_for
@@ -281,7 +281,8 @@ class _Hook:
         if module is not self.module or self._tap is None or self._table is None:
             return output
         ids = args[0] if args else next(iter(kwargs.values()))
-        return self._tap.on_lookup(self._table, ids, output, scale_of(module) if self._scales else 1.0)
+        scale = getattr(self._table, "embed_scale", 1.0) if self._scales else 1.0
+        return self._tap.on_lookup(self._table, ids, output, scale)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()

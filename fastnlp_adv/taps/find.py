@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .base import described
 from .shards import named_weights
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of", "scales"]
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -107,19 +107,10 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     return matches
 
 
-def scale_of(module: nn.Module) -> Tensor | float:
-    """
-    Return the factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one.
-
-    :param module: what looks up.
-    :return: a number, or a tensor of one.
-    """
-    return getattr(lookup_of(module), "embed_scale", 1.0) if scales(module) else 1.0
-
-
 def scales(module: nn.Module) -> bool:
     """
-    Tell whether a lookup may scale its rows.
+    Tell whether a lookup may scale its rows: by the ``embed_scale`` of its table, as transformers' scaled word
+    embeddings (BART, Gemma) do.
 
     :param module: what looks up.
     """
