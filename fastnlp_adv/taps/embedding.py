@@ -223,7 +223,8 @@ class EmbeddingTap(Tap):
         elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
-        lookup = self._record.add(self, forward, table, ids, copies=copies, trained=trained, rows=rows)
+        lookup = Lookup(self._record, self._record.number(self, forward), table, ids, copies, trained, rows)
+        self._record.alive.add(lookup)
         if self.part is not None:
             self._order.check(lookup)
         return lookup
