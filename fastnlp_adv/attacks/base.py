@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arguments import arguments
 from ..batch import Part, count_examples, take_part
 from ..method import ModelMethod
 from ..random_state import Noise
-from ..taps import Delta, Tap
+from ..taps import Delta
 
 __all__ = ["Attack", "Pass"]
 
@@ -68,8 +68,8 @@ class Attack(ModelMethod, ABC):
     #: the factor of all lengths that it perturbs by; below 1 while a callback warms up
     strength = 1.0
 
-    def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
-        super().set_up(model, taps, dropout_mask)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         #: the stream that these examples are drawn from
         self.choice = Noise(1)
         #: the norms of the last ascent step, and how many had no direction, once there was one

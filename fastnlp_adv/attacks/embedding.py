@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
@@ -31,25 +31,21 @@ class EmbeddingAttack(Attack):
     granularity = cast(Any, "sequence")
     relative = cast(Any, False)
     norm = cast(Any, "l2")
-    dropout_mask = cast(Any, "new")
 
     fixed = Attack.fixed | {"relative"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        taps = taps_on(self.model, self.emb_name, self.granularity)
-        self._check_fraction(taps)
+        self.taps = taps_on(self.model, self.emb_name, self.granularity)
+        self.check_together()  # again, with the taps
         if self.relative:
-            for tap in taps:
+            for tap in self.taps:
                 tap.unit = _row_of(tap)
-        self.set_up(self.model, taps, self.dropout_mask)
+        self.set_up(self.model, self.taps)
 
     def check_together(self) -> None:
         super().check_together()
-        self._check_fraction(vars(self).get("taps", ()))
-
-    def _check_fraction(self, taps: Sequence[Tap]) -> None:
-        others = [f"`{tap.name}`" for tap in taps if not isinstance(tap, EmbeddingTap)]
+        others = [f"`{tap.name}`" for tap in vars(self).get("taps", ()) if not isinstance(tap, EmbeddingTap)]
         if self.fraction < 1 and others:
             raise ValueError(
                 "Expected `fraction` to be 1 for parameters that are not looked up, which all examples share, but got "

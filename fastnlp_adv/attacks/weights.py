@@ -28,13 +28,12 @@ class WeightAttack(Attack):
     params = cast(Any, "*")
     adv_weight = cast(Any, 1.0)
     replace = cast(Any, True)
-    dropout_mask = cast(Any, "new")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_sharded(self.model, f"{type(self).__name__}, which moves the weights,")
         self.weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
-        self.set_up(self.model, [*self.weights], self.dropout_mask)
+        self.set_up(self.model, [*self.weights])
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)

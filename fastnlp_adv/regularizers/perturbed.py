@@ -44,11 +44,10 @@ class PerturbedRegularizer(Regularizer, ModelMethod):
     divergence = cast(Any, "categorical")
     reduction = cast(Any, "batchmean")
     mask = cast(Any, None)
-    dropout_mask = cast(Any, "new")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"), self.dropout_mask)
+        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
         for tap in self.embedding_taps:
             tap.mixes_passes = True
 
