@@ -17,8 +17,8 @@ from ..regularizers import Regularizer
 from ..versions import has_compiled_parts
 from .checks import check_trainer
 from .learning import Learning
-from .log import log_state
-from .step import BatchStep, install, uninstall
+from .log import log_values, measured
+from .step import BatchStep
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
 
@@ -71,15 +71,15 @@ class MethodCallback(Callback, Arguments):
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         self._running = weakref.ref(trainer)
-        install(trainer, self)
+        BatchStep.install(trainer, self)
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        if self.log_every and trainer.global_forward_batches % self.log_every == 0:
-            log_state(trainer)
+        if self.log_every and trainer.global_forward_batches % self.log_every == 0 and trainer.driver.global_rank == 0:
+            log_values(trainer, measured(trainer))
 
     def on_train_end(self, trainer: Any) -> None:
         if self._running is None or self._running() is trainer:
-            uninstall(trainer, self)
+            BatchStep.uninstall(trainer, self)
             self.end(trainer)
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
 from ..regularizers.base import noting
 
-__all__ = ["BatchStep", "Participant", "install", "uninstall"]
+__all__ = ["BatchStep", "Participant"]
 
 
 class Participant(Protocol):
@@ -76,6 +76,32 @@ class BatchStep:
             run.state["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()
+
+    @staticmethod
+    def install(trainer: Any, callback: Participant) -> None:
+        """Put the step into a Trainer, unless it is there, and the callback into the step."""
+        loop = trainer.train_batch_loop
+        if not isinstance(loop.batch_step_fn, BatchStep):
+            modules = trainer.driver.unwrap_model().modules()
+            has_terms = any(isinstance(module, RDropMixin) for module in modules)
+            loop.batch_step_fn = BatchStep(loop.batch_step_fn, has_terms)
+            if isinstance(trainer.driver, TorchFSDPDriver):
+                # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
+                # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
+                trainer.driver.get_model_no_sync_context = lambda: nullcontext
+        if callback not in loop.batch_step_fn.callbacks:
+            loop.batch_step_fn.callbacks.append(callback)
+
+    @staticmethod
+    def uninstall(trainer: Any, callback: Participant) -> None:
+        """Take a callback out of the step, if it is in it, and with the last one the step off the Trainer."""
+        step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
+        if isinstance(step, BatchStep):
+            step.callbacks = [other for other in step.callbacks if other is not callback]
+            if not step.callbacks:
+                trainer.train_batch_loop.batch_step_fn = step.original
+                if isinstance(trainer.driver, TorchFSDPDriver):
+                    vars(trainer.driver).pop("get_model_no_sync_context", None)
 
 
 def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Callable[[Any], Any]:
@@ -147,39 +173,3 @@ class _Run:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
         return loss / self.trainer.accumulation_steps
-
-
-def install(trainer: Any, callback: Participant) -> None:
-    """
-    Put the step into a Trainer, unless it is there, and the callback into the step.
-
-    :param trainer: the Trainer.
-    :param callback: the callback.
-    """
-    loop = trainer.train_batch_loop
-    if not isinstance(loop.batch_step_fn, BatchStep):
-        modules = trainer.driver.unwrap_model().modules()
-        has_terms = any(isinstance(module, RDropMixin) for module in modules)
-        loop.batch_step_fn = BatchStep(loop.batch_step_fn, has_terms)
-        if isinstance(trainer.driver, TorchFSDPDriver):
-            # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
-            # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
-            trainer.driver.get_model_no_sync_context = lambda: nullcontext
-    if callback not in loop.batch_step_fn.callbacks:
-        loop.batch_step_fn.callbacks.append(callback)
-
-
-def uninstall(trainer: Any, callback: Participant) -> None:
-    """
-    Take a callback out of the step, and with the last one the step off the Trainer.
-
-    :param trainer: the Trainer.
-    :param callback: the callback; nothing happens if it is not in the step.
-    """
-    step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
-    if isinstance(step, BatchStep):
-        step.callbacks = [other for other in step.callbacks if other is not callback]
-        if not step.callbacks:
-            trainer.train_batch_loop.batch_step_fn = step.original
-            if isinstance(trainer.driver, TorchFSDPDriver):
-                vars(trainer.driver).pop("get_model_no_sync_context", None)
