@@ -106,11 +106,5 @@ def _common(encoding: str) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _is_traditional(text: str) -> bool:
-    return any(_encodes(character, "big5") and not _encodes(character, "gb2312") for character in text)
-
-
-def _encodes(character: str, encoding: str) -> bool:
-    try:
-        return bool(character.encode(encoding))
-    except UnicodeEncodeError:
-        return False
+    big5, gb2312 = (text.encode(encoding, "ignore").decode(encoding) for encoding in ("big5", "gb2312"))
+    return not set(big5) <= set(gb2312)

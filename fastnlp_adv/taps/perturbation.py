@@ -51,10 +51,7 @@ class VocabPerturbation(Perturbation):
 
     def __init__(self, lookups: dict[int, list[Lookup]]):
         self._lookups: list[Lookup] = list(chain.from_iterable(lookups.values()))
-        ids = [self._lookups[0].ids.flatten()]
-        for lookup in self._lookups[1:]:
-            ids.append(lookup.ids.flatten())
-        self._keys = torch.cat(ids).sort().values
+        self._keys = torch.cat([lookup.ids.flatten() for lookup in self._lookups]).sort().values
         grad = self._lookups[0].grad
         assert grad is not None
         dtype = torch.promote_types(grad.dtype, torch.float32)
