@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..arguments import arguments
 from ..batch import Part, count_examples, take_part
 from ..method import ModelMethod
 from ..random_state import Noise
@@ -46,14 +45,11 @@ class Pass:
     batch: Any = field(default=None, repr=False, compare=False)
 
     def of(self, batch: Any) -> Any:
-        """
-        Return what the pass runs on, a mapping as a shallow copy, from which the model's step may take fields out.
-        """
+        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
         batch = batch if self.batch is None else self.batch
         return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
-@arguments
 class Attack(ModelMethod, ABC):
     """
     An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ..arguments import arguments
 from ..functional import ascend, project, random_in_ball
 from ..taps import EmbeddingTap, Tap, fits, taps_on
 from .base import Attack
@@ -17,7 +16,6 @@ from .base import Attack
 __all__ = ["EmbeddingAttack"]
 
 
-@arguments
 class EmbeddingAttack(Attack):
     """
     An attack on the lookups of embeddings by steps of steepest ascent.

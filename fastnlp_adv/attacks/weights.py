@@ -8,14 +8,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..arguments import arguments
 from ..taps import Delta, WeightTap, fits, refuse_sharded
 from .base import Attack, Pass
 
 __all__ = ["WeightAttack"]
 
 
-@arguments
 class WeightAttack(Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put

@@ -9,7 +9,6 @@ from typing import Any, Callable, ClassVar
 
 from torch import Tensor
 
-from ..arguments import arguments
 from ..method import Method
 
 __all__ = ["Forward", "Regularizer", "add_term", "noting"]
@@ -18,7 +17,6 @@ __all__ = ["Forward", "Regularizer", "add_term", "noting"]
 Forward = Callable[[Any], Any]
 
 
-@arguments
 class Regularizer(Method, ABC):
     """
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from .. import divergences, forwards
-from ..arguments import arguments
 from ..method import ModelMethod
 from ..taps import Delta, Lookup, taps_on
 from .base import Forward, Regularizer, add_term
@@ -21,7 +20,6 @@ __all__ = ["PerturbedRegularizer"]
 _INNER_SCALE = 2.0**10
 
 
-@arguments
 class PerturbedRegularizer(Regularizer, ModelMethod):
     """
     Adds ``weight`` times the divergence between the prediction and that at ``e + d``. A method says where ``d`` starts,
