@@ -79,9 +79,7 @@ class ExampleStore:
         return len(self._rows)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """
-        Return the rows, packed into few tensors: a file of one tensor per example would be slow to write and to read.
-        """
+        """Return the rows, packed into few tensors: one per example would be slow to write and to read."""
         groups: dict[tuple[str, int], list[Key]] = {}
         for key in self._rows:
             groups.setdefault((key.tap, key.lookup), []).append(key)

@@ -96,16 +96,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         num_eval_sanity_batch: int = 1,
         **kwargs: Any,
     ):
-        self._arguments: dict[str, Any] = {
-            "epsilons": (epsilon,),
-            "relative": relative,
-            "steps": steps,
-            "restarts": restarts,
-            "alpha": alpha,
-            "emb_name": emb_name,
-            "seed": seed,
-        }
-        WorstCaseArguments(**self._arguments)  # checks them
+        self._arguments = WorstCaseArguments((epsilon,), relative, steps, restarts, alpha, emb_name, seed)
         unit = " rows" if relative else ""
         title = f"Under attack (epsilon {epsilon:g}{unit}, {steps} steps from each of {restarts} starts)"
         self._title = title if kwargs.pop("verbose", 1) else None
@@ -143,7 +134,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         self.metrics = {**self.metrics, "robust": RobustMetric()}
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
-        self._attack = WorstCase(driver.unwrap_model(), **self._arguments)
+        self._attack = WorstCase(driver.unwrap_model(), **self._arguments.values())
         self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..arguments import at_least, check_count, must_be
 from .distance import is_farther
-from .homophones import check_pypinyin, is_chinese
+from .homophones import import_pinyin, is_chinese
 from .search import Search, Tokens
 from .slips import SHORTEST, SLIPS, character_typos, typos_of
 from .text_attack import TextAttack
@@ -88,7 +88,7 @@ class Typos(TextAttack):
 
     def prepare(self, texts: list[str]) -> None:
         if "homophone" in self._slips and any(is_chinese(text) for text in texts):
-            check_pypinyin()
+            import_pinyin()  # raises where it is not installed
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         new = [search for search in searches if search.plan is None]

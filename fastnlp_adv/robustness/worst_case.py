@@ -33,17 +33,12 @@ class _Worst:
     values: list[list[Tensor]]
 
     def totals(self) -> Tensor:
-        """
-        Return the sums of the highest losses, of the examples, the errors and the labels: what averages are made of.
-        """
+        """Return what averages are made of: the sums of highest losses, examples, errors and labels."""
         sums = [self.highest.sum(), self.highest.new_tensor(len(self.highest)), self.errors.sum()]
         return torch.stack([*sums, self.labels.sum()])
 
     def consider(self, found: Scores, values: list[list[Tensor]]) -> None:
-        """
-        Take worse points: more errors are worse, then a higher loss. An example that was once predicted wrong stays
-        wrong.
-        """
+        """Take worse points: more errors, then a higher loss. An example once predicted wrong stays wrong."""
         losses = found.losses.detach()
         worse = (found.errors > self.errors) | ((found.errors == self.errors) & (losses > self.losses))
         self.losses = torch.where(worse, losses, self.losses)

@@ -174,24 +174,18 @@ def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
             "Give `emb_name`, part of the name of the parameter to perturb; the model has "
             f"{_candidates(model, weights)}."
         )
-    positions = {id(param) for name, param in weights.items() if _is_of_positions(name)}
+    positions = {id(param) for name, param in weights.items() if any(map(_POSITIONS.fullmatch, _WORD.findall(name)))}
     words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
     return max(words, key=lambda embedding: embedding.num_embeddings).weight
 
 
 def _told_by(module: nn.Module) -> nn.Module:
-    """
-    Return what a model of transformers names as its input embedding; an empty module where there is no such answer.
-    """
+    """Return what a model of transformers names as its input embedding; an empty module if it names none."""
     try:
         told = module.get_input_embeddings()  # type: ignore[operator]
     except Exception:  # a base class may only declare the method, and one of the user's own may be about anything
         told = None
     return told if isinstance(told, nn.Module) else nn.Module()
-
-
-def _is_of_positions(name: str) -> bool:
-    return any(_POSITIONS.fullmatch(word) for word in _WORD.findall(name))
 
 
 def _checked(embedding: Embedding) -> Embedding:
