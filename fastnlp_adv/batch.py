@@ -102,21 +102,16 @@ def take_part(batch: Any, part: Part, way_out: str) -> Any:
 
 
 def _each_field(batch: Any, rows: int, change: Callable[[Any], Any], failure: str, way_out: str) -> Any:
-    """
-    Return a batch of the same type in which each field is another.
-
-    :param batch: the batch.
-    :param rows: how many rows a field has.
-    :param change: takes a tensor, an array or a list of so many rows.
-    :param failure: what cannot be done with another field.
-    :param way_out: what to do then.
-    """
+    """Return a batch of the same type, each field of so many ``rows`` changed; other fields are refused."""
 
     def changed(value: Any, path: str) -> Any:
         if _stays(value):
             return value
         if isinstance(value, Mapping):
-            return _with_items(value, {key: changed(item, f"{path}[{key!r}]") for key, item in value.items()})
+            copied: Any = copy.copy(value)  # so that a ``defaultdict`` or a ``BatchEncoding`` stays one
+            for key, item in value.items():
+                copied[key] = changed(item, f"{path}[{key!r}]")
+            return copied
         if _is_array(value) and value.shape[0] == rows:
             return change(value)
         if _is_sequence(value):
@@ -245,14 +240,6 @@ def _like(sequence: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
 
 def _is_named(sequence: list[Any] | tuple[Any, ...]) -> bool:
     return hasattr(sequence, "_fields")  # how namedtuples are known
-
-
-def _with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Return a shallow copy, so that a ``defaultdict`` or a ``BatchEncoding`` stays one."""
-    changed: Any = copy.copy(mapping)
-    for key, item in items.items():
-        changed[key] = item
-    return changed
 
 
 def _describe(value: Any) -> str:

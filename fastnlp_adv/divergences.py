@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import check_choice
+from .arguments import one_of
 
 __all__ = ["DIVERGENCES", "REDUCTIONS", "bernoulli", "categorical", "divergence", "mse", "reduce"]
 
@@ -106,7 +106,7 @@ def reduce(values: Tensor, reduction: str = "batchmean", mask: Tensor | None = N
         (tensor(5.), tensor(1.5000))
     """
     if reduction not in REDUCTIONS:
-        check_choice("reduction", reduction, REDUCTIONS)
+        one_of(REDUCTIONS)("reduction", reduction)
     if mask is None:
         count = {"batchmean": values.shape[0], "sum": 1, "mean": values.numel()}[reduction]
         return values.sum() / max(count, 1)
@@ -160,7 +160,7 @@ def divergence(
         p, q = torch.where(keep, p, 0), torch.where(keep, q, 0)
     if not callable(kind):
         if kind not in DIVERGENCES:
-            check_choice("kind", kind, DIVERGENCES)
+            one_of(DIVERGENCES)("kind", kind)
         elementwise = {"categorical": categorical, "bernoulli": bernoulli, "mse": mse}[kind]
         return reduce(elementwise(p, q, symmetric=symmetric), reduction, mask)
     values = kind(p, q)

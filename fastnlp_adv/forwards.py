@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 __all__ = ["Forward", "announced", "run", "running"]
 
 
+@dataclass
 class Forward:
     """
     One forward of the model on the batch.
@@ -28,15 +30,14 @@ class Forward:
     :param last: whether no other forward of the pass comes after it, so that distributed training takes part in it.
     """
 
-    def __init__(self, copies: int = 1, rows: int | None = None, bare: bool = False, last: bool = True):
-        self.copies = copies
-        self.rows = rows
-        self.bare = bare
-        self.last = last
-        #: whether gradients were on when it began; what it looks up without them, then, is not trained
-        self.trains = torch.is_grad_enabled()
-        #: how many lookups each tap has counted, by the tap's id
-        self.lookups: dict[int, int] = {}
+    copies: int = 1
+    rows: int | None = None
+    bare: bool = False
+    last: bool = True
+    #: whether gradients were on when it began; what it looks up without them, then, is not trained
+    trains: bool = field(default_factory=torch.is_grad_enabled, init=False)
+    #: how many lookups each tap has counted, by the tap's id
+    lookups: dict[int, int] = field(default_factory=dict, init=False)
 
 
 class _Running:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, FrozenSet, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, FrozenSet, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .arguments import Arguments, arguments
 from .random_state import Noise, Replay
@@ -15,8 +17,6 @@ from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints, refuse_compiled
 
 __all__ = ["Method", "ModelMethod"]
-
-_Self = TypeVar("_Self", bound="Method")
 
 
 class Method(Arguments):
@@ -30,23 +30,23 @@ class Method(Arguments):
     #: the arguments from which hooks and memory are made: a method with others has to be built anew
     fixed: ClassVar[FrozenSet[str]] = frozenset({"emb_name", "granularity", "dropout_mask"})
 
-    def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
+    #: of a method without the argument; without an annotation, which would make an argument of it
+    dropout_mask = cast(Any, "new")
+
+    def set_up(self, model: nn.Module | None, taps: list[Tap]) -> None:
         """
         Install the hooks.
 
         :param model: the model; ``None`` for a method that needs to know nothing of it.
         :param taps: where it reads gradients and puts perturbations.
-        :param dropout_mask: ``"new"``, or ``"same"`` for one dropout mask in all passes of a step.
         """
         if model is not None:
             _refuse_data_parallel(model)
             refuse_compiled(model)
         self.taps = taps
         self._watched = model
-        #: the model's flat parameters, looked for in the first inner pass, when it is wrapped
-        self._flat: list[nn.Parameter] | None = None
         self.stream = Noise()
-        self.replay = Replay(model, dropout_mask)
+        self.replay = Replay(model, self.dropout_mask)
         self.unreached = 0
         #: whether the hooks are on the model
         self.is_open = False
@@ -86,7 +86,7 @@ class Method(Arguments):
             tap.close()
         vars(self)["is_open"] = False
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         self.open()
         return self
 
@@ -114,8 +114,7 @@ class Method(Arguments):
             return
         try:
             inputs = [leaf for each in leaves for leaf in each]
-            flat = self._flat_parameters() if self._flat is None else self._flat
-            before = [param.grad for param in flat] if flat else []
+            before = [param.grad for param in self._flat]
             found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
@@ -124,7 +123,7 @@ class Method(Arguments):
                 "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
                 "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
-        for param, grad in zip(flat, before):
+        for param, grad in zip(self._flat, before):
             # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
             # and puts them back only where this one has come to them.
             if param.grad is None:
@@ -133,10 +132,10 @@ class Method(Arguments):
         for tap, own in zip(self.taps, leaves):
             tap.receive([next(grads) for _ in own])
 
-    def _flat_parameters(self) -> list[nn.Parameter]:
-        parameters = () if self._watched is None else self._watched.parameters()
-        self._flat = [param for param in parameters if is_flat(param)]
-        return self._flat
+    @cached_property
+    def _flat(self) -> list[nn.Parameter]:
+        """The model's flat parameters; in the first inner pass, when they are looked for, it is wrapped."""
+        return [] if self._watched is None else [param for param in self._watched.parameters() if is_flat(param)]
 
     def check_reached(self) -> bool:
         """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +64,11 @@ class Replay:
     Example::
 
         >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), torch.ones(1, 8)
-        >>> with Replay(model, "same").step() as begin_pass:
-        ...     begin_pass()
-        ...     first = model(x)
-        ...     begin_pass()
-        ...     second = model(x)
+        >>> begin_pass = Replay(model, "same").step()
+        >>> begin_pass()
+        >>> first = model(x)
+        >>> begin_pass()
+        >>> second = model(x)
         >>> torch.equal(first, second)
         True
     """
@@ -79,12 +78,8 @@ class Replay:
         parameters = () if model is None else model.parameters()
         self._devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
 
-    @contextmanager
-    def step(self) -> Iterator[Callable[[], None]]:
-        """
-        Enclose the passes of one step; gives the function to call before each. The last leaves the random state as it
-        is.
-        """
+    def step(self) -> Callable[[], None]:
+        """Return the function to call before each pass of a step. The last leaves the random state as it is."""
         states: list[Tensor] = []
 
         def begin_pass() -> None:
@@ -95,4 +90,4 @@ class Replay:
                 for state, device in zip(states[1:], self._devices):
                     torch.cuda.set_rng_state(state, device)
 
-        yield begin_pass
+        return begin_pass

@@ -11,29 +11,11 @@ from torch import nn
 __all__ = [
     "comes_of_reentrant_checkpoints",
     "compile_nothing_in",
-    "element_size",
     "has_compiled_parts",
-    "is_compiled",
     "refuse_compiled",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def element_size(dtype: torch.dtype) -> int:
-    """
-    Tell how many bytes a number takes.
-
-    :param dtype: the type of the number.
-    :return: its bytes.
-
-    Example::
-
-        >>> element_size(torch.float16)
-        2
-    """
-    # `dtype.itemsize` came with torch 2.1; this is what came before, and still holds.
-    return torch.empty((), dtype=dtype).element_size()
 
 
 def comes_of_reentrant_checkpoints(error: RuntimeError) -> bool:
@@ -61,23 +43,18 @@ def compile_nothing_in(function: _Function) -> _Function:
     return compiler.disable(function)
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """
-    Tell whether ``torch.compile`` has wrapped a module, or ``module.compile()`` has compiled its calls.
-
-    :param module: the module; not those inside it.
-    """
-    # `nn.Module.compile` came with torch 2.1; in 2.0 there is only the wrapper.
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
 def has_compiled_parts(model: nn.Module) -> bool:
     """
-    Tell whether a model, or any module in it, is compiled.
+    Tell whether ``torch.compile`` has wrapped a model or any module in it, or ``module.compile()`` has compiled its
+    calls.
 
     :param model: the model.
     """
-    return any(map(is_compiled, model.modules()))
+    # `nn.Module.compile` came with torch 2.1; in 2.0 there is only the wrapper.
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 def refuse_compiled(model: nn.Module) -> None:

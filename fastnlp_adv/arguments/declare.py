@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Dict, NamedTuple, Optional, TypeVar, Union, ge
 
 from typing_extensions import dataclass_transform
 
-from .checks import Check, check_choice, check_count, check_flag, check_number, optional
+from .checks import Check, check_count, check_flag, check_number, one_of
 
 __all__ = ["Arguments", "Cost", "argument", "arguments"]
 
@@ -127,15 +127,12 @@ def arguments(cls: _T) -> _T:
         >>> reach.epsilon, Reach.__doc__.split("\\n")[2].strip()
         (0.5, ':param epsilon: the radius.')
     """
+    doc = cls.__doc__ or f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
     made: Any = dataclasses.dataclass(eq=False, repr=False)(cls)
     fields = [field for field in dataclasses.fields(made) if "description" in field.metadata]
     made._checks = {field.name: _check_of(made, field) for field in fields}
     _limit_positions(made)
-    made_of_nothing = f"{cls.__name__}("  # by the dataclass
-    if not vars(cls).get("__doc__") or made.__doc__.startswith(made_of_nothing):
-        made.__doc__ = f"The arguments of {cls.__name__.replace('Arguments', '')}.\n\n:arguments:\n"
-    if ":arguments:" in made.__doc__:
-        made.__doc__ = _described(made.__doc__, fields)
+    made.__doc__ = _described(doc, fields) if ":arguments:" in doc else doc
     return made
 
 
@@ -149,8 +146,16 @@ def _check_of(cls: type, field: dataclasses.Field[Any]) -> Check:
         hint = eval(annotation, vars(sys.modules[owner.__module__]))
         options = get_args(hint) if get_origin(hint) is Union else (hint,)
         (kind,) = [option for option in options if option is not type(None)]
-        check = _TYPES.get(kind) or functools.partial(check_choice, choices=get_args(kind))
-    return optional(check) if annotation.startswith("Optional[") else check
+        check = _TYPES.get(kind) or one_of(get_args(kind))
+    return _unless_none(check) if annotation.startswith("Optional[") else check
+
+
+def _unless_none(check: Check) -> Check:
+    def check_unless_none(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_unless_none
 
 
 _TYPES: dict[Any, Check] = {float: check_number, int: check_count, bool: check_flag}

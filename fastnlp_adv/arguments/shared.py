@@ -1,11 +1,18 @@
-"""Arguments that several methods have, and that mean the same in all of them."""
+"""Arguments that several methods have, and that mean the same in all of them.
+
+A method declares them one by one, in its own order::
+
+    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
+    norm: shared.Norm = shared.norm(default="linf")
+"""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Callable, Literal, Optional, Union, cast, get_args
 
-from .checks import check_choice, check_inner_autocast, check_name, check_number
+import torch
+
+from .checks import Check, check_fraction, check_name, must_be, one_of
 from .declare import Arguments, Cost, argument
 
 __all__ = [
@@ -40,79 +47,67 @@ Divergence = Union[_Divergence, Callable[..., Any]]
 Mask = Optional[Union[str, Callable[..., Any]]]
 
 
-def emb_name(more: str = "") -> Any:
-    """
-    Declare ``emb_name: Optional[str]``.
+def _shared(default: Any, description: str, check: Check | None = None) -> Callable[..., Any]:
+    def declare(more: str = "", default: Any = default) -> Any:
+        """
+        Declare an argument of a method.
 
-    :param more: what the method has to say besides.
-    """
-    described = (
-        "part of a parameter's name, a glob, or ``None`` for the input embedding; see "
-        ":func:`~fastnlp_adv.taps.find_embeddings`"
-    )
-    return argument(None, described + more, check_name)
+        :param more: what the method has to say besides.
+        :param default: its default.
+        """
+        return argument(default, description + more, check)
 
-
-def granularity() -> Any:
-    """Declare ``granularity: Granularity``."""
-    return argument(
-        "vocab",
-        '``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
-        'weights); ``"sequence"``, one per position, normalized over each example (the first dimension of the ids); '
-        '``"token"``, one per position, normalized by itself',
-    )
+    return declare
 
 
-def norm(default: str = "l2") -> Any:
-    """
-    Declare ``norm: Norm``.
-
-    :param default: its default.
-    """
-    described = '``"l2"``, for steps along :math:`g/\\lVert g\\rVert_2`, or ``"linf"``, along :math:`\\mathrm{sign}(g)`'
-    return argument(default, described)
+def _check_inner_autocast(name: str, value: Any) -> None:
+    if value is not None and value is not torch.bfloat16:
+        raise ValueError(
+            f"Expected `{name}` to be None or torch.bfloat16, but got {value!r}. bfloat16 has the range of float32; in "
+            "float16 small gradients would be 0."
+        )
 
 
-def adv_weight() -> Any:
-    """Declare ``adv_weight: float``."""
-    return argument(1.0, "the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself")
+def _check_divergence(name: str, value: Any) -> None:
+    if not callable(value):
+        one_of(get_args(_Divergence))(name, value)
 
 
-def warmup(default: float = 0) -> Any:
-    """
-    Declare ``warmup: float``.
+emb_name = _shared(
+    None,
+    "part of a parameter's name, a glob, or ``None`` for the input embedding; see "
+    ":func:`~fastnlp_adv.taps.find_embeddings`",
+    check_name,
+)
 
-    :param default: its default.
-    """
-    return argument(
-        default,
-        "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, ``gamma`` or "
-        "``rho``) grows linearly from 0 to its value, or, up to 1, a fraction of the training; 0 for the whole "
-        "perturbation from the first step",
-    )
+granularity = _shared(
+    "vocab",
+    '``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
+    'weights); ``"sequence"``, one per position, normalized over each example (the first dimension of the ids); '
+    '``"token"``, one per position, normalized by itself',
+)
 
+norm = _shared(
+    "l2", '``"l2"``, for steps along :math:`g/\\lVert g\\rVert_2`, or ``"linf"``, along :math:`\\mathrm{sign}(g)`'
+)
 
-def replace(more: str = "") -> Any:
-    """
-    Declare ``replace: bool``.
+adv_weight = _shared(1.0, "the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself")
 
-    :param more: what the method has to say besides.
-    """
-    described = "train on the adversarial loss alone; the first pass then computes no parameter gradients"
-    return argument(False, described + more)
+warmup = _shared(
+    0,
+    "optimizer steps, from ``start`` on, over which what is perturbed by (``epsilon`` and ``alpha``, ``gamma`` or "
+    "``rho``) grows linearly from 0 to its value, or, up to 1, a fraction of the training; 0 for the whole "
+    "perturbation from the first step",
+)
 
+replace = _shared(False, "train on the adversarial loss alone; the first pass then computes no parameter gradients")
 
-def fraction(more: str = "") -> Any:
-    """
-    Declare ``fraction: float``.
-
-    :param more: what the method has to say besides.
-    """
-    described = (
-        "which fraction of a batch's examples is attacked, at least one, drawn anew in each step; the passes that "
-        "attack run on those alone"
-    )
-    return argument(1.0, described + more, partial(check_number, positive=True, most=1))
+fraction = _shared(
+    1.0,
+    "which fraction of a batch's examples is attacked, at least one, drawn anew in each step; the passes that "
+    "attack run on those alone",
+    check_fraction,
+)
 
 
 def relative(lengths: str = "``epsilon``") -> Any:
@@ -128,21 +123,43 @@ def relative(lengths: str = "``epsilon``") -> Any:
     return argument(False, described)
 
 
-def dropout_mask() -> Any:
-    """Declare ``dropout_mask: DropoutMask``."""
-    described = '``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one'
-    return argument("new", described)
+dropout_mask = _shared(
+    "new", '``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one'
+)
 
+inner_autocast = _shared(
+    None,
+    "``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
+    "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
+    "that the model or the Trainer (``fp16=True``) enters itself goes first",
+    _check_inner_autocast,
+)
 
-def inner_autocast() -> Any:
-    """Declare ``inner_autocast: Optional[torch.dtype]``."""
-    return argument(
-        None,
-        "``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
-        "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
-        "that the model or the Trainer (``fp16=True``) enters itself goes first",
-        check_inner_autocast,
-    )
+divergence = _shared(
+    "categorical",
+    '``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), ``"mse"`` '
+    "for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)",
+    _check_divergence,
+)
+
+reduction = _shared(
+    "batchmean",
+    '``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked positions; '
+    '``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included',
+)
+
+mask = _shared(
+    None,
+    "which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of one "
+    "copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
+    "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
+    "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
+    "labels inside needs a callable that shifts too",
+    must_be(
+        "None, the key of a batch field or a callable",
+        lambda value: value is None or isinstance(value, str) or callable(value),
+    ),
+)
 
 
 class TwoPassArguments(Arguments):
@@ -172,48 +189,3 @@ class TwoPassArguments(Arguments):
                 "Expected `inner_autocast` to be None where every pass of a step trains, but got "
                 f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
             )
-
-
-def divergence(more: str = "") -> Any:
-    """
-    Declare ``divergence: Divergence``.
-
-    :param more: what the method has to say besides.
-    """
-    described = (
-        '``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), ``"mse"`` '
-        "for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)"
-    )
-    return argument("categorical", described + more, _check_divergence)
-
-
-def reduction() -> Any:
-    """Declare ``reduction: Reduction``."""
-    return argument(
-        "batchmean",
-        '``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked positions; '
-        '``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included',
-    )
-
-
-def mask() -> Any:
-    """Declare ``mask: Mask``."""
-    return argument(
-        None,
-        "which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of one "
-        "copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
-        "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
-        "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
-        "labels inside needs a callable that shifts too",
-        _check_mask,
-    )
-
-
-def _check_mask(name: str, value: Any) -> None:
-    if not (value is None or isinstance(value, str) or callable(value)):
-        raise ValueError(f"Expected `{name}` to be None, the key of a batch field or a callable, but got {value!r}.")
-
-
-def _check_divergence(name: str, value: Any) -> None:
-    if not callable(value):
-        check_choice(name, value, get_args(_Divergence))

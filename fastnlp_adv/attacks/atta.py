@@ -10,22 +10,14 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..arguments import Arguments, Cost, argument, arguments, one_of, shared
 from ..functional import ascend, project
 from ..taps import Lookup
-from ..versions import element_size
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
 
 __all__ = ["ATTA", "ATTAArguments"]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_dtype(name: str, value: Any) -> None:
-    if value not in _DTYPES:
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, _DTYPES))}, but got {value!r}.")
 
 
 @arguments
@@ -36,15 +28,12 @@ class ATTAArguments(Arguments):
         torch.float16,
         "the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``, ``float32`` or "
         "``float64``",
-        _check_dtype,
+        one_of((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     )
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     relative: bool = shared.relative("``epsilon`` and ``alpha``")
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(1, 1, 0)
+    cost = Cost(1, 1, 0)
 
 
 @arguments
@@ -128,7 +117,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         :param examples: how many there are.
         :param length: how many tokens they have.
         """
-        return examples * length * self._features * element_size(self.storage_dtype)
+        return examples * length * self._features * torch.finfo(self.storage_dtype).bits // 8
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "examples": self.store.state_dict()}
@@ -166,11 +155,7 @@ class ATTA(ATTAArguments, EmbeddingAttack):
 
 
 class _Examples:
-    """
-    The examples of a batch, each once, and where they stand in it.
-
-    :param indices: one per row of the batch.
-    """
+    """The examples of a batch, each once, and where they stand in it, by the index of each row."""
 
     def __init__(self, indices: Iterable[int] | None):
         if indices is None:

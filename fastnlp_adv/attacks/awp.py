@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 
-from ..arguments import argument, arguments, shared
+from ..arguments import argument, arguments, must_be, shared
 from ..functional import group_norm, steepest_direction
 from ..taps import Delta, WeightTap
 from .weights import WeightAttack
 
 __all__ = ["AWP", "AWPArguments"]
-
-
-def _check_params(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"Expected `{name}` to be part of a parameter's name or a glob, but got {value!r}.")
 
 
 @arguments
@@ -32,7 +27,7 @@ class AWPArguments(shared.TwoPassArguments):
         "part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings and "
         'the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen '
         "stays where it is, until it is unfrozen",
-        _check_params,
+        must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != ""),
     )
     replace: bool = shared.replace(", but for those of the matched weights, and leaves those in ``.grad`` alone")
     adv_weight: float = shared.adv_weight()

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..arguments import arguments
 from ..batch import Part, count_examples, take_part
 from ..method import ModelMethod
 from ..random_state import Noise
-from ..taps import Delta, Tap
+from ..taps import Delta
 
 __all__ = ["Attack", "Pass"]
 
@@ -46,16 +45,11 @@ class Pass:
     batch: Any = field(default=None, repr=False, compare=False)
 
     def of(self, batch: Any) -> Any:
-        """
-        Return what the pass runs on, a mapping as a shallow copy, from which the model's step may take fields out.
-
-        :param batch: the whole batch.
-        """
+        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
         batch = batch if self.batch is None else self.batch
         return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
-@arguments
 class Attack(ModelMethod, ABC):
     """
     An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.
@@ -70,8 +64,8 @@ class Attack(ModelMethod, ABC):
     #: the factor of all lengths that it perturbs by; below 1 while a callback warms up
     strength = 1.0
 
-    def set_up(self, model: nn.Module | None, taps: list[Tap], dropout_mask: str = "new") -> None:
-        super().set_up(model, taps, dropout_mask)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         #: the stream that these examples are drawn from
         self.choice = Noise(1)
         #: the norms of the last ascent step, and how many had no direction, once there was one
@@ -106,24 +100,22 @@ class Attack(ModelMethod, ABC):
         with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
             yield passes
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
         """Enclose the forward of a pass that does not train: in ``inner_autocast``, if there is one."""
-        with ExitStack() as stack:
-            self._autocast(stack, enabled=True)
-            yield
+        return nullcontext() if self.inner_autocast is None else self._autocast(enabled)
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
-        with ExitStack() as stack:
-            self._autocast(stack, enabled=False)  # each operation has the precision of its forward already
+        with self.precision(enabled=False):  # each operation has the precision of its forward already
             super().differentiate(loss, create_graph=create_graph)
 
-    def _autocast(self, stack: ExitStack, *, enabled: bool) -> None:
-        if self.inner_autocast is not None:
+    @contextmanager
+    def _autocast(self, enabled: bool) -> Iterator[None]:
+        with ExitStack() as stack:
             for device in sorted({p.device.type for p in self.model.parameters()}):
                 # the cache would hand out weights as an autocast around this one has cast them
                 autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
                 stack.enter_context(autocast)
+            yield
 
     def choose(self, examples: int) -> Tensor:
         """
@@ -151,8 +143,8 @@ class Attack(ModelMethod, ABC):
         trained = 0.0
         part = None if self.fraction == 1 else self._part_of(batch)
         taken = None if part is None else take_part(batch, part, _WHOLE)
-        replay = self.replay.step() if self.replay.same else nullcontext()
-        with closing(self.passes()) as passes, replay as begin_pass:  # type: ignore[type-var]
+        begin_pass = self.replay.step() if self.replay.same else None
+        with closing(self.passes()) as passes:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
                     tap.begin_pass(keep_leaves=not each.trains)

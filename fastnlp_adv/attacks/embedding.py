@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
 from torch import Tensor
 
-from ..arguments import arguments
 from ..functional import ascend, project, random_in_ball
 from ..taps import EmbeddingTap, Tap, fits, taps_on
 from .base import Attack
@@ -17,7 +16,6 @@ from .base import Attack
 __all__ = ["EmbeddingAttack"]
 
 
-@arguments
 class EmbeddingAttack(Attack):
     """
     An attack on the lookups of embeddings by steps of steepest ascent.
@@ -31,25 +29,21 @@ class EmbeddingAttack(Attack):
     granularity = cast(Any, "sequence")
     relative = cast(Any, False)
     norm = cast(Any, "l2")
-    dropout_mask = cast(Any, "new")
 
     fixed = Attack.fixed | {"relative"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        taps = taps_on(self.model, self.emb_name, self.granularity)
-        self._check_fraction(taps)
+        self.taps = taps_on(self.model, self.emb_name, self.granularity)
+        self.check_together()  # again, with the taps
         if self.relative:
-            for tap in taps:
+            for tap in self.taps:
                 tap.unit = _row_of(tap)
-        self.set_up(self.model, taps, self.dropout_mask)
+        self.set_up(self.model, self.taps)
 
     def check_together(self) -> None:
         super().check_together()
-        self._check_fraction(vars(self).get("taps", ()))
-
-    def _check_fraction(self, taps: Sequence[Tap]) -> None:
-        others = [f"`{tap.name}`" for tap in taps if not isinstance(tap, EmbeddingTap)]
+        others = [f"`{tap.name}`" for tap in vars(self).get("taps", ()) if not isinstance(tap, EmbeddingTap)]
         if self.fraction < 1 and others:
             raise ValueError(
                 "Expected `fraction` to be 1 for parameters that are not looked up, which all examples share, but got "
@@ -64,12 +58,7 @@ class EmbeddingAttack(Attack):
         return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}{some}"
 
     def in_both_units(self, name: str, length: float) -> str:
-        """
-        Say how long something is, in the units of the embedding and in rows.
-
-        :param name: what it is.
-        :param length: as it was given.
-        """
+        """Say how long something is, in the units of the embedding and in rows; ``length`` is as it was given."""
         said = f"{name} {length:g}" + " rows" * self.relative
         if len(self.taps) > 1 or not self.embedding_taps:
             return said + " of each" * self.relative
@@ -112,11 +101,7 @@ class EmbeddingAttack(Attack):
         self.record(moved)
 
     def randomize(self, radius: float) -> None:
-        """
-        Start every perturbation at a random point of its ball.
-
-        :param radius: that of the ball, as it was given.
-        """
+        """Start every perturbation at a random point of its ball; ``radius`` is as it was given."""
         for tap in self.taps:
             tap.perturb(
                 [

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..versions import element_size
-
 __all__ = ["ExampleStore", "Key"]
 
 
@@ -48,13 +46,7 @@ class ExampleStore:
         self._rows: dict[Key, Tensor] = {}
 
     def read(self, keys: list[Key], shape: tuple[int, ...]) -> Tensor | None:
-        """
-        Return the tensors of some examples, cut, or filled with 0, to one shape.
-
-        :param keys: those of the examples.
-        :param shape: the shape of each.
-        :return: a tensor of shape ``(examples, *shape)`` on the CPU; ``None`` if all examples are new.
-        """
+        """Return the tensors of examples, each cut, or filled with 0, to ``shape``; ``None`` if all are new."""
         if not any(key in self._rows for key in keys):
             return None
         out = torch.zeros((len(keys), *shape), dtype=self.dtype)
@@ -66,12 +58,7 @@ class ExampleStore:
         return out
 
     def rows(self, keys: list[Key], values: Tensor) -> dict[Key, Tensor]:
-        """
-        Return what is to be stored, ready for :meth:`update`.
-
-        :param keys: those of the examples.
-        :param values: their tensors, of shape ``(examples, ..., positions, features)``, on any device.
-        """
+        """Return what is to be stored of ``(examples, ..., positions, features)``, ready for :meth:`update`."""
         values = values.to(self.dtype).to("cpu")  # in this order, so that less travels; all examples at once
         used = (values != 0).any(-1).flatten(1, -2).any(1) if values.dim() > 3 else (values != 0).any(-1)
         lengths = (
@@ -86,15 +73,13 @@ class ExampleStore:
 
     def nbytes(self) -> int:
         """Return the bytes of what is stored."""
-        return sum(row.numel() for row in self._rows.values()) * element_size(self.dtype)
+        return sum(row.numel() * row.element_size() for row in self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """
-        Return the rows, packed into few tensors: a file of one tensor per example would be slow to write and to read.
-        """
+        """Return the rows, packed into few tensors: one per example would be slow to write and to read."""
         groups: dict[tuple[str, int], list[Key]] = {}
         for key in self._rows:
             groups.setdefault((key.tap, key.lookup), []).append(key)

@@ -11,7 +11,7 @@ __all__ = ["FGSM", "FGSMArguments"]
 @arguments
 class FGSMArguments(FGMArguments):
     epsilon: float = argument(0.003, "how far each coordinate moves, in the units of the embedding")
-    norm: shared.Norm = shared.norm("linf")
+    norm: shared.Norm = shared.norm(default="linf")
 
 
 @arguments

@@ -26,10 +26,7 @@ class NEFTuneArguments(Arguments):
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     relative: bool = shared.relative("``alpha``")
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(1, 1, 0)
+    cost = Cost(1, 1, 0)
 
 
 @arguments

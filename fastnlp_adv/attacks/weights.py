@@ -8,14 +8,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..arguments import arguments
 from ..taps import Delta, WeightTap, fits, refuse_sharded
 from .base import Attack, Pass
 
 __all__ = ["WeightAttack"]
 
 
-@arguments
 class WeightAttack(Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
@@ -28,13 +26,12 @@ class WeightAttack(Attack):
     params = cast(Any, "*")
     adv_weight = cast(Any, 1.0)
     replace = cast(Any, True)
-    dropout_mask = cast(Any, "new")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_sharded(self.model, f"{type(self).__name__}, which moves the weights,")
         self.weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
-        self.set_up(self.model, [*self.weights], self.dropout_mask)
+        self.set_up(self.model, [*self.weights])
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
@@ -43,12 +40,7 @@ class WeightAttack(Attack):
 
     @abstractmethod
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
-        """
-        Move the weights that a gradient came to.
-
-        :param taps: those on them.
-        :return: what :meth:`record` takes.
-        """
+        """Move the weights that a gradient came to, and return what :meth:`record` takes."""
 
     def check_reached(self) -> bool:
         if any(tap.reached for tap in self.taps):

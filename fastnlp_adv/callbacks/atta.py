@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from fastNLP import logger
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..arguments import arguments
 from ..attacks.atta import ATTA, ATTAArguments
+from ..batch import fields_of
 from .base import AttackCallback
 
 __all__ = ["ATTACallback"]
@@ -69,8 +69,7 @@ class ATTACallback(AttackCallback, ATTAArguments):
 
 def _length(batch: Any, rows: int) -> int:
     """Return the length of a batch's longest field of integers, which may be the tokens."""
-    fields = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
-    tensors = [f for f in fields if isinstance(f, Tensor) and not f.is_floating_point() and f.dim() > 1]
+    tensors = [f for _, f in fields_of(batch) if isinstance(f, Tensor) and not f.is_floating_point() and f.dim() > 1]
     return max((f.shape[-1] for f in tensors if len(f) == rows), default=1)
 
 

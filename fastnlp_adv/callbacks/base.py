@@ -17,8 +17,8 @@ from ..regularizers import Regularizer
 from ..versions import has_compiled_parts
 from .checks import check_trainer
 from .learning import Learning
-from .log import log_state
-from .step import BatchStep, install, uninstall
+from .log import log_values, measured
+from .step import BatchStep
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
 
@@ -71,15 +71,15 @@ class MethodCallback(Callback, Arguments):
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         self._running = weakref.ref(trainer)
-        install(trainer).add(self)
+        BatchStep.install(trainer, self)
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        if self.log_every and trainer.global_forward_batches % self.log_every == 0:
-            log_state(trainer)
+        if self.log_every and trainer.global_forward_batches % self.log_every == 0 and trainer.driver.global_rank == 0:
+            log_values(trainer, measured(trainer))
 
     def on_train_end(self, trainer: Any) -> None:
         if self._running is None or self._running() is trainer:
-            uninstall(trainer, self)
+            BatchStep.uninstall(trainer, self)
             self.end(trainer)
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
@@ -94,8 +94,6 @@ class MethodCallback(Callback, Arguments):
         """
         Return the factor of what the method perturbs by on this batch: 0 where it does not act, and what grows to 1
         over ``warmup``. Counts optimizer steps: the micro-batches of one are treated alike.
-
-        :param trainer: the Trainer.
         """
         first, growing = self._schedule(trainer)
         step = trainer.global_forward_batches // trainer.accumulation_steps - first
@@ -120,11 +118,7 @@ class MethodCallback(Callback, Arguments):
         self.assigned[name] = None
 
     def build(self, model: nn.Module) -> Method:
-        """
-        Build the method with this callback's settings, with its hooks off.
-
-        :param model: the model.
-        """
+        """Build the method with this callback's settings, with its hooks off."""
         method = self.method_class(model, **self.settings())  # type: ignore[call-arg]
         method.close()
         return method
@@ -134,19 +128,11 @@ class MethodCallback(Callback, Arguments):
         return {name: getattr(self, name) for name in self.method_class.names()}
 
     def check_model(self, model: nn.Module) -> None:
-        """
-        Check when the Trainer is built what would otherwise fail in training.
-
-        :param model: the model.
-        """
+        """Check when the Trainer is built what would otherwise fail in training."""
         self.build(model)
 
     def begin(self, trainer: Any) -> None:
-        """
-        Build the method, and go on where a checkpoint, or an earlier run of this Trainer, left it.
-
-        :param trainer: the Trainer.
-        """
+        """Build the method, and go on where a checkpoint, or an earlier run of this Trainer, left it."""
         model = trainer.driver.unwrap_model()
         self.method_ = self.build(model)
         self.assigned = {}
@@ -163,11 +149,7 @@ class MethodCallback(Callback, Arguments):
             self.method_.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
 
     def end(self, trainer: Any) -> None:
-        """
-        Let go of the method, but for what it remembers.
-
-        :param trainer: the Trainer.
-        """
+        """Let go of the method, but for what it remembers."""
         if self.method_ is not None:
             self._kept = weakref.ref(trainer), self.state_dict()
             self.method_.close()

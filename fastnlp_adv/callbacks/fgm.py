@@ -29,4 +29,4 @@ class FGMCallback(AttackCallback, FGMArguments):
 
     method_class = FGM
 
-    warmup: float = warmup(1.0)
+    warmup: float = warmup(default=1.0)

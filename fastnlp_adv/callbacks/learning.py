@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 from fastNLP import logger
@@ -39,11 +39,7 @@ class Learning:
         self.last: deque[tuple[Tensor, Tensor | None]] = deque(maxlen=STRETCH)
 
     def note(self, trainer: Any) -> None:
-        """
-        Take the losses of a batch.
-
-        :param trainer: the Trainer.
-        """
+        """Take the losses of a batch."""
         state = trainer.state.get("adv", {})
         if "loss" not in state:  # which is everyone's to write to
             return
@@ -54,17 +50,13 @@ class Learning:
             self.check(trainer)
 
     def check(self, trainer: Any) -> None:
-        """
-        Read the losses, and warn if they have not fallen.
-
-        :param trainer: the Trainer.
-        """
+        """Read the losses, and warn if they have not fallen."""
         steps = trainer.global_forward_batches // trainer.accumulation_steps
         begun = len(self.last) == STRETCH and all(adversarial is not None for _, adversarial in self.last)
         if self.warned or steps < LEAST_STEPS or not begun:
             return
-        before = _mean(self.first)
-        clean, adversarial = map(_mean, zip(*self.last))
+        before = fmean(map(float, self.first))
+        clean, adversarial = (fmean(map(float, losses)) for losses in zip(*self.last))
         if clean > (1 - LEAST_FALL) * before and adversarial >= clean:
             self.warned = True
             logger.rank_zero_warning(
@@ -82,8 +74,3 @@ class Learning:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self.first, self.warned = list(state["first"]), state["warned"]
-
-
-def _mean(losses: Iterable[Any]) -> float:
-    values = [float(loss) for loss in losses]
-    return sum(values) / len(values)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastNLP import logger
 
-__all__ = ["as_text", "log_state", "measured"]
+__all__ = ["as_text", "log_values", "measured"]
 
 
 def measured(trainer: Any) -> dict[str, float]:
@@ -34,13 +34,12 @@ def as_text(values: dict[str, float]) -> str:
     return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
 
 
-def log_state(trainer: Any) -> None:
+def log_values(trainer: Any, values: dict[str, float]) -> None:
     """
-    Write what was measured to fastNLP's log, on the first rank.
+    Write what was measured to fastNLP's log.
 
     :param trainer: the Trainer.
+    :param values: numbers by name; nothing is written where there are none.
     """
-    if trainer.driver.global_rank == 0:
-        values = measured(trainer)
-        if values:
-            logger.info(f"Batch {trainer.global_forward_batches}: {as_text(values)}")
+    if values:
+        logger.info(f"Batch {trainer.global_forward_batches}: {as_text(values)}")

@@ -10,7 +10,7 @@ from fastNLP import Callback, RichCallback, TqdmCallback, logger
 
 from ..arguments import check_count
 from .base import MethodCallback
-from .log import as_text, log_state, measured
+from .log import as_text, log_values, measured
 
 __all__ = ["LogCallback"]
 
@@ -49,7 +49,7 @@ class LogCallback(Callback):
         self.every = every
         self.progress_bar = progress_bar
         places = [_place(writer) for writer in writers] + [_to_progress_bar] * progress_bar
-        self._places = places or [_to_log]
+        self._places = places or [log_values]
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         if not any(isinstance(other, MethodCallback) for other in trainer.callback_manager.class_callbacks):
@@ -97,10 +97,6 @@ def _to_fitlog(fitlog: Any, trainer: Any, values: dict[str, float]) -> None:
         fitlog.add_loss(value, step=trainer.global_forward_batches, name=f"{GROUP}/{name}", epoch=trainer.cur_epoch_idx)
 
 
-def _to_log(trainer: Any, values: dict[str, float]) -> None:
-    log_state(trainer)
-
-
 def _to_progress_bar(trainer: Any, values: dict[str, float]) -> None:
     shown = [c for c in trainer.callback_manager.class_callbacks if isinstance(c, (RichCallback, TqdmCallback))]
     # The end of the epoch's line is free in both; that of the batch's is where fastNLP shows the loss.
@@ -111,7 +107,7 @@ def _to_progress_bar(trainer: Any, values: dict[str, float]) -> None:
         else:
             bar.progress_bar.set_postfix_str(bar.task2id["epoch"], as_text(values))
     if not shown:
-        log_state(trainer)
+        log_values(trainer, values)
 
 
 def _cut(text: str, room: int) -> str:

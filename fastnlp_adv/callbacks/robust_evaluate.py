@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from fastNLP import Metric, MoreEvaluateCallback, logger
@@ -30,11 +30,7 @@ class RobustMetric(Metric):
         self.totals = [0.0] * 4
 
     def update(self, robust_totals: Tensor) -> None:
-        """
-        Count a batch.
-
-        :param robust_totals: the sums that averages are made of.
-        """
+        """Count a batch, by the sums that averages are made of."""
         self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist())]
 
     def get_metric(self) -> dict[str, float]:
@@ -100,16 +96,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         num_eval_sanity_batch: int = 1,
         **kwargs: Any,
     ):
-        self._arguments: dict[str, Any] = {
-            "epsilons": (epsilon,),
-            "relative": relative,
-            "steps": steps,
-            "restarts": restarts,
-            "alpha": alpha,
-            "emb_name": emb_name,
-            "seed": seed,
-        }
-        WorstCaseArguments(**self._arguments)  # checks them
+        self._arguments = WorstCaseArguments((epsilon,), relative, steps, restarts, alpha, emb_name, seed)
         unit = " rows" if relative else ""
         title = f"Under attack (epsilon {epsilon:g}{unit}, {steps} steps from each of {restarts} starts)"
         self._title = title if kwargs.pop("verbose", 1) else None
@@ -147,7 +134,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         self.metrics = {**self.metrics, "robust": RobustMetric()}
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
-        self._attack = WorstCase(driver.unwrap_model(), **self._arguments)
+        self._attack = WorstCase(driver.unwrap_model(), **self._arguments.values())
         self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
@@ -166,26 +153,26 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         evaluator.update(batch, {**entries, "robust_totals": worst.totals()})
 
 
+@dataclass
 class _Evaluation:
     """
     An Evaluator that begins its attack anew in each run, leaves the modes of all modules as they were, and prints the
     results under a title.
     """
 
-    def __init__(self, evaluator: Any, attack: WorstCase, model: nn.Module, title: str | None):
-        self._evaluator = evaluator
-        self._attack = attack
-        self._model = model
-        self._title = title
+    evaluator: Any
+    attack: WorstCase
+    model: nn.Module
+    title: str | None
 
     def run(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
-        self._attack.begin()
-        with modes_kept(self._model):
-            results: dict[str, Any] = self._evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
-        if self._title is not None:
+        self.attack.begin()
+        with modes_kept(self.model):
+            results: dict[str, Any] = self.evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
+        if self.title is not None:
             # as fastNLP prints them: a line of the log would be drawn into rich's bar
-            say = f_rich_progress.print if self._evaluator.progress_bar == "rich" else logger.info
+            say = f_rich_progress.print if self.evaluator.progress_bar == "rich" else logger.info
             numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
             others = {name: value for name, value in results.items() if name not in numbers}
-            say(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
+            say(f"{self.title}: {as_text(numbers)}" + (f", {others}" if others else ""))
         return results

@@ -16,7 +16,7 @@ from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
 from ..regularizers.base import noting
 
-__all__ = ["BatchStep", "Participant", "install", "uninstall"]
+__all__ = ["BatchStep", "Participant"]
 
 
 class Participant(Protocol):
@@ -38,17 +38,13 @@ class BatchStep:
     Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all callbacks of a Trainer, whatever their order.
 
     :param original: the function to put back when the last callback leaves.
+    :param has_terms: whether the model runs R-Drop by itself, so that there are terms without a regularizer.
     """
 
-    def __init__(self, original: Callable[..., Any]):
+    def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
+        self.has_terms = has_terms
         self.callbacks: list[Participant] = []
-        #: whether the model runs R-Drop by itself, so that there are terms without a regularizer
-        self.has_terms = False
-
-    def add(self, callback: Participant) -> None:
-        if callback not in self.callbacks:
-            self.callbacks.append(callback)
 
     def __call__(self, trainer: Any, batch: Any) -> None:
         attack: Attack | None = None
@@ -80,6 +76,32 @@ class BatchStep:
             run.state["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()
+
+    @staticmethod
+    def install(trainer: Any, callback: Participant) -> None:
+        """Put the step into a Trainer, unless it is there, and the callback into the step."""
+        loop = trainer.train_batch_loop
+        if not isinstance(loop.batch_step_fn, BatchStep):
+            modules = trainer.driver.unwrap_model().modules()
+            has_terms = any(isinstance(module, RDropMixin) for module in modules)
+            loop.batch_step_fn = BatchStep(loop.batch_step_fn, has_terms)
+            if isinstance(trainer.driver, TorchFSDPDriver):
+                # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
+                # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
+                trainer.driver.get_model_no_sync_context = lambda: nullcontext
+        if callback not in loop.batch_step_fn.callbacks:
+            loop.batch_step_fn.callbacks.append(callback)
+
+    @staticmethod
+    def uninstall(trainer: Any, callback: Participant) -> None:
+        """Take a callback out of the step, if it is in it, and with the last one the step off the Trainer."""
+        step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
+        if isinstance(step, BatchStep):
+            step.callbacks = [other for other in step.callbacks if other is not callback]
+            if not step.callbacks:
+                trainer.train_batch_loop.batch_step_fn = step.original
+                if isinstance(trainer.driver, TorchFSDPDriver):
+                    vars(trainer.driver).pop("get_model_no_sync_context", None)
 
 
 def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Callable[[Any], Any]:
@@ -151,42 +173,3 @@ class _Run:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
         return loss / self.trainer.accumulation_steps
-
-
-def install(trainer: Any) -> BatchStep:
-    """
-    Put the step into a Trainer, unless it is there.
-
-    :param trainer: the Trainer.
-    :return: the step.
-    """
-    loop = trainer.train_batch_loop
-    if not isinstance(loop.batch_step_fn, BatchStep):
-        loop.batch_step_fn = BatchStep(loop.batch_step_fn)
-        modules = trainer.driver.unwrap_model().modules()
-        loop.batch_step_fn.has_terms = any(isinstance(module, RDropMixin) for module in modules)
-        if isinstance(trainer.driver, TorchFSDPDriver):
-            # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
-            # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
-            trainer.driver.get_model_no_sync_context = _in_sync
-    return loop.batch_step_fn
-
-
-def _in_sync() -> Callable[[], Any]:
-    return nullcontext
-
-
-def uninstall(trainer: Any, callback: Participant) -> None:
-    """
-    Take a callback out of the step, and with the last one the step off the Trainer.
-
-    :param trainer: the Trainer.
-    :param callback: the callback; nothing happens if it is not in the step.
-    """
-    step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
-    if isinstance(step, BatchStep):
-        step.callbacks = [other for other in step.callbacks if other is not callback]
-        if not step.callbacks:
-            trainer.train_batch_loop.batch_step_fn = step.original
-            if isinstance(trainer.driver, TorchFSDPDriver):
-                vars(trainer.driver).pop("get_model_no_sync_context", None)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from fastNLP.core.drivers.torch_driver.torch_fsdp import TorchFSDPDriver
@@ -53,24 +52,10 @@ def fsdp_unwrap() -> None:
     TorchFSDPDriver.unwrap_model = unwrap_model
 
 
-@contextmanager
-def _as_torchrun_starts_it() -> Iterator[None]:
-    """Put what a rank finds in its environment there; with a process group that fastNLP would make."""
-    found = {FASTNLP_BACKEND_LAUNCH: "1", "LOCAL_RANK": "0", FASTNLP_DISTRIBUTED_CHECK: "1"}
-    before = {name: os.environ.get(name) for name in found}
-    os.environ.update(found)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _takes_another_driver() -> bool:
-    with _as_torchrun_starts_it():
+    # what a rank finds in its environment when torchrun starts it; with a process group that fastNLP would make
+    found = {FASTNLP_BACKEND_LAUNCH: "1", "LOCAL_RANK": "0", FASTNLP_DISTRIBUTED_CHECK: "1"}
+    with mock.patch.dict(os.environ, found):
         driver = _choice.initialize_torch_driver("torch_fsdp", None, nn.Linear(1, 1))
     return not isinstance(driver, TorchFSDPDriver)
 

@@ -9,16 +9,14 @@ from typing import Any, Callable, ClassVar
 
 from torch import Tensor
 
-from ..arguments import arguments
-from ..method import Method, ModelMethod
+from ..method import Method
 
-__all__ = ["EmbeddingRegularizer", "Forward", "Regularizer", "add_term", "noting"]
+__all__ = ["Forward", "Regularizer", "add_term", "noting"]
 
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
 Forward = Callable[[Any], Any]
 
 
-@arguments
 class Regularizer(Method, ABC):
     """
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.
@@ -47,15 +45,6 @@ class Regularizer(Method, ABC):
 
     def after_step(self) -> None:
         """Follow a step of the optimizer."""
-
-
-@arguments
-class EmbeddingRegularizer(Regularizer, ModelMethod):
-    """
-    A regularizer that taps the lookups of a model.
-
-    :param model: the model.
-    """
 
 
 # What is noted goes to whoever logs it. Only that is ours: a model may return something of its own under any name.

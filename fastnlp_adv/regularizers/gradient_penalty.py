@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..method import ModelMethod
 from ..taps import Delta, refuse_sharded, taps_on
-from .base import EmbeddingRegularizer, Forward, add_term
+from .base import Forward, Regularizer, add_term
 from .outputs import read_loss
 
 __all__ = ["GradientPenalty", "GradientPenaltyArguments"]
@@ -23,14 +24,11 @@ class GradientPenaltyArguments(Arguments):
     weight: float = argument(0.1, "the weight :math:`w` of the penalty")
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(1, 1, 1)
+    cost = Cost(1, 1, 1)
 
 
 @arguments
-class GradientPenalty(GradientPenaltyArguments, EmbeddingRegularizer):
+class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
     r"""
     Penalizes the squared gradient at the embeddings ("double backpropagation", Drucker and LeCun 1992; on deep networks
     Ross and Doshi-Velez 2018, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by

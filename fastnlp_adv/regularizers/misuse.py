@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..batch import fields_of
-from .outputs import IGNORED, LABELS
+from .outputs import IGNORED, labels_in
 
 __all__ = ["warn_of_misuse", "warn_of_misuse_of_concat"]
 
@@ -81,13 +81,12 @@ def _is_contrastive(loss: Tensor, pred: Tensor, doubled: Any, rows: int) -> bool
     if not targets:
         return True
     numbered = torch.arange(rows, device=pred.device).repeat(2)
-    named = list(_labels(doubled))
-    return rows > 3 and any(f.shape == numbered.shape and bool((f == numbered).all()) for f in named)
+    return rows > 3 and any(f.shape == numbered.shape and bool((f == numbered).all()) for f in labels_in(doubled))
 
 
 def _sums(pred: Tensor, doubled: Any) -> Iterator[tuple[Tensor, int]]:
     """Yield the usual losses summed over the batch, each with the number of its terms."""
-    for labels in _labels(doubled):
+    for labels in labels_in(doubled):
         if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
             flat = pred.reshape(-1, pred.shape[-1])
             if bool(((labels == IGNORED) | ((labels >= 0) & (labels < pred.shape[-1]))).all()):
@@ -97,11 +96,6 @@ def _sums(pred: Tensor, doubled: Any) -> Iterator[tuple[Tensor, int]]:
             target = labels.float()
             yield F.mse_loss(pred, target, reduction="sum"), labels.numel()
             yield F.binary_cross_entropy_with_logits(pred, target, reduction="sum"), labels.numel()
-
-
-def _labels(batch: Any) -> Iterator[Tensor]:
-    found = [batch.get(name) for name in LABELS] if hasattr(batch, "get") else []
-    return (value for value in found if isinstance(value, Tensor))
 
 
 def _same(value: Tensor, other: Tensor) -> bool:

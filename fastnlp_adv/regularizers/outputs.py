@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import shared
 
-__all__ = ["IGNORED", "LABELS", "find_mask", "read_loss", "read_outputs"]
+__all__ = ["IGNORED", "LABELS", "find_mask", "labels_in", "read_loss", "read_outputs"]
 
 _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
@@ -114,13 +114,20 @@ def find_mask(mask: shared.Mask, batch: Any, outputs: dict[str, Any]) -> Tensor 
 
 
 def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
-    if pred.ndim < 3:
-        return None
-    for name in LABELS:
-        labels = _field(batch, name)
-        if isinstance(labels, Tensor) and labels.shape == pred.shape[:-1] and not labels.is_floating_point():
+    for labels in labels_in(batch) if pred.ndim > 2 else ():
+        if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
             return labels != IGNORED
     return None
+
+
+def labels_in(batch: Any) -> list[Tensor]:
+    """
+    Return what a batch holds under the names of labels.
+
+    :param batch: the batch.
+    """
+    found = [_field(batch, name) for name in LABELS]
+    return [value for value in found if isinstance(value, Tensor)]
 
 
 def _field(batch: Any, name: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from .. import divergences, forwards
-from ..arguments import arguments
+from ..method import ModelMethod
 from ..taps import Delta, Lookup, taps_on
-from .base import EmbeddingRegularizer, Forward, add_term
+from .base import Forward, Regularizer, add_term
 from .outputs import find_mask, read_outputs
 
 __all__ = ["PerturbedRegularizer"]
@@ -20,8 +20,7 @@ __all__ = ["PerturbedRegularizer"]
 _INNER_SCALE = 2.0**10
 
 
-@arguments
-class PerturbedRegularizer(EmbeddingRegularizer):
+class PerturbedRegularizer(Regularizer, ModelMethod):
     """
     Adds ``weight`` times the divergence between the prediction and that at ``e + d``. A method says where ``d`` starts,
     :meth:`start`, and how it moves, :meth:`ascend`. There is one perturbation per position of each lookup, its groups
@@ -43,11 +42,10 @@ class PerturbedRegularizer(EmbeddingRegularizer):
     divergence = cast(Any, "categorical")
     reduction = cast(Any, "batchmean")
     mask = cast(Any, None)
-    dropout_mask = cast(Any, "new")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"), self.dropout_mask)
+        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
         for tap in self.embedding_taps:
             tap.mixes_passes = True
 
@@ -74,24 +72,24 @@ class PerturbedRegularizer(EmbeddingRegularizer):
         :raises RuntimeError: if the embedding is not looked up, or looked up inside gradient checkpointing.
         """
         bare = objective if forward is None else forward
+        begin_pass = self.replay.step()
         try:
-            with self.replay.step() as begin_pass:
-                begin_pass()
+            begin_pass()
+            for tap in self.taps:
+                tap.begin_pass(keep_leaves=False)
+            outputs = read_outputs(forwards.run(objective, batch, last=False), needs_loss=self.needs_loss)
+            mask = find_mask(self.mask, batch, outputs)
+            elsewhere = self._elsewhere()
+            for lookups in self.embedding_taps:
+                lookups.start = self.start
+            for left in reversed(range(0 if elsewhere else self.steps)):
+                perturbed = self._predict(bare, batch, begin_pass, inner=True)
+                # Each example has a norm of its own, so their sum has the directions of any other reduction.
+                inner = self.distance(outputs["pred"].detach(), perturbed, mask, "sum")
+                self.differentiate(_INNER_SCALE * inner)
                 for tap in self.taps:
-                    tap.begin_pass(keep_leaves=False)
-                outputs = read_outputs(forwards.run(objective, batch, last=False), needs_loss=self.needs_loss)
-                mask = find_mask(self.mask, batch, outputs)
-                elsewhere = self._elsewhere()
-                for lookups in self.embedding_taps:
-                    lookups.start = self.start
-                for left in reversed(range(0 if elsewhere else self.steps)):
-                    perturbed = self._predict(bare, batch, begin_pass, inner=True)
-                    # Each example has a norm of its own, so their sum has the directions of any other reduction.
-                    inner = self.distance(outputs["pred"].detach(), perturbed, mask, "sum")
-                    self.differentiate(_INNER_SCALE * inner)
-                    for tap in self.taps:
-                        tap.perturb([self.ascend(delta, last=left == 0) for delta in tap.deltas()])
-                perturbed = self._predict(bare, batch, begin_pass)
+                    tap.perturb([self.ascend(delta, last=left == 0) for delta in tap.deltas()])
+            perturbed = self._predict(bare, batch, begin_pass)
         finally:
             for tap in self.taps:
                 tap.reset()

@@ -30,10 +30,7 @@ class R3FArguments(Arguments):
     mask: shared.Mask = shared.mask()
     dropout_mask: shared.DropoutMask = shared.dropout_mask()
 
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2, 2, 0)
+    cost = Cost(2, 2, 0)
 
 
 @arguments
@@ -78,6 +75,7 @@ class R3F(R3FArguments, PerturbedRegularizer):
 
     def start(self, lookup: Lookup, output: Tensor) -> Tensor:
         if self.noise == "normal":
-            return torch.where(lookup.real(), self.epsilon * self.normal(output), 0)
-        noise = self.stream.like(output).uniform_(-1, 1, generator=self.stream.on(output.device))
+            noise = self.normal(output)
+        else:
+            noise = self.stream.like(output).uniform_(-1, 1, generator=self.stream.on(output.device))
         return torch.where(lookup.real(), self.epsilon * noise, 0)

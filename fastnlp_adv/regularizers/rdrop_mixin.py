@@ -90,9 +90,7 @@ class RDropMixin:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def _rdrop_is_wrapped(self) -> bool:
-        """
-        Tell whether this is a training forward that ``DistributedDataParallel`` asks for, around the model itself.
-        """
+        """Tell whether ``DistributedDataParallel`` around the model itself asks for this forward, in training."""
         wrapper = DistributedDataParallel._get_active_ddp_module()
         return wrapper is not None and wrapper.module is self and wrapper.training and torch.is_grad_enabled()
 

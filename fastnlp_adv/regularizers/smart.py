@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import forwards
-from ..arguments import Arguments, Cost, argument, arguments, at_most, check_positive, shared
+from ..arguments import Arguments, Cost, argument, arguments, check_positive, check_up_to_1, shared
 from ..functional import group_norm, project
 from ..taps import Delta, Lookup, refuse_sharded
 from .base import Forward, add_term
@@ -36,7 +36,7 @@ class SMARTArguments(Arguments):
     bregman_weight: float = argument(
         0.0, "the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none"
     )
-    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", at_most(1))
+    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", check_up_to_1)
     emb_name: Optional[str] = shared.emb_name(". Embeddings only")
     divergence: shared.Divergence = shared.divergence(
         '. Here the sum of both directions; for a regression ``"mse"``, which has one, the squared error'
@@ -115,10 +115,10 @@ class SMART(SMARTArguments, PerturbedRegularizer):
     def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
         if not self.bregman_weight:
             return super().__call__(objective, batch, forward)
-        with self.replay.step() as begin_pass:
-            begin_pass()
-            old = self._prediction_of_average(objective if forward is None else forward, batch)
-            begin_pass()  # the other passes begin where this one did
+        begin_pass = self.replay.step()
+        begin_pass()
+        old = self._prediction_of_average(objective if forward is None else forward, batch)
+        begin_pass()  # the other passes begin where this one did
         outputs = super().__call__(objective, batch, forward)
         term = self.distance(outputs["pred"], old, find_mask(self.mask, batch, outputs))
         return add_term(outputs, "bregman", self.bregman_weight, term)

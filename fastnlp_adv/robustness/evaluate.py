@@ -111,16 +111,7 @@ def robust_evaluate(
         >>> list(found), found[2.0]["loss"] > found[0.1]["loss"] > found[0.0]["loss"], found[2.0]["accuracy"]
         ([0.0, 0.1, 2.0], True, 0.0)
     """
-    attack = WorstCase(
-        model,
-        epsilons=epsilons,
-        relative=relative,
-        steps=steps,
-        restarts=restarts,
-        alpha=alpha,
-        emb_name=emb_name,
-        seed=seed,
-    )
+    attack = WorstCase(model, epsilons, relative, steps, restarts, alpha, emb_name, seed)
     run = _step_of(model) if step is None else step
     device = next(model.parameters()).device
     sums: dict[float, Any] = defaultdict(int)

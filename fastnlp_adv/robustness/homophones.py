@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from .words import is_spaceless
 
-__all__ = ["check_pypinyin", "homophones", "is_chinese"]
+__all__ = ["homophones", "import_pinyin", "is_chinese"]
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]")
 _KANA = re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]")
@@ -60,16 +60,12 @@ def is_chinese(text: str) -> bool:
     return _HAN.search(text) is not None and _KANA.search(text) is None
 
 
-def check_pypinyin() -> None:
+def import_pinyin() -> Callable[..., list[str]]:
     """
-    Check that ``pypinyin`` can be had.
+    Import ``lazy_pinyin`` of ``pypinyin``.
 
     :raises ImportError: it is not installed.
     """
-    _lazy_pinyin()
-
-
-def _lazy_pinyin() -> Callable[..., list[str]]:
     try:
         return importlib.import_module("pypinyin").lazy_pinyin
     except ImportError as error:
@@ -82,7 +78,7 @@ def _lazy_pinyin() -> Callable[..., list[str]]:
 @lru_cache(maxsize=4096)
 def _sounds(run: str) -> list[str]:
     """The pinyin of each character, without tones; empty for one that has none."""
-    sounds = _lazy_pinyin()(run, errors=lambda unknown: [""] * len(unknown))
+    sounds = import_pinyin()(run, errors=lambda unknown: [""] * len(unknown))
     return sounds if len(sounds) == len(run) else [sound for each in run for sound in _sounds(each)]
 
 
@@ -106,11 +102,5 @@ def _common(encoding: str) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _is_traditional(text: str) -> bool:
-    return any(_encodes(character, "big5") and not _encodes(character, "gb2312") for character in text)
-
-
-def _encodes(character: str, encoding: str) -> bool:
-    try:
-        return bool(character.encode(encoding))
-    except UnicodeEncodeError:
-        return False
+    big5, gb2312 = (text.encode(encoding, "ignore").decode(encoding) for encoding in ("big5", "gb2312"))
+    return not set(big5) <= set(gb2312)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_arguments, check_count
+from ..arguments import check_count, must_be
 from ..taps import refuse_shards
 from .search import Search, Tokens
 from .text_attack import TextAttack
@@ -78,12 +78,9 @@ class HotFlip(TextAttack):
         emb_name: str | None = None,
         step: Callable[[dict[str, Any]], Any] | None = None,
     ):
-        check_arguments(
-            {"max_flips": max_flips, "candidates": candidates, "min_similarity": min_similarity},
-            max_flips=check_count,
-            candidates=check_count,
-            min_similarity=_check_cosine,
-        )
+        check_count("max_flips", max_flips)
+        check_count("candidates", candidates)
+        must_be("a number from -1 to 1 or None", _is_cosine)("min_similarity", min_similarity)
         super().__init__(
             model, tokenizer, max_flips, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
         )
@@ -205,6 +202,5 @@ def _where(text: str, start: int, end: int) -> int:
     return 1 if start > 0 and text[start - 1] == " " else 0
 
 
-def _check_cosine(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1):
-        raise ValueError(f"Expected `{name}` to be a number from -1 to 1 or None, but got {value!r}.")
+def _is_cosine(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and -1 <= value <= 1)

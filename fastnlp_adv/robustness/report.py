@@ -56,6 +56,7 @@ def write_report(
     tabs = [("all", "all", len(attacked)), *((key, name, outcomes.count(key)) for key, name in OUTCOMES.items())]
     over = f"{accuracy:.1%} of {accuracy.attacked} texts" if accuracy.attacked else "no text to count"
     left_out = f", {accuracy.not_attacked} not attacked and left out" if accuracy.not_attacked else ""
+    labels = [f'<label for="{key}">{name} <b>{count}</b></label>' for key, name, count in tabs]
     head = escape(_visible(title))
     parts = [
         '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">',
@@ -63,8 +64,8 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{head}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         f'<header><h1 dir="auto">{head}</h1>\n<p>Accuracy under attack: <strong>{over}</strong>{left_out}</p></header>',
-        *(_button(key) for key, *_ in tabs),
-        f'<nav aria-label="Filter by outcome">{"".join(_label(*tab) for tab in tabs)}</nav>\n<main>',
+        *(f'<input type="radio" name="outcome" id="{key}"{" checked" * (key == "all")}>' for key, *_ in tabs),
+        f'<nav aria-label="Filter by outcome">{"".join(labels)}</nav>\n<main>',
         *(_card(number, each, key, names) for number, (each, key) in enumerate(zip(attacked, outcomes), start=1)),
         "</main>\n</body>\n</html>\n",
     ]
@@ -74,26 +75,12 @@ def write_report(
 
 
 def outcome(attacked: Attacked) -> str:
-    """
-    Say what became of a text.
-
-    :param attacked: the text.
-    :return: a key of :data:`OUTCOMES`.
-    """
+    """Say what became of a text, by a key of :data:`OUTCOMES`."""
     if not attacked.was_right:
         return "wrong"
     if attacked.not_attacked:
         return "untried"
     return "fooled" if attacked.fooled else "robust"
-
-
-def _button(key: str) -> str:
-    checked = " checked" if key == "all" else ""
-    return f'<input type="radio" name="outcome" id="{key}"{checked}>'
-
-
-def _label(key: str, name: str, count: int) -> str:
-    return f'<label for="{key}">{name} <b>{count}</b></label>'
 
 
 def _card(number: int, attacked: Attacked, key: str, names: Sequence[str] | None) -> str:

@@ -57,23 +57,11 @@ class Search:
     plan: list[Any] | None = None
 
     def leaves(self, start: int, end: int) -> bool:
-        """
-        Tell whether a stretch is as it was.
-
-        :param start: where it begins, in the original text.
-        :param end: where it ends, there.
-        :return: whether no change reaches into it.
-        """
+        """Tell whether a stretch of the original is as it was: no change reaches into it."""
         return all(end <= change.start or change.end <= start for change in self.changes)
 
     def origin(self, start: int, end: int) -> tuple[int, int] | None:
-        """
-        Find where a stretch of the text stands in the original.
-
-        :param start: where it begins, in :attr:`text`.
-        :param end: where it ends, there.
-        :return: its beginning and end in the original; ``None`` if a change reaches into it.
-        """
+        """Find where a stretch of :attr:`text` stands in the original; ``None`` if a change reaches into it."""
         shift = 0
         for change in sorted(self.changes):
             if end <= change.start + shift:
@@ -84,12 +72,7 @@ class Search:
         return start - shift, end - shift
 
     def changed(self, change: Change) -> str:
-        """
-        Make one more change.
-
-        :param change: the change.
-        :return: the text with all changes so far and this one.
-        """
+        """Return the text with all changes so far and this one."""
         return edited(self.original, [*self.changes, change])
 
     def consider(self, tried: list[tuple[Change, str, float, int]]) -> bool:

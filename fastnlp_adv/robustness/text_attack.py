@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import at_least, check_arguments, check_count, optional
+from ..arguments import at_least, check_count, check_name, must_be
 from ..method import Method
 from ..regularizers.outputs import read_outputs
 from ..taps import taps_on
@@ -40,13 +40,12 @@ class TextAttack(Method, ABC):
 
     def __init__(self, model: nn.Module, tokenizer: Any, limit: int, **rest: Any):
         _check_tokenizer(tokenizer)
-        least = tokenizer.num_special_tokens_to_add() + 1
-        check_arguments(
-            rest,
-            batch_size=check_count,
-            max_length=optional(at_least(least)),
-            step=_check_step,
-        )
+        check_count("batch_size", rest["batch_size"])
+        if rest["max_length"] is not None:
+            at_least(tokenizer.num_special_tokens_to_add() + 1)("max_length", rest["max_length"])
+        check_name("emb_name", rest["emb_name"])
+        if rest["step"] is not None:
+            must_be("a function of the tokenized batch or None", callable)("step", rest["step"])
         self.set_up(model, taps_on(model, rest["emb_name"], "token"))
         self.close()
         if len(self.taps) != 1:
@@ -60,20 +59,11 @@ class TextAttack(Method, ABC):
         self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
     def prepare(self, texts: list[str]) -> None:
-        """
-        See to what the texts need, before any of them is attacked.
-
-        :param texts: all texts.
-        """
+        """See to what the texts need, before any of them is attacked."""
 
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
-        """
-        The edits to try next.
-
-        :param searches: the texts that are predicted right.
-        :return: for each, its edits; none ends its search.
-        """
+        """Return the edits to try next, for each text that is predicted right; none ends its search."""
 
     def attack(
         self,
@@ -101,12 +91,7 @@ class TextAttack(Method, ABC):
         return found
 
     def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """
-        The tokens of texts with the gradients at their lookups, by one forward and backward pass.
-
-        :param searches: the texts.
-        :return: the tokens of each.
-        """
+        """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
         batch, spans = self._encode([each.text for each in searches])
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
@@ -124,12 +109,7 @@ class TextAttack(Method, ABC):
         return found
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """
-        What the model is given for texts, without padding.
-
-        :param texts: the texts.
-        :return: the ids of the tokens of each.
-        """
+        """Return the ids that the model is given for each text, without padding."""
         return self._tokenizer(texts, **self._cut)["input_ids"] if texts else []
 
     def _attack(self, pairs: list[tuple[str, int]]) -> list[Attacked]:
@@ -217,7 +197,7 @@ def _pairs(texts: Sequence[str], labels: Sequence[int]) -> list[tuple[str, int]]
         raise ValueError(f"Expected as many `labels` as `texts`, but got {len(labels)} for {len(texts)}.")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
-        check_count("labels", label, least=0)
+        at_least(0)("labels", label)
     return list(zip(texts, labels))
 
 
@@ -234,8 +214,3 @@ def _check_tokenizer(tokenizer: Any) -> None:
             "Expected `tokenizer` to have a padding token, since texts are tried in batches, but got none. Set "
             "`tokenizer.pad_token = tokenizer.eos_token`, and `pad_token_id` in the model's config."
         )
-
-
-def _check_step(name: str, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ValueError(f"Expected `{name}` to be a function of the tokenized batch or None, but got {value!r}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import check_arguments, check_count, optional
+from ..arguments import check_count, must_be
 
 __all__ = ["VocabularyTokenizer"]
 
@@ -56,11 +56,9 @@ class VocabularyTokenizer:
         padding: str | None = None,
         unknown: str | None = None,
     ):
-        check_arguments(
-            {"split": split, "max_length": max_length},
-            split=_check_split,
-            max_length=optional(check_count),
-        )
+        must_be("a function from a text to its tokens", callable)("split", split)
+        if max_length is not None:
+            check_count("max_length", max_length)
         table = getattr(vocabulary, "word2idx", vocabulary)
         if not isinstance(table, Mapping):
             raise ValueError(
@@ -191,8 +189,3 @@ class VocabularyTokenizer:
             at = start + len(token)
             found.append((token, (start, at)))
         return found or [(self.unk_token, (0, 0))]
-
-
-def _check_split(name: str, value: Any) -> None:
-    if not callable(value):
-        raise ValueError(f"Expected `{name}` to be a function from a text to its tokens, but got {value!r}.")

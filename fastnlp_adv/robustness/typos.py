@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import at_least, check_arguments, check_count
+from ..arguments import at_least, check_count, must_be
 from .distance import is_farther
-from .homophones import check_pypinyin, is_chinese
+from .homophones import import_pinyin, is_chinese
 from .search import Search, Tokens
 from .slips import SHORTEST, SLIPS, character_typos, typos_of
 from .text_attack import TextAttack
@@ -77,13 +77,10 @@ class Typos(TextAttack):
         seed: int = 0,
         slips: Sequence[str] = SLIPS,
     ):
-        check_arguments(
-            {"max_typos": max_typos, "candidates": candidates, "seed": seed, "slips": slips},
-            max_typos=check_count,
-            candidates=check_count,
-            seed=at_least(0),
-            slips=_check_slips,
-        )
+        check_count("max_typos", max_typos)
+        check_count("candidates", candidates)
+        at_least(0)("seed", seed)
+        must_be(f"a list of some of {', '.join(SLIPS)}", _are_slips)("slips", slips)
         super().__init__(
             model, tokenizer, max_typos, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
         )
@@ -91,7 +88,7 @@ class Typos(TextAttack):
 
     def prepare(self, texts: list[str]) -> None:
         if "homophone" in self._slips and any(is_chinese(text) for text in texts):
-            check_pypinyin()
+            import_pinyin()  # raises where it is not installed
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         new = [search for search in searches if search.plan is None]
@@ -140,6 +137,5 @@ class Typos(TextAttack):
         return [change for change, ids in zip(changes, then) if ids != now]
 
 
-def _check_slips(name: str, value: Any) -> None:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value or not set(value) <= set(SLIPS):
-        raise ValueError(f"Expected `{name}` to be a list of some of {', '.join(SLIPS)}, but got {value!r}.")
+def _are_slips(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and set(value) <= set(SLIPS)

@@ -33,17 +33,12 @@ class _Worst:
     values: list[list[Tensor]]
 
     def totals(self) -> Tensor:
-        """
-        Return the sums of the highest losses, of the examples, the errors and the labels: what averages are made of.
-        """
+        """Return what averages are made of: the sums of highest losses, examples, errors and labels."""
         sums = [self.highest.sum(), self.highest.new_tensor(len(self.highest)), self.errors.sum()]
         return torch.stack([*sums, self.labels.sum()])
 
     def consider(self, found: Scores, values: list[list[Tensor]]) -> None:
-        """
-        Take worse points: more errors are worse, then a higher loss. An example that was once predicted wrong stays
-        wrong.
-        """
+        """Take worse points: more errors, then a higher loss. An example once predicted wrong stays wrong."""
         losses = found.losses.detach()
         worse = (found.errors > self.errors) | ((found.errors == self.errors) & (losses > self.losses))
         self.losses = torch.where(worse, losses, self.losses)
@@ -133,13 +128,7 @@ class WorstCase(WorstCaseArguments, ModelMethod):
             yield epsilon, worst
 
     def at(self, worst: _Worst, forward: Callable[[], Any]) -> Any:
-        """
-        Run the model at the worst points.
-
-        :param worst: what :meth:`search` yielded.
-        :param forward: runs the model on the batch.
-        :return: what ``forward`` returns, without its graph.
-        """
+        """Run the model at the worst points that :meth:`search` yielded; without a graph."""
         self._perturb(worst.values)
         return _detached(self.run(forward))
 

@@ -16,7 +16,7 @@ from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
 from .base import Delta, Tap, described
-from .find import Embedding, lookup_of, scale_of, scales
+from .find import Embedding, lookup_of, scales
 from .lookup import Lookup, Record
 from .part import Order, rows_of
 from .perturbation import Perturbation, perturbation_for
@@ -178,15 +178,7 @@ class EmbeddingTap(Tap):
             )
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
-        """
-        Watch a lookup and perturb it.
-
-        :param table: the embedding that was asked.
-        :param ids: what it was asked for.
-        :param output: what it returned.
-        :param scale: the factor by which it scales its rows.
-        :return: what it is to return.
-        """
+        """Watch a lookup, which scales its rows by ``scale``, and return its output with the perturbation."""
         trains = torch.is_grad_enabled()
         again = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again, in the backward pass
         lookup = self._made_before(table, ids) if again else self._count(table, ids, trains)
@@ -231,7 +223,8 @@ class EmbeddingTap(Tap):
         elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
-        lookup = self._record.add(self, forward, table, ids, copies=copies, trained=trained, rows=rows)
+        lookup = Lookup(self._record, self._record.number(self, forward), table, ids, copies, trained, rows)
+        self._record.alive.add(lookup)
         if self.part is not None:
             self._order.check(lookup)
         return lookup
@@ -289,7 +282,8 @@ class _Hook:
         if module is not self.module or self._tap is None or self._table is None:
             return output
         ids = args[0] if args else next(iter(kwargs.values()))
-        return self._tap.on_lookup(self._table, ids, output, scale_of(module) if self._scales else 1.0)
+        scale = getattr(self._table, "embed_scale", 1.0) if self._scales else 1.0
+        return self._tap.on_lookup(self._table, ids, output, scale)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()

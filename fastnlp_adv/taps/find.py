@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .base import described
 from .shards import named_weights
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scale_of", "scales"]
+__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -107,19 +107,10 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
     return matches
 
 
-def scale_of(module: nn.Module) -> Tensor | float:
-    """
-    Return the factor by which a lookup scales its rows: transformers' scaled word embeddings (BART, Gemma) have one.
-
-    :param module: what looks up.
-    :return: a number, or a tensor of one.
-    """
-    return getattr(lookup_of(module), "embed_scale", 1.0) if scales(module) else 1.0
-
-
 def scales(module: nn.Module) -> bool:
     """
-    Tell whether a lookup may scale its rows.
+    Tell whether a lookup may scale its rows: by the ``embed_scale`` of its table, as transformers' scaled word
+    embeddings (BART, Gemma) do.
 
     :param module: what looks up.
     """
@@ -183,24 +174,18 @@ def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
             "Give `emb_name`, part of the name of the parameter to perturb; the model has "
             f"{_candidates(model, weights)}."
         )
-    positions = {id(param) for name, param in weights.items() if _is_of_positions(name)}
+    positions = {id(param) for name, param in weights.items() if any(map(_POSITIONS.fullmatch, _WORD.findall(name)))}
     words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
     return max(words, key=lambda embedding: embedding.num_embeddings).weight
 
 
 def _told_by(module: nn.Module) -> nn.Module:
-    """
-    Return what a model of transformers names as its input embedding; an empty module where there is no such answer.
-    """
+    """Return what a model of transformers names as its input embedding; an empty module if it names none."""
     try:
         told = module.get_input_embeddings()  # type: ignore[operator]
     except Exception:  # a base class may only declare the method, and one of the user's own may be about anything
         told = None
     return told if isinstance(told, nn.Module) else nn.Module()
-
-
-def _is_of_positions(name: str) -> bool:
-    return any(_POSITIONS.fullmatch(word) for word in _WORD.findall(name))
 
 
 def _checked(embedding: Embedding) -> Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import InitVar, dataclass, field
 from weakref import WeakSet
 
 import torch
@@ -12,6 +13,7 @@ from ..forwards import Forward
 __all__ = ["Lookup", "Record"]
 
 
+@dataclass(eq=False)
 class Lookup:
     """
     One call of an embedding, and the hook that takes the gradient at its output. Until a gradient comes only the graph
@@ -20,35 +22,28 @@ class Lookup:
     :param record: the pass that it belongs to.
     :param number: which lookup of its forward it is; in another forward of the pass the same number is the same place.
     :param table: the embedding.
-    :param ids: what it was asked for, of any shape.
-    :param copies: how many copies of the batch ``ids`` holds.
+    :param asked: what it was asked for, ids of any shape.
+    :param copies: how many copies of the batch it was asked for.
     :param trained: False for what a forward that trains looks up without gradients.
     :param rows: which examples of a copy are perturbed; ``None`` for all.
     """
 
-    def __init__(
-        self,
-        record: Record,
-        number: int,
-        table: nn.Embedding,
-        ids: Tensor,
-        copies: int = 1,
-        trained: bool = True,
-        rows: Tensor | None = None,
-    ):
-        self._record = record
-        self.number = number
-        self.asked = ids
-        one = ids if copies == 1 else ids[: len(ids) // copies]
+    record: Record
+    number: int
+    table: InitVar[nn.Embedding]
+    asked: Tensor
+    copies: int = 1
+    trained: bool = True
+    rows: Tensor | None = None
+    #: of shape ``(*ids, features)``, the sum over the copies, with respect to the row before any scaling
+    grad: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self, table: nn.Embedding) -> None:
+        one = self.asked if self.copies == 1 else self.asked[: len(self.asked) // self.copies]
         #: those of the perturbed examples of one copy, of shape ``(examples, ...)``
-        self.ids = one if rows is None else one.index_select(0, rows)
-        self.copies = copies
-        self.rows = rows
-        self.trained = trained
+        self.ids = one if self.rows is None else one.index_select(0, self.rows)
         self.padding_idx: int | None = table.padding_idx
         self.scale_grad_by_freq: bool = table.scale_grad_by_freq
-        #: of shape ``(*ids, features)``, the sum over the copies, with respect to the row before any scaling
-        self.grad: Tensor | None = None
 
     def __call__(self, grad: Tensor) -> None:
         """Take a gradient in a backward pass."""
@@ -62,7 +57,7 @@ class Lookup:
             grad = grad.sum(0) if self.copies > 1 else grad[0]
         if self.grad is None:
             self.grad = grad
-            self._record.received.append(self)
+            self.record.received.append(self)
         else:
             self.grad = self.grad + grad
 
@@ -89,24 +84,15 @@ class Record:
         self._from_start = from_start
         self._numbers: dict[tuple[bool, int], int] = {}
         self._unannounced = 0
-        self._alive: WeakSet[Lookup] = WeakSet()
+        #: those that the graph keeps
+        self.alive: WeakSet[Lookup] = WeakSet()
         #: those that a gradient came to
         self.received: list[Lookup] = []
 
-    def add(
-        self,
-        tap: object,
-        forward: Forward | None,
-        table: nn.Embedding,
-        ids: Tensor,
-        *,
-        copies: int,
-        trained: bool,
-        rows: Tensor | None,
-    ) -> Lookup:
+    def number(self, tap: object, forward: Forward | None) -> int:
         """
-        Note a lookup. It is numbered by the order in which the places of the pass first came; what no announced forward
-        holds is counted by itself, since it need not belong to the examples of those that are.
+        Number a lookup, by the order in which the places of the pass first came; what no announced forward holds is
+        counted by itself, since it need not belong to the examples of those that are.
         """
         if forward is None:
             place = (False, self._unannounced)
@@ -115,10 +101,7 @@ class Record:
             place = (True, forward.lookups.get(id(tap), 0))
             forward.lookups[id(tap)] = place[1] + 1
             self._from_start = self._from_start or not self._numbers
-        number = self._numbers.setdefault(place, len(self._numbers))
-        lookup = Lookup(self, number, table, ids, copies, trained, rows)
-        self._alive.add(lookup)
-        return lookup
+        return self._numbers.setdefault(place, len(self._numbers))
 
     def by_number(self) -> tuple[dict[int, list[Lookup]], int]:
         """
@@ -126,16 +109,12 @@ class Record:
         the beginning of the pass is not known, the first with a gradient is number 0.
         """
         first = 0 if self._from_start else min(lookup.number for lookup in self.received)
-        found: dict[int, list[Lookup]] = {number: [] for number in range(len(self._numbers) - first)}
+        found: dict[int, list[Lookup]] = {}
         for lookup in self.received:
-            found[lookup.number - first].append(lookup)
-        total = len(found)
-        for number in range(total):
-            if not found[number]:
-                del found[number]
-        return found, total
+            found.setdefault(lookup.number - first, []).append(lookup)
+        return dict(sorted(found.items())), len(self._numbers) - first
 
     def of(self, ids: Tensor) -> list[Lookup]:
         """Return the lookups that a checkpoint, which runs its forward again, may be about to make again with ids."""
-        alive = list(self._alive)
+        alive = list(self.alive)
         return [v for v in alive if v.asked.shape == ids.shape and v.asked.data_ptr() == ids.data_ptr()] or alive

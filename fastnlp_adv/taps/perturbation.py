@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal
+from typing import Literal, Union
 
 import torch
 from torch import Tensor
@@ -19,33 +18,7 @@ __all__ = ["Granularity", "Perturbation", "PositionPerturbation", "VocabPerturba
 Granularity = Literal["vocab", "sequence", "token"]
 
 
-class Perturbation(ABC):
-    """How values reach the outputs of lookups, and how gradients come back from there."""
-
-    @abstractmethod
-    def at(self, number: int | None, ids: Tensor) -> Tensor | None:
-        """
-        Return what is added to a lookup.
-
-        :param number: its number in its forward; ``None`` where that is not known.
-        :param ids: those of one copy of the batch.
-        :return: a tensor of shape ``(*ids, features)``; ``None`` for nothing.
-        """
-
-    @abstractmethod
-    def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
-        """
-        Return the values, and their gradients given those at lookups.
-
-        :param lookups: those of a pass that a gradient came to, by number.
-        """
-
-    @abstractmethod
-    def set(self, values: Sequence[Tensor]) -> None:
-        """Take other values, in the order of :meth:`deltas`."""
-
-
-class VocabPerturbation(Perturbation):
+class VocabPerturbation:
     r"""
     One perturbation per token type, as if the rows of the weight were perturbed: :math:`G_v=\sum_{i:\,id_i=v} g_i`.
 
@@ -58,22 +31,24 @@ class VocabPerturbation(Perturbation):
 
     def __init__(self, lookups: dict[int, list[Lookup]]):
         self._lookups: list[Lookup] = list(chain.from_iterable(lookups.values()))
-        ids = [self._lookups[0].ids.flatten()]
-        for lookup in self._lookups[1:]:
-            ids.append(lookup.ids.flatten())
-        self._keys = torch.cat(ids).sort().values
+        self._keys = torch.cat([lookup.ids.flatten() for lookup in self._lookups]).sort().values
         grad = self._lookups[0].grad
         assert grad is not None
         dtype = torch.promote_types(grad.dtype, torch.float32)
         self._table = grad.new_zeros((self._keys.numel(), grad.shape[-1]), dtype=dtype)
 
     def at(self, number: int | None, ids: Tensor) -> Tensor | None:
+        """
+        Return what is added to a lookup of these ids, those of one copy of the batch: of shape ``(*ids, features)``, or
+        ``None`` for nothing. Its number in its forward is ``None`` where that is not known.
+        """
         if not self._keys.numel():
             return None
         slots, known = self._slots(ids)
         return functional.embedding(slots, self._table) * known.unsqueeze(-1)
 
     def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
+        """Return the values, and their gradients given those at the lookups of a pass, which are by number."""
         size, features = self._table.shape
         total = self._table.new_zeros((size + 1, features))  # in the last row lands what does not count
         for lookup in chain.from_iterable(lookups.values()):
@@ -87,6 +62,7 @@ class VocabPerturbation(Perturbation):
         return [Delta(self._table, total[:size], (0, 1), find_free=self._free)]
 
     def set(self, values: Sequence[Tensor]) -> None:
+        """Take other values, in the order of :meth:`deltas`."""
         (self._table,) = values
 
     def _free(self) -> Tensor:
@@ -102,7 +78,7 @@ class VocabPerturbation(Perturbation):
         return slots, self._keys[slots] == ids
 
 
-class PositionPerturbation(Perturbation):
+class PositionPerturbation:
     """
     One perturbation per position of an example, normalized over each example (``"sequence"``) or each position. All
     forwards of a pass share it.
@@ -172,6 +148,10 @@ class PositionPerturbation(Perturbation):
             grad = torch.where(lookup.real(), grad.to(value.dtype), 0)
             total = grad if total is None else total + grad
         return torch.zeros_like(value) if total is None else total
+
+
+#: how values reach the outputs of lookups, and how gradients come back from there
+Perturbation = Union[VocabPerturbation, PositionPerturbation]
 
 
 def perturbation_for(

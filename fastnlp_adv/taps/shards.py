@@ -6,21 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-__all__ = ["is_flat", "is_shard", "named_weights", "plain_name", "refuse_sharded", "refuse_shards"]
-
-
-def plain_name(name: str) -> str:
-    """
-    Return the name that a parameter has in the model without FullyShardedDataParallel's wrappers.
-
-    :param name: its name in the wrapped model.
-
-    Example::
-
-        >>> plain_name("_fsdp_wrapped_module.words._fsdp_wrapped_module.weight")
-        'words.weight'
-    """
-    return name.replace("_fsdp_wrapped_module.", "")
+__all__ = ["is_flat", "is_shard", "named_weights", "refuse_sharded", "refuse_shards"]
 
 
 def is_flat(param: Tensor) -> bool:
@@ -56,12 +42,12 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     :param model: the model.
     """
     named = list(model.named_parameters())
-    found: dict[str, Tensor] = {plain_name(name): param for name, param in named if not is_flat(param)}
+    found: dict[str, Tensor] = {_plain_name(name): param for name, param in named if not is_flat(param)}
     if len(found) < len(named):
         known = {id(param) for param in found.values()}
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) and id(module.weight) not in known:
-                found[plain_name(f"{name}.weight")] = module.weight
+                found[_plain_name(f"{name}.weight")] = module.weight
                 known.add(id(module.weight))
     return found
 
@@ -76,7 +62,7 @@ def refuse_shards(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     """
     for name, param in named:
         if is_shard(param):
-            raise _refusal(f"`{plain_name(name)}`", what)
+            raise _refusal(f"`{_plain_name(name)}`", what)
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:
@@ -99,3 +85,8 @@ def _refusal(found: str, what: str) -> ValueError:
         "shard. Train under DistributedDataParallel, or with a method that needs the lookups alone, as FGM, PGD, "
         "FreeLB and R3F do."
     )
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that a parameter has in the model without FullyShardedDataParallel's wrappers."""
+    return name.replace("_fsdp_wrapped_module.", "")

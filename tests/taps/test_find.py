@@ -7,7 +7,7 @@ import torch
 from references import bert
 from torch import nn
 
-from fastnlp_adv.taps.find import find_embeddings, scale_of
+from fastnlp_adv.taps.find import find_embeddings, scales
 
 
 class Model(nn.Module):
@@ -150,7 +150,7 @@ def test_lookups_that_do_more_are_weights():
     found = find_embeddings(model, "weight")
     assert [e.name for e in found.embeddings] == ["scaled.weight", "renamed.weight"]
     assert list(found.weights) == ["dropped.weight", "bag.weight"]
-    assert [scale_of(e.modules[0]) for e in found.embeddings] == [3.0, 1.0]
+    assert [scales(e.modules[0]) for e in found.embeddings] == [True, False]
     mixed = Model(plain=nn.Embedding(9, 2), dropped=Dropped(9, 2))
     mixed.dropped.weight = mixed.plain.weight
     assert list(find_embeddings(mixed).weights) == ["plain.weight"]
