@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -192,7 +193,9 @@ def assert_honest(results, texts, labels, model, tokenizer, limit, **kwargs):
         if not re.search(HAN, each.original):
             assert list(each.changes) == changed_words(each.original, each.text)
         assert len(each.changes) <= limit
-        assert (each.text != each.original) == bool(each.changes) == (attacked_loss > loss)
+        assert (each.text != each.original) == bool(each.changes)
+        # the attack saw the losses in a batch, whose rounding may make a rise of a tie
+        assert bool(each.changes) == (attacked_loss > loss) or math.isclose(attacked_loss, loss, rel_tol=1e-6)
         if not each.was_right:
             assert (each.text, each.queries) == (each.original, 1)
 

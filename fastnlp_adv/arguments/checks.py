@@ -83,9 +83,8 @@ check_positive = must_be("a positive number", lambda value: _is_finite(value) an
 check_up_to_1 = must_be("a number from 0 to 1", lambda value: _is_finite(value) and 0 <= value <= 1)
 check_fraction = must_be("a positive number of at most 1", lambda value: _is_finite(value) and 0 < value <= 1)
 check_count = at_least(1)
-check_flag = must_be(
-    "True or False", lambda value: type(value).__name__ in ("bool", "bool_")
-)  # NumPy's is not Python's
+# NumPy's bool_ is not Python's bool
+check_flag = must_be("True or False", lambda value: type(value).__name__ in ("bool", "bool_"))
 check_name = must_be(
     "a part of a name or None", lambda value: value is None or (isinstance(value, str) and value != "")
 )
