@@ -50,7 +50,7 @@ def memory_added(point: Point) -> dict[str, float]:
 
 def is_textbook(variant: str) -> bool:
     """Whether it is a hand-written loop, rather than of this package."""
-    return variant.endswith("textbook")
+    return variant.endswith(("textbook", "by hand"))
 
 
 def seen(found: Record) -> str:

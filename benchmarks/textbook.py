@@ -62,6 +62,31 @@ def pgd(model: nn.Module, epsilon: float = 1.0, alpha: float | None = None, step
     return step
 
 
+def pgd_on_part(
+    model: nn.Module, divisor: int, epsilon: float = 1.0, alpha: float | None = None, steps: int = 3
+) -> Step:
+    """Ascend on one of ``divisor`` parts of the batch alone, then train once on all of it, that part perturbed."""
+    length = (epsilon if steps == 1 else 1.5 * epsilon / steps) if alpha is None else alpha
+
+    def step(trainer: Any, batch: Any) -> None:
+        ids, labels = batch["input_ids"], batch["labels"]
+        part = torch.randperm(len(ids))[: max(1, len(ids) // divisor)]
+        looked_up = model.embedding(ids[part]).detach()
+        delta = torch.zeros_like(looked_up)
+        for _ in range(steps):
+            moved = (looked_up + delta).requires_grad_()
+            loss = trainer.train_step({"inputs_embeds": moved, "labels": labels[part]})["loss"]
+            (gradient,) = torch.autograd.grad(loss, moved)
+            delta = delta + length * gradient / gradient.norm().clamp(min=1e-30)
+            delta = delta * (epsilon / delta.norm().clamp(min=1e-30)).clamp(max=1)
+        embeds = model.embedding(ids).index_add(0, part, delta)
+        trainer.backward(trainer.train_step({"inputs_embeds": embeds, "labels": labels}))
+        trainer.step()
+        trainer.zero_grad()
+
+    return step
+
+
 def freelb(model: nn.Module, alpha: float = 0.1, steps: int = 3, init: float = 0.05) -> Step:
     """Noise on the looked up vectors; each pass trains with its share of the loss, and moves the noise on."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from fastNLP import Callback
 from torch import nn
 
@@ -105,16 +106,28 @@ def attacks() -> list[Variant]:
 
 
 def parts() -> list[Variant]:
-    """FGM and PGD on a part of the batch, beside FGM on all of it."""
+    """FGM and PGD on a part of the batch, beside FGM on all of it and the same by hand."""
     return [
         PLAIN,
-        ours("FGM"),
-        ours("FGM", "FGM, replace", replace=True),
-        ours("FGM", "FGM, 1/4", fraction=1 / 4),
-        ours("FGM", "FGM, 1/4, replace", fraction=1 / 4, replace=True),
-        ours("FGM", "FGM, 1/8, replace", fraction=1 / 8, replace=True),
-        ours("PGD", "PGD-3, 1/4, replace", steps=3, fraction=1 / 4, replace=True),
+        ours("FGM", warmup=0),
+        ours("FGM", "FGM, replace", warmup=0, replace=True),
+        ours("FGM", "FGM, 1/4", warmup=0, fraction=1 / 4),
+        *part("FGM", "FGM, 1/4, replace", 4, warmup=0),
+        *part("FGM", "FGM, 1/8, replace", 8, warmup=0),
+        *part("PGD", "PGD-3, 1/4, replace", 4, steps=3),
+        ours("PGD", "PGD-3, 1/4, replace, inner bfloat16", fraction=1 / 4, replace=True, inner_autocast=torch.bfloat16),
     ]
+
+
+def part(method: str, name: str, divisor: int, **arguments: Any) -> list[Variant]:
+    """A method on one of ``divisor`` parts of the batch, and the same passes by hand."""
+    own = ours(method, name, fraction=1 / divisor, replace=True, **arguments)
+
+    def loop(model: nn.Module) -> textbook.Step:
+        return textbook.pgd_on_part(model, divisor, steps=own.cost.inner)
+
+    hand = f"{name}, by hand"
+    return [own, replace(own, name=hand, family=hand, callbacks=list, loop=loop)]
 
 
 def every_method() -> list[Variant]:

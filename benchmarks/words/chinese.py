@@ -48,6 +48,7 @@ PGD 还要克隆并恢复所有梯度；R-Drop 分开跑两次前向。
     "variant": {
         "plain": "普通训练",
         "textbook": "教科书写法",
+        "by hand": "手写",
         "not due": "不起作用时",
         "inner bfloat16": "内层 bfloat16",
     },
@@ -57,6 +58,7 @@ PGD 还要克隆并恢复所有梯度；R-Drop 分开跑两次前向。
         True: "达到",
         False: "未达到",
         "at most": "{variant}：不超过 {most} 个普通步",
+        "by hand": "{own}；手写 {hand}",
         "faster": "{variant}：速度至少是教科书写法的 {least} 倍",
         "memory": "{variant}：内存比普通步多占不到 {most} MiB",
         "memory measured": "{own:.0f} MiB（教科书写法：{book:.0f} MiB）",
@@ -120,7 +122,9 @@ PGD 还要克隆并恢复所有梯度；R-Drop 分开跑两次前向。
         "rdrop": FEW,
         "every": '参数都用默认值；`attn_implementation="eager"` 是梯度惩罚所需要的。极限按遍数计算；'
         "梯度惩罚的第二次反向还要穿过第一次反向，因此达不到极限。",
-        "fraction": "`fraction`：攻击所需的各遍只跑这么大比例的样本，另有一遍跑全部样本。",
+        "fraction": "`fraction`：攻击所需的各遍只跑这么大比例的样本，另有一遍跑全部样本。"
+        "手写：不用本项目，用纯 torch 在 `inputs_embeds` 上跑同样的几遍。"
+        "它也达不到极限：样本少时，一遍的用时高于按样本数分摊的用时。",
         "precision": "`inner_autocast=torch.bfloat16`。余弦是每次上升之后的扰动与 float32 下的扰动之间的余弦，"
         "模型的权重刚初始化，dropout 关闭。用时取决于机器。",
         "reductions": "两个进程（gloo）；在 DistributedDataParallel 的 hook 中计数，因此数字是精确的。",

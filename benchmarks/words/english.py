@@ -54,6 +54,7 @@ it and put the clone back, PGD clones and restores all gradients as well, and R-
         True: "holds",
         False: "does not hold",
         "at most": "{variant}: at most {most} plain steps",
+        "by hand": "{own}; by hand {hand}",
         "faster": "{variant}: at least {least} times as fast as the textbook loop",
         "memory": "{variant}: under {most} MiB more than a plain step",
         "memory measured": "{own:.0f} MiB (textbook: {book:.0f} MiB)",
@@ -120,7 +121,9 @@ it and put the clone back, PGD clones and restores all gradients as well, and R-
         "every": 'Default arguments, and `attn_implementation="eager"`, which the gradient penalty needs. The limit '
         "counts passes; the gradient penalty's second backward pass goes through the first one as well, so its limit "
         "is out of reach.",
-        "fraction": "`fraction`: what the attack needs runs on so many of the examples, and one pass on all of them.",
+        "fraction": "`fraction`: what the attack needs runs on so many of the examples, and one pass on all of them. "
+        "By hand: the same passes on `inputs_embeds` in plain torch, without this package. They stay above the limit, "
+        "too: a pass over few examples takes more than its share of a pass over all.",
         "precision": "`inner_autocast=torch.bfloat16`. The cosines are those of the perturbation after each ascent "
         "step to the one in float32, on a model with fresh weights and dropout off. The time depends on the machine.",
         "reductions": "Two processes (gloo); counted in a hook of DistributedDataParallel, so the numbers are exact.",
