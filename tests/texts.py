@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import string
 import unicodedata
@@ -193,9 +192,7 @@ def assert_honest(results, texts, labels, model, tokenizer, limit, **kwargs):
         if not re.search(HAN, each.original):
             assert list(each.changes) == changed_words(each.original, each.text)
         assert len(each.changes) <= limit
-        assert (each.text != each.original) == bool(each.changes)
-        # the attack saw the losses in a batch, whose rounding may make a rise of a tie
-        assert bool(each.changes) == (attacked_loss > loss) or math.isclose(attacked_loss, loss, rel_tol=1e-6)
+        assert (each.text != each.original) == bool(each.changes) == (attacked_loss > loss)
         if not each.was_right:
             assert (each.text, each.queries) == (each.original, 1)
 
