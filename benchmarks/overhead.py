@@ -68,7 +68,7 @@ def variants() -> list[Variant]:
     """Each callback, and after it the loop that it is compared with."""
     fgm, pgd = METHODS["FGM"].cost(), METHODS["PGD"].cost()
     return [
-        ours("FGM", warmup=0),  # by hand, it does not grow
+        ours("FGM"),  # by hand, it does not grow
         Variant("FGM, by hand", "FGM", fgm, loop=by_hand),
         ours("PGD", "PGD-3"),
         Variant("PGD-3, by hand", "PGD", pgd, loop=lambda model: by_hand(model, alpha=0.5, steps=3)),

@@ -59,7 +59,7 @@ def by_the_book(name: str, family: str, passes: int, loop: Callable[..., textboo
 
 
 def fgm() -> list[Variant]:
-    return [ours("FGM", warmup=0), by_the_book("FGM", "FGM", 2, textbook.fgm)]
+    return [ours("FGM"), by_the_book("FGM", "FGM", 2, textbook.fgm)]
 
 
 def pgd(steps: int = 3) -> list[Variant]:
@@ -109,11 +109,11 @@ def parts() -> list[Variant]:
     """FGM and PGD on a part of the batch, beside FGM on all of it and the same by hand."""
     return [
         PLAIN,
-        ours("FGM", warmup=0),
-        ours("FGM", "FGM, replace", warmup=0, replace=True),
-        ours("FGM", "FGM, 1/4", warmup=0, fraction=1 / 4),
-        *part("FGM", "FGM, 1/4, replace", 4, warmup=0),
-        *part("FGM", "FGM, 1/8, replace", 8, warmup=0),
+        ours("FGM"),
+        ours("FGM", "FGM, replace", replace=True),
+        ours("FGM", "FGM, 1/4", fraction=1 / 4),
+        *part("FGM", "FGM, 1/4, replace", 4),
+        *part("FGM", "FGM, 1/8, replace", 8),
         *part("PGD", "PGD-3, 1/4, replace", 4, steps=3),
         ours("PGD", "PGD-3, 1/4, replace, inner bfloat16", fraction=1 / 4, replace=True, inner_autocast=torch.bfloat16),
     ]

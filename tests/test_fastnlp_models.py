@@ -103,7 +103,7 @@ def train(model, callbacks=None, **kwargs):
 @pytest.mark.parametrize("factory, name", MODELS.values(), ids=MODELS.keys())
 def test_fgm_equals_the_textbook(factory, name):
     ours, theirs, plain = make(factory), make(factory), make(factory)
-    train(ours, [FGMCallback(warmup=0)])
+    train(ours, [FGMCallback()])
     train(theirs, batch_step_fn=textbook_fgm(theirs, name=name))
     train(plain)
     assert distance(ours, theirs) < 1e-5

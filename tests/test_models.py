@@ -135,7 +135,7 @@ CASES = pytest.mark.parametrize("factory, labels, name", TRANSFORMERS.values(), 
 @CASES
 def test_fgm_on_transformers_equals_the_textbook(factory, labels, name):
     ours, theirs, plain = make(factory), make(factory), make(factory)
-    train(ours, fields(labels), [FGMCallback(warmup=0)])
+    train(ours, fields(labels), [FGMCallback()])
     train(theirs, fields(labels), batch_step_fn=textbook_fgm(theirs, name=name))
     train(plain, fields(labels))
     assert distance(ours, theirs) < 1e-5
@@ -196,7 +196,7 @@ def test_tied_output_layer_is_left_alone(factory):
             self.model.eval()
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
-    train(Evaluated(ours), batch, [FGMCallback(warmup=0)], steps=1)
+    train(Evaluated(ours), batch, [FGMCallback()], steps=1)
     assert distance(ours, theirs) < 1e-5
 
 
@@ -210,7 +210,7 @@ def test_fgm_on_lora_equals_the_textbook_with_the_frozen_embedding_unfrozen():
     ours = lora(["query", "value"])
     theirs = copy.deepcopy(ours)
     start = copy.deepcopy(ours)
-    train(ours, fields("classes"), [FGMCallback(warmup=0)], optimizers=torch.optim.SGD(trainable(ours), lr=0.05))
+    train(ours, fields("classes"), [FGMCallback()], optimizers=torch.optim.SGD(trainable(ours), lr=0.05))
     optimizer = torch.optim.SGD(trainable(theirs), lr=0.05)
     embedding = theirs.get_input_embeddings().weight
     assert not embedding.requires_grad

@@ -30,7 +30,7 @@ from study_chinese import page
 from study_chinese.attack import SLIPS, worst_texts
 from study_chinese.tasks import TASKS
 
-METHODS = ["plain", "FGM warmup=0", "PGD", "R-Drop", "gradient penalty", "FGM warmup=0 + R-Drop"]
+METHODS = ["plain", "FGM", "PGD", "R-Drop", "gradient penalty", "FGM + R-Drop"]
 
 #: what the result of a run depends on, for each task
 SETTINGS = {

@@ -30,7 +30,7 @@ from fastnlp_adv import robust_evaluate
 from study_defaults import page
 from study_defaults.tasks import TASKS
 
-METHODS = ["plain", "FGM", "FGM warmup=0"]
+METHODS = ["plain", "FGM", "FGM warmup=1.0"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tasks", type=_names, default=[*TASKS], help=f"of {', '.join(TASKS)}, which are the default")
-    add("--methods", type=_names, default=METHODS, help='as of the study (default: "plain, FGM, FGM warmup=0")')
+    add("--methods", type=_names, default=METHODS, help='as of the study (default: "plain, FGM, FGM warmup=1.0")')
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--dataset", default="snippets", help="see the other examples (default: %(default)s)")
     add("--train-size", type=positive, help="texts to train on; as the model has it if not given")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..arguments import arguments
-from ..arguments.shared import warmup
 from ..attacks.fgm import FGM, FGMArguments
 from .base import AttackCallback
 
@@ -16,9 +15,6 @@ class FGMCallback(AttackCallback, FGMArguments):
     Train with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at
     :math:`e + \epsilon g/\lVert g\rVert`.
 
-    ``epsilon`` grows to its value over the whole training, without which a short training at a high learning rate
-    learns nothing; ``warmup=0`` is the method of the paper from the first step.
-
     :arguments:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
 
@@ -28,5 +24,3 @@ class FGMCallback(AttackCallback, FGMArguments):
     """
 
     method_class = FGM
-
-    warmup: float = warmup(default=1.0)

@@ -20,7 +20,7 @@ class Norms(Callback):
 
 
 def test_an_assigned_epsilon_holds_from_the_next_batch_on():
-    callback, norms = FGMCallback(1.0, warmup=0), Norms()
+    callback, norms = FGMCallback(1.0), Norms()
     train(Classifier(), [callback, norms, Assign(callback, 3, epsilon=0.25)], n_batches=6)
     assert norms.seen == pytest.approx([1.0] * 3 + [0.25] * 3, rel=1e-5)
 

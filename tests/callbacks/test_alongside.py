@@ -1,7 +1,6 @@
 """The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -32,9 +31,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-@pytest.mark.parametrize(
-    "callback, textbook", [(partial(FGMCallback, warmup=0), textbook_fgm), (PGDCallback, textbook_pgd)]
-)
+@pytest.mark.parametrize("callback, textbook", [(FGMCallback, textbook_fgm), (PGDCallback, textbook_pgd)])
 def test_callbacks_that_work_on_gradients_or_rates_see_what_they_see_in_the_textbook(callback, textbook, other):
     ours, theirs, without = Classifier(), Classifier(), Classifier()
     train(ours, [other(), callback()], accumulation_steps=2)
@@ -63,7 +60,7 @@ def evaluating(model, callbacks, **kwargs):
 
 def test_evaluation_in_training_sees_the_clean_model():
     ours, theirs = Classifier(), Classifier()
-    trainer, seen = evaluating(ours, [FGMCallback(warmup=0)], n_batches=12)
+    trainer, seen = evaluating(ours, [FGMCallback()], n_batches=12)
     _, expected = evaluating(theirs, [], batch_step_fn=textbook_fgm(theirs), n_batches=12)
     assert distance(ours, theirs) < 1e-5
     assert seen == expected
@@ -154,7 +151,7 @@ def test_several_optimizers():
         return [torch.optim.SGD(head, lr=0.1), torch.optim.Adam(rest, lr=1e-3)]
 
     ours, theirs = Classifier(), Classifier()
-    train(ours, [FGMCallback(warmup=0)], optimizers=optimizers(ours))
+    train(ours, [FGMCallback()], optimizers=optimizers(ours))
     train(theirs, batch_step_fn=textbook_fgm(theirs), optimizers=optimizers(theirs))
     assert distance(ours, theirs) < 1e-5
 

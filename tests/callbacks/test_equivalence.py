@@ -1,6 +1,5 @@
 """FGM and PGD in a Trainer train the same weights as textbook loops that write the embedding weights."""
 
-from functools import partial
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ each_optimizer = pytest.mark.parametrize(
 @each_optimizer
 def test_fgm_equals_the_textbook(model_class, optimizer):
     ours, theirs = model_class(), model_class()
-    train(ours, [FGMCallback(warmup=0)], optimizers=optimizer(ours.parameters()))
+    train(ours, [FGMCallback()], optimizers=optimizer(ours.parameters()))
     train(theirs, optimizers=optimizer(theirs.parameters()), batch_step_fn=textbook_fgm(theirs))
     assert distance(ours, theirs) < 1e-5
     assert distance(ours, model_class()) > 1e-3
@@ -46,7 +45,7 @@ def test_pgd_equals_the_textbook_whatever_its_arguments(arguments):
 
 def test_fgm_on_parameters_that_are_not_looked_up_equals_the_textbook():
     ours, theirs = Classifier(), Classifier()
-    train(ours, [FGMCallback(emb_name="rnn", warmup=0)])
+    train(ours, [FGMCallback(emb_name="rnn")])
     train(theirs, batch_step_fn=textbook_fgm(theirs, name="rnn"))
     assert distance(ours, theirs) < 1e-5
 
@@ -65,7 +64,7 @@ def test_tutorial_shaped_step_runs_unchanged_and_equals_the_callback(model_class
         trainer.zero_grad()
 
     train(theirs, batch_step_fn=batch_step_fn)
-    train(ours, [FGMCallback(warmup=0)])
+    train(ours, [FGMCallback()])
     assert torch.equal(weights(ours), weights(theirs))
 
 
@@ -129,7 +128,7 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
 
 
 @pytest.mark.parametrize("name", ["word_embeddings", "head"])
-@pytest.mark.parametrize("callback, steps", [(partial(FGMCallback, warmup=0), 1), (PGDCallback, 3)])
+@pytest.mark.parametrize("callback, steps", [(FGMCallback, 1), (PGDCallback, 3)])
 def test_with_accumulation_each_micro_batch_is_attacked_along_its_own_gradient(callback, steps, name):
     ours, theirs = Classifier(), Classifier()
     trainer = train(ours, [callback(emb_name=name)], accumulation_steps=4, n_batches=-1, n_epochs=2)
@@ -143,7 +142,7 @@ def test_with_accumulation_each_micro_batch_is_attacked_along_its_own_gradient(c
 @pytest.mark.parametrize("adv_weight, replace", [(0.3, False), (1.0, True), (0.3, True)])
 def test_adversarial_loss_is_weighted_and_can_replace_the_clean_one(adv_weight, replace):
     ours, theirs = Classifier(dropout=0.0), Classifier(dropout=0.0)
-    trainer = build(ours, [FGMCallback(adv_weight=adv_weight, replace=replace, warmup=0)], n_batches=-1, n_epochs=1)
+    trainer = build(ours, [FGMCallback(adv_weight=adv_weight, replace=replace)], n_batches=-1, n_epochs=1)
     trainer.run()
     params, weight = list(theirs.parameters()), theirs.word_embeddings.weight
 

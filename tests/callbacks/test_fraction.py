@@ -88,7 +88,7 @@ def test_trains_as_the_loop_by_hand(mode, replace, accumulation):
     expected = by_hand(Alone(by).double(), mode, 0.5, replace, accumulation)
     model = cls(by).double()
     callbacks = [RDropCallback(mode=mode)] if mode in ("concat", "two_pass") else []
-    callbacks.append(FGMCallback(0.7, fraction=0.5, replace=replace, warmup=0))
+    callbacks.append(FGMCallback(0.7, fraction=0.5, replace=replace))
     train(model, callbacks, data=DATA, n_batches=4, accumulation_steps=accumulation)
     assert distance(model, expected) < 1e-7
     assert distance(by_hand(Alone(by).double(), mode, 1, replace, accumulation), expected) > 1e-5
@@ -120,10 +120,10 @@ def test_fields_of_raw_text_and_the_name_of_what_no_part_can_be_taken_of():
 
     dataloader = loader(data)
     dataloader.collate_fn = collated
-    trainer = build(Reader(), [FGMCallback(fraction=0.5, warmup=0)], train_dataloader=dataloader, n_batches=3)
+    trainer = build(Reader(), [FGMCallback(fraction=0.5)], train_dataloader=dataloader, n_batches=3)
     trainer.run()
     dataloader.collate_fn = lambda batch: {**collated(batch), "extra": torch.zeros(3, 2)}
-    trainer = build(Reader(), [FGMCallback(fraction=0.5, warmup=0)], train_dataloader=dataloader, n_batches=3)
+    trainer = build(Reader(), [FGMCallback(fraction=0.5)], train_dataloader=dataloader, n_batches=3)
     with pytest.raises(ValueError, match=r"`batch\['extra'\]`.*no part of it can be taken.*Use `fraction=1`"):
         trainer.run()
 
@@ -134,7 +134,7 @@ def test_the_first_line_says_how_many_are_attacked():
 
 
 def test_the_fraction_is_live():
-    callback, model, seen = FGMCallback(replace=True, warmup=0), Classifier(), []
+    callback, model, seen = FGMCallback(replace=True), Classifier(), []
     model.word_embeddings.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     trainer = build(model, [callback], n_batches=2)
     original = trainer.on_train_batch_end

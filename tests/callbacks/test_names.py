@@ -59,13 +59,11 @@ def test_one_line_says_what_is_perturbed_and_by_how_much(said):
     length = Classifier().word_embeddings.weight.norm(dim=1).mean().item()
     table = f"`word_embeddings.weight` (50 x 8, rows {length:.3g} long on average)"
     for callback, expected in {
-        FGMCallback(
-            0.5, warmup=0
-        ): f"FGM perturbs {table}: epsilon 0.5 = {0.5 / length:.2g} rows, shared by the micro-batch",
+        FGMCallback(0.5): f"FGM perturbs {table}: epsilon 0.5 = {0.5 / length:.2g} rows, shared by the micro-batch",
         PGDCallback(granularity="sequence"): f"PGD perturbs {table}: epsilon 1 = {1 / length:.2g} rows, per example",
-        FGMCallback(norm="linf", warmup=0): f"FGM perturbs {table}: epsilon 1 in each coordinate",
+        FGMCallback(norm="linf"): f"FGM perturbs {table}: epsilon 1 in each coordinate",
         FGMCallback(
-            emb_name="head", warmup=0
+            emb_name="head"
         ): "FGM perturbs `head.weight` (3 x 8), `head.bias` (3): epsilon 1, shared by the micro-batch",
         VATCallback(): f"VAT perturbs {table}",
     }.items():

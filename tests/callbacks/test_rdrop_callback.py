@@ -122,7 +122,7 @@ def test_concat_is_two_passes_where_the_dropout_masks_agree():
 @pytest.mark.parametrize("mixin", [False, True])
 def test_fgm_with_rdrop_equals_the_combination_by_hand(model_class, mixin):
     ours, theirs = MIXED[model_class]() if mixin else model_class(), model_class()
-    train(ours, [FGMCallback(warmup=0)] if mixin else [FGMCallback(warmup=0), RDropCallback(**TUTORIAL)])
+    train(ours, [FGMCallback()] if mixin else [FGMCallback(), RDropCallback(**TUTORIAL)])
     train(theirs, batch_step_fn=by_hand_under_fgm(theirs))
     assert distance(ours, theirs) < 1e-4
 
@@ -137,7 +137,7 @@ def test_each_keeps_its_own_schedule():
 
     model = Forwards()
     model.rows = []
-    train(model, [FGMCallback(start=2, warmup=0), RDropCallback(every=3)], n_batches=-1, n_epochs=1)
+    train(model, [FGMCallback(start=2), RDropCallback(every=3)], n_batches=-1, n_epochs=1)
     # R-Drop doubles the four rows of batches 0 and 3; FGM runs batches 2 to 5 twice.
     assert model.rows == [8, 4, 4, 4, 8, 8, 4, 4, 4, 4]
 
@@ -153,7 +153,7 @@ def test_kl_of_the_state_is_that_of_the_clean_pass():
         return outputs
 
     model.train_step = train_step
-    trainer = train(model, [RDropCallback(mode="two_pass"), FGMCallback(warmup=0)])
+    trainer = train(model, [RDropCallback(mode="two_pass"), FGMCallback()])
     first, second = seen[-4:-2]
     assert trainer.state["adv"]["kl"].item() == pytest.approx(symmetric_kl(first, second).item() / 4, rel=1e-4)
 

@@ -76,25 +76,23 @@ def test_resumed_training_ends_in_the_same_weights(row, tmp_path):
 
 def test_resumed_training_with_accumulation_ends_in_the_same_weights(tmp_path):
     models = [make_model(dropout=False), make_model(dropout=False)]
-    run(models[0], [FGMCallback(start=3, warmup=0), saver(tmp_path, every_n_batches=4)], accumulation_steps=2)
-    run(models[1], [FGMCallback(start=3, warmup=0)], resume_from=checkpoint(tmp_path, "batch_4"), accumulation_steps=2)
+    run(models[0], [FGMCallback(start=3), saver(tmp_path, every_n_batches=4)], accumulation_steps=2)
+    run(models[1], [FGMCallback(start=3)], resume_from=checkpoint(tmp_path, "batch_4"), accumulation_steps=2)
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
 def test_attack_can_be_added_when_training_resumes(tmp_path):
     plain, resumed, started = make_model(False), make_model(False), make_model(False)
     run(plain, [saver(tmp_path / "plain", every_n_batches=4)])
-    run(resumed, [FGMCallback(warmup=0)], resume_from=checkpoint(tmp_path / "plain", "batch_4"))
-    run(
-        started, [FGMCallback(start=4, warmup=0), saver(tmp_path / "started")]
-    )  # which gives it the same order of batches
+    run(resumed, [FGMCallback()], resume_from=checkpoint(tmp_path / "plain", "batch_4"))
+    run(started, [FGMCallback(start=4), saver(tmp_path / "started")])  # which gives it the same order of batches
     assert torch.equal(weights(resumed), weights(started))
     assert distance(resumed, plain) > 1e-6
 
 
 def test_saved_model_loads_into_a_plain_trainer(tmp_path):
     model, other = Classifier(), Classifier(seed=1)
-    trainer = train(model, [FGMCallback(warmup=0), RDropCallback()])
+    trainer = train(model, [FGMCallback(), RDropCallback()])
     trainer.save_model(tmp_path, only_state_dict=True)
     build(other).load_model(tmp_path, only_state_dict=True)
     assert torch.equal(weights(other), weights(model))

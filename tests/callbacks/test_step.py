@@ -46,9 +46,7 @@ class Forwards(Callback):
 def test_start_and_every_count_optimizer_steps(schedule, accumulation, expected):
     model = Probe()
     forwards = Forwards(model)
-    train(
-        model, [FGMCallback(**schedule, warmup=0), forwards], accumulation_steps=accumulation, n_batches=-1, n_epochs=2
-    )
+    train(model, [FGMCallback(**schedule), forwards], accumulation_steps=accumulation, n_batches=-1, n_epochs=2)
     assert forwards.counts == expected
 
 
@@ -58,7 +56,7 @@ def test_steps_before_the_start_are_bitwise_plain():
             seen.append(weights(trainer.model))
 
     seen = []
-    train(Classifier(), [FGMCallback(start=4, warmup=0), Keep()])
+    train(Classifier(), [FGMCallback(start=4), Keep()])
     ours, seen = seen, []
     train(Classifier(), [Keep()])
     assert [torch.equal(a, b) for a, b in zip_equal(ours, seen)] == [True] * 4 + [False] * (len(seen) - 4)
@@ -77,7 +75,7 @@ def clean_loss(model, batch):
 
 
 def test_state_of_fgm():
-    state, batch, model = one_batch([FGMCallback(epsilon=0.7, warmup=0)])
+    state, batch, model = one_batch([FGMCallback(epsilon=0.7)])
     weight = model.word_embeddings.weight
     loss = clean_loss(model, batch)
     (grad,) = torch.autograd.grad(loss, weight)
@@ -110,8 +108,8 @@ def test_state_of_pgd_is_that_of_the_last_ascent_step():
 
 
 def test_state_of_accumulation_is_that_of_the_whole_loss():
-    alone, _, _ = one_batch([FGMCallback(warmup=0)])
-    divided, _, _ = one_batch([FGMCallback(warmup=0)], accumulation_steps=4)
+    alone, _, _ = one_batch([FGMCallback()])
+    divided, _, _ = one_batch([FGMCallback()], accumulation_steps=4)
     assert {k: v.item() for k, v in divided.items()} == pytest.approx({k: v.item() for k, v in alone.items()})
 
 
@@ -156,7 +154,7 @@ def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, as
 def test_log_every_writes_through_the_logger_of_fastnlp(caplog):
     logger.addHandler(caplog.handler)
     try:
-        trainer = train(Classifier(), [FGMCallback(log_every=5, warmup=0), RDropCallback()], n_batches=12)
+        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()], n_batches=12)
     finally:
         logger.removeHandler(caplog.handler)
     lines = [r.getMessage() for r in caplog.records if "adv_loss" in r.getMessage()]
@@ -172,7 +170,7 @@ def test_one_step_serves_all_callbacks_and_leaves_with_the_last():
             found.append(trainer.train_batch_loop.batch_step_fn)
 
     found = []
-    trainer = train(Classifier(), [FGMCallback(warmup=0), Look(), RDropCallback()])
+    trainer = train(Classifier(), [FGMCallback(), Look(), RDropCallback()])
     assert len(set(map(id, found))) == 1
     assert isinstance(found[0], BatchStep)
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
@@ -184,12 +182,12 @@ def test_on_before_backward_may_change_the_loss_as_in_plain_training():
             outputs["loss"] = 2 * outputs["loss"]
 
     ours, plain = Classifier(), Classifier()
-    train(ours, [FGMCallback(start=100, warmup=0), Double()])
+    train(ours, [FGMCallback(start=100), Double()])
     train(plain, [Double()])
     assert torch.equal(weights(ours), weights(plain))
 
 
 def test_trainer_that_is_built_but_not_run_keeps_its_step():
-    trainer = build(Classifier(), [FGMCallback(warmup=0), RDropCallback()])
+    trainer = build(Classifier(), [FGMCallback(), RDropCallback()])
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
     assert "adv" not in trainer.state

@@ -39,11 +39,11 @@ def norms(callback, model=None, n_batches=6, more=(), **kwargs):
     "arguments, expected",
     [
         ({"warmup": 0}, [1, 1, 1, 1, 1, 1]),
-        ({}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ({}, [1, 1, 1, 1, 1, 1]),
         ({"warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
         ({"warmup": 4, "epsilon": 0.2}, [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]),
-        ({"warmup": 1}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
-        ({"start": 2}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),  # whole at the end, though it sets in late
+        ({"warmup": 1.0}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ({"start": 2, "warmup": 1}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),  # whole at the end, though it sets in late
         ({"start": 0.3, "warmup": 0.9}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),
         ({"warmup": 2.5}, [0.4, 0.8, 1, 1, 1, 1]),
         ({"warmup": 100}, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]),
@@ -154,7 +154,7 @@ def test_arguments_are_live(values, expected):
 
 
 def test_relative_is_live():
-    callback, model = FGMCallback(0.5, warmup=0), Classifier()
+    callback, model = FGMCallback(0.5), Classifier()
     found = norms(callback, model, lr=0.0, more=[Assign(callback, 3, relative=True)])
     row = float(model.word_embeddings.weight.detach().norm(dim=1).mean())
     assert found.seen == pytest.approx([0.5] * 3 + [0.5 * row] * 3, rel=1e-5)
@@ -188,7 +188,7 @@ def test_a_resumed_training_goes_on_growing_in_the_same_unit(method, tmp_path):
 def test_a_second_run_goes_on_in_the_same_unit_and_another_trainer_does_not():
     model, seen = Classifier(dropout=0.0), Norms()
     row = float(model.word_embeddings.weight.detach().norm(dim=1).mean())
-    callback = FGMCallback(0.5, relative=True, warmup=0)
+    callback = FGMCallback(0.5, relative=True)
     trainer = build(model, [callback, seen], lr=0.5)
     trainer.run()
     with torch.no_grad():
@@ -211,6 +211,6 @@ def test_the_line_says_how_long_it_grows(warmup, steps, said):
 
 
 def test_the_line_says_epsilon_in_both_units(said):
-    train(Classifier(), [FGMCallback(0.5, relative=True, warmup=0)], n_batches=6)
+    train(Classifier(), [FGMCallback(0.5, relative=True)], n_batches=6)
     (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
     assert line.endswith("rows 2.58 long on average): epsilon 0.5 rows = 1.3, shared by the micro-batch")

@@ -54,8 +54,8 @@ class PGDOnSomeCallback(PGDCallback):
 NONE = 1e-30  # noise that vanishes in rounding: ranks draw other noise than one process that sees all batches
 METHODS = {
     "none": list,
-    "fgm": lambda: [FGMCallback(warmup=0)],
-    "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence", warmup=0)],
+    "fgm": lambda: [FGMCallback()],
+    "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
     "fgm part": lambda: [FGMOnSomeCallback(fraction=0.5)],
     "fgm part replace + rdrop": lambda: [FGMOnSomeCallback(fraction=0.5, replace=True), RDropCallback()],
     "pgd part": lambda: [PGDOnSomeCallback(fraction=0.5, steps=2, granularity="token")],
@@ -64,7 +64,7 @@ METHODS = {
     "pgd relative": lambda: [PGDCallback(steps=2, relative=True, warmup=0.5)],
     "rdrop concat": lambda: [RDropCallback(mode="concat")],
     "rdrop two_pass": lambda: [RDropCallback(mode="two_pass")],
-    "fgm + rdrop": lambda: [FGMCallback(warmup=0), RDropCallback()],
+    "fgm + rdrop": lambda: [FGMCallback(), RDropCallback()],
     "pgd + rdrop two_pass": lambda: [RDropCallback(mode="two_pass"), PGDCallback(steps=2)],
     "fgsm + rdrop": lambda: [RDropCallback(), FGSMCallback()],
     "freelb": lambda: [FreeLBCallback(init=0.0, epsilon=0.15)],
@@ -76,7 +76,7 @@ METHODS = {
     "sam": lambda: [SAMCallback(rho=0.5)],
     "sam adaptive + rdrop": lambda: [SAMCallback(rho=0.5, adaptive=True), RDropCallback()],
     "gradient penalty": lambda: [GradientPenaltyCallback(weight=1.0)],
-    "fgm + gradient penalty": lambda: [FGMCallback(warmup=0), GradientPenaltyCallback(weight=1.0)],
+    "fgm + gradient penalty": lambda: [FGMCallback(), GradientPenaltyCallback(weight=1.0)],
     "smart bregman": lambda: [SMARTCallback(weight=0.0, bregman_weight=10.0)],
 }
 #: regularizers on a model whose predictions differ from pass to pass: without a difference there would be no direction
@@ -86,14 +86,14 @@ BETWEEN_PASSES = {
     "r3f": lambda: [R3FCallback(epsilon=NONE)],
     "fgm + vat + gradient penalty": lambda: [
         VATCallback(xi=NONE),
-        FGMCallback(warmup=0),
+        FGMCallback(),
         GradientPenaltyCallback(weight=1.0),
     ],
 }
 #: with noise, or with what a rank alone has seen, there is no one process to compare with
 WITH_NOISE = {
     "pgd random": lambda: [PGDCallback(random_init=True)],
-    "fgm fraction": lambda: [FGMCallback(fraction=0.5, warmup=0)],
+    "fgm fraction": lambda: [FGMCallback(fraction=0.5)],
     "freelb noise": lambda: [FreeLBCallback()],
     "tavat": lambda: [TAVATCallback()],
     "vat noise": lambda: [VATCallback()],

@@ -72,7 +72,7 @@ def test_another_trainer_does_what_the_trainer_of_fastnlp_does(name, monkeypatch
     if hasattr(module, "FGMTrainer"):  # which shuffles
         monkeypatch.setattr(module.FGMTrainer, "_get_train_sampler", lambda *_: None)
     module.train(model, adam(model), data)
-    for other, callbacks in ((reference, [FGMCallback(epsilon=0.5, warmup=0)]), (plain, None)):
+    for other, callbacks in ((reference, [FGMCallback(epsilon=0.5)]), (plain, None)):
         loader = TorchDataLoader(data, batch_size=8, collate_fn=collate, prefetch_factor=None)
         Trainer(
             model=other,

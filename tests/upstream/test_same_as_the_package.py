@@ -26,8 +26,8 @@ def assert_same_weights(theirs, ours, **kwargs):
 @pytest.mark.parametrize(
     "theirs, ours",
     [
-        (lambda: [patched.TorchFGMCallback()], lambda: [FGMCallback(warmup=0)]),
-        (lambda: [patched.TorchFGMCallback(0.3)], lambda: [FGMCallback(0.3, warmup=0)]),
+        (lambda: [patched.TorchFGMCallback()], lambda: [FGMCallback()]),
+        (lambda: [patched.TorchFGMCallback(0.3)], lambda: [FGMCallback(0.3)]),
         (lambda: [patched.TorchPGDCallback()], lambda: [PGDCallback(alpha=0.5, steps=3)]),
         (lambda: [patched.TorchPGDCallback(0.5, 0.4, 4)], lambda: [PGDCallback(0.5, alpha=0.4, steps=4)]),
         (lambda: [patched.TorchRDropCallback(0.7)], lambda: [RDropCallback(0.7, mode="concat")]),
