@@ -57,6 +57,20 @@ class EmbeddingAttack(Attack):
         whose = " in each coordinate" if self.norm == "linf" else f", {shared[self.granularity]}"
         return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}{some}"
 
+    def warn_of_size(self) -> str:
+        """Return a warning of perturbations so large that models often fail to learn; empty where they are not."""
+        most = 2 if self.granularity == "vocab" else 1
+        for tap in self.embedding_taps if self.norm == "l2" else ():
+            row = 1.0 if self.relative else (tap.row_length() or math.inf) / tap.unit
+            if self.epsilon > most * row:
+                smaller = "a smaller `epsilon`" if self.relative else "it in rows, as `relative=True, epsilon=0.5`"
+                return (
+                    f"Expected `epsilon` to be at most {most} row{'s' * (most > 1)} of `{tap.name}`, but got "
+                    f"{self.epsilon / row:.3g}: often a model does not learn under so large a perturbation. Give "
+                    f"{smaller}, or let it grow over the training with `warmup=1.0`."
+                )
+        return ""
+
     def in_both_units(self, name: str, length: float) -> str:
         """Say how long something is, in the units of the embedding and in rows; ``length`` is as it was given."""
         said = f"{name} {length:g}" + " rows" * self.relative

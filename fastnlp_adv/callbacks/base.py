@@ -11,7 +11,7 @@ from torch import nn
 
 from ..arguments import Arguments, argument, arguments, at_least
 from ..arguments.shared import TwoPassArguments, warmup
-from ..attacks import Attack
+from ..attacks import Attack, EmbeddingAttack
 from ..method import Method, ModelMethod
 from ..regularizers import Regularizer
 from ..versions import has_compiled_parts
@@ -145,6 +145,8 @@ class MethodCallback(Callback, Arguments):
             line += f", growing to that over {self._schedule(trainer)[1]:.4g} optimizer steps"
         if line and trainer.driver.global_rank == 0:
             logger.info(line)
+        if isinstance(self.method_, EmbeddingAttack) and not self.warmup and (warning := self.method_.warn_of_size()):
+            logger.rank_zero_warning(warning)
         if has_compiled_parts(model):
             self.method_.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
 
@@ -187,10 +189,18 @@ class MethodCallback(Callback, Arguments):
 
     def _check_begins(self, trainer: Any) -> None:
         steps = trainer.n_batches // trainer.accumulation_steps
-        if 0 < steps <= self._schedule(trainer)[0]:
+        first, growing = self._schedule(trainer)
+        if 0 < steps <= first:
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
+                once=True,
+            )
+        elif 0 < steps - first < growing:
+            logger.rank_zero_warning(
+                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {self.warmup}: "
+                f"{type(self).__name__} will only come to {(steps - first) / growing:.2g} of its perturbation. Give a "
+                "smaller one, or a fraction of the training, at most 1.0.",
                 once=True,
             )
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 __all__ = ["Learning"]
 
-#: the batches that a loss is averaged over, in the beginning and lately
+#: the batches that a loss is averaged over, in the beginning and lately; fewer in a short training
 STRETCH = 25
-#: optimizer steps before which it is too early to say
-LEAST_STEPS = 100
-#: how many batches from one reading to the next, besides those at the ends of epochs
+#: optimizer steps before which it is too early to say, or a quarter of a shorter training, but not below the second
+LATEST, EARLIEST = 100, 10
+#: how many batches from one reading to the next, besides the first and those at the ends of epochs
 READ_EVERY = 200
+#: a model with a smaller loss has learned before
+SMALL_LOSS = 0.1
 #: by how much the loss falls at least where something is learned; a new head alone comes to the share of each label
 LEAST_FALL = 0.02
 
@@ -34,6 +36,7 @@ class Learning:
         self.method = method
         self.size = size
         self.warned = False
+        self.stretch = STRETCH
         #: the clean losses of the first batches, and the last ones with the adversarial losses
         self.first: list[Tensor] = []
         self.last: deque[tuple[Tensor, Tensor | None]] = deque(maxlen=STRETCH)
@@ -43,28 +46,36 @@ class Learning:
         state = trainer.state.get("adv", {})
         if "loss" not in state:  # which is everyone's to write to
             return
+        first = self.first_check(trainer)
+        self.stretch = min(STRETCH, first // 2)
         if len(self.first) < STRETCH:
             self.first.append(state["loss"])
         self.last.append((state["loss"], state.get("adv_loss")))
-        if trainer.global_forward_batches % READ_EVERY == 0:
+        if trainer.global_forward_batches % READ_EVERY == 0 or trainer.global_forward_batches == first:
             self.check(trainer)
+
+    @staticmethod
+    def first_check(trainer: Any) -> int:
+        """Return the number of batches before which it is too early to say."""
+        steps = trainer.n_batches // trainer.accumulation_steps
+        return max(EARLIEST, min(LATEST, steps // 4)) * trainer.accumulation_steps
 
     def check(self, trainer: Any) -> None:
         """Read the losses, and warn if they have not fallen."""
-        steps = trainer.global_forward_batches // trainer.accumulation_steps
-        begun = len(self.last) == STRETCH and all(adversarial is not None for _, adversarial in self.last)
-        if self.warned or steps < LEAST_STEPS or not begun:
+        last = list(self.last)[-self.stretch :]
+        begun = len(last) == self.stretch and all(adversarial is not None for _, adversarial in last)
+        if self.warned or trainer.global_forward_batches < self.first_check(trainer) or not begun:
             return
-        before = fmean(map(float, self.first))
-        clean, adversarial = (fmean(map(float, losses)) for losses in zip(*self.last))
-        if clean > (1 - LEAST_FALL) * before and adversarial >= clean:
+        before = fmean(map(float, self.first[: self.stretch]))
+        clean, adversarial = (fmean(map(float, losses)) for losses in zip(*last))
+        if before > SMALL_LOSS and clean > (1 - LEAST_FALL) * before and adversarial >= clean:
             self.warned = True
             logger.rank_zero_warning(
-                f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last {STRETCH} "
-                f"batches after {before:.4g} over the first {STRETCH}, and an adversarial loss of {adversarial:.4g}: "
-                f"the perturbations may be too large to learn under. Give a smaller `{self.size}`, let it grow "
-                "(`warmup=1.0` for the whole training), begin with plain steps (`start=0.1`), or lower the learning "
-                "rate."
+                f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last {self.stretch} "
+                f"batches after {before:.4g} over the first {self.stretch}, and an adversarial loss of "
+                f"{adversarial:.4g}: the perturbations may be too large to learn under. Give a smaller `{self.size}`, "
+                "let it grow (`warmup=1.0` for the whole training), begin with plain steps (`start=0.1`), or lower the "
+                "learning rate."
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class Losses(Callback):
         self.seen.append(float(trainer.state["adv"].get("loss", 0.0)))
 
 
-def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, **kwargs):
+def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, model=None, **kwargs):
     """Returns the losses of the batches."""
-    model, losses = Bag(), Losses()
+    model, losses = model or Bag(), Losses()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     data = loader(texts(16 * per_epoch), 16)
     trainer = build(
@@ -79,7 +79,7 @@ def test_a_training_that_does_not_learn_is_warned_of_once(name, said):
 
 
 def test_it_says_what_it_has_seen(said):
-    losses = train([TOO_LARGE["FGM"]], batches=120)
+    losses = train([TOO_LARGE["FGM"]], batches=420, per_epoch=100)[:100]
     (line,) = warnings(said)
     assert f"got {sum(losses[-25:]) / 25:.4g} over the last 25 batches" in line
     assert f"after {sum(losses[:25]) / 25:.4g} over the first 25" in line
@@ -109,11 +109,43 @@ def test_a_training_that_learns_is_silent(callbacks, said):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"batches": 90, "per_epoch": 90}, {"batches": 180, "accumulation_steps": 2}], ids=str
+    "kwargs, stretch",
+    [
+        ({"batches": 80, "per_epoch": 80}, 10),
+        ({"batches": 160, "per_epoch": 160, "accumulation_steps": 2}, 20),
+        ({"batches": 40, "per_epoch": 60}, 5),
+    ],
+    ids=str,
 )
-def test_short_trainings_are_silent(kwargs, said):
-    """Counted in optimizer steps."""
-    train([TOO_LARGE["FGM"]], **kwargs)
+def test_short_trainings_are_looked_at_after_a_quarter(kwargs, stretch, said):
+    losses = train([TOO_LARGE["FGM"]], **kwargs)
+    (line,) = warnings(said)
+    quarter = 2 * stretch
+    assert f"got {sum(losses[quarter - stretch : quarter]) / stretch:.4g} over the last {stretch} batches" in line
+    assert f"after {sum(losses[:stretch]) / stretch:.4g} over the first {stretch}" in line
+
+
+def test_ten_optimizer_steps_are_too_few_to_tell(said):
+    train([TOO_LARGE["FGM"]], batches=9, per_epoch=9)
+    train([TOO_LARGE["FGM"]], batches=18, per_epoch=18, accumulation_steps=2)
+    assert not warnings(said)
+
+
+class Learned(Bag):
+    """Gives the probability of nearly 1 to one label, which is that of every text of the test."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor([0.0, 7.0]))
+
+    def train_step(self, input_ids, labels):
+        return super().train_step(input_ids, torch.ones_like(labels))
+
+
+def test_a_loss_that_was_small_from_the_beginning_need_not_fall(said):
+    losses = train([FGMCallback(epsilon=1e-4)], model=Learned(), lr=0.0)
+    assert losses[0] < 0.01 and losses[-1] == pytest.approx(losses[0], rel=0.5)
     assert not warnings(said)
 
 
@@ -194,4 +226,4 @@ def test_losses_are_read_at_the_ends_of_epochs_and_every_200_batches(monkeypatch
     monkeypatch.setattr(torch.Tensor, "__float__", note)
     trainer.run()
     assert trainer.global_forward_batches == 264
-    assert set(asked) == {120, 144, 168, 192, 200, 216, 240, 264}  # epochs of 24, of which the first 4 are too early
+    assert set(asked) == {66, *range(72, 265, 24), 200}  # a quarter, then the ends of epochs of 24

@@ -214,3 +214,48 @@ def test_the_line_says_epsilon_in_both_units(said):
     train(Classifier(), [FGMCallback(0.5, relative=True)], n_batches=6)
     (line,) = [r.getMessage() for r in said.records if r.getMessage().startswith("FGM perturbs")]
     assert line.endswith("rows 2.58 long on average): epsilon 0.5 rows = 1.3, shared by the micro-batch")
+
+
+SIZE = "Expected `epsilon` to be at most"
+
+
+@pytest.mark.parametrize(
+    "callback, most",
+    [
+        (FGMCallback(6.0), 2),
+        (PGDCallback(6.0, steps=1, granularity="sequence"), 1),
+        (PGDCallback(3.0, granularity="token"), 1),
+        (FGMCallback(2.5, relative=True), 2),
+    ],
+)
+def test_a_perturbation_of_more_than_two_rows_warns_at_the_start(callback, most, said):
+    model = Classifier()
+    row = 1 if callback.relative else model.word_embeddings.weight.norm(dim=1).mean().item()
+    train(model, [callback], n_batches=6)
+    (line,) = [each.getMessage() for each in said.records if SIZE in each.getMessage()]
+    assert f"at most {most} row" in line and f"got {callback.epsilon / row:.3g}: " in line
+    assert "`word_embeddings.weight`" in line and "`warmup=1.0`" in line
+    assert ("relative=True" in line) is not callback.relative
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        FGMCallback(5.0),
+        FGMCallback(6.0, warmup=1.0),
+        FGMCallback(6.0, norm="linf"),
+        FGMCallback(1.9, relative=True),
+        PGDCallback(2.0, granularity="sequence"),
+        FGMCallback(6.0, emb_name="head"),
+    ],
+)
+def test_a_smaller_or_a_growing_one_does_not(callback, said):
+    train(Classifier(), [callback], n_batches=6)
+    assert not [each for each in said.records if SIZE in each.getMessage()]
+
+
+@pytest.mark.parametrize("arguments, reached", [({"warmup": 1000}, "0.006"), ({"warmup": 8, "start": 2}, "0.5")])
+def test_a_warmup_that_is_longer_than_the_training_warns(arguments, reached, said):
+    train(Classifier(), [FGMCallback(**arguments)], n_batches=6)
+    (line,) = [each.getMessage() for each in said.records if "Expected `warmup` to end within" in each.getMessage()]
+    assert f"will only come to {reached} of its perturbation" in line and "at most 1.0" in line
