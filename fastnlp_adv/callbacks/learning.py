@@ -71,9 +71,9 @@ class Learning:
         if before > SMALL_LOSS and clean > (1 - LEAST_FALL) * before and adversarial >= clean:
             self.warned = True
             logger.rank_zero_warning(
-                f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last {self.stretch} "
-                f"batches after {before:.4g} over the first {self.stretch}, and an adversarial loss of "
-                f"{adversarial:.4g}: the perturbations may be too large to learn under. Give a smaller `{self.size}`, "
+                f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last "
+                f"{self.stretch} batches after {before:.4g} over the first {self.stretch}, and an adversarial loss "
+                f"of {adversarial:.4g}: the perturbations may be too large to learn under. Give a smaller `{self.size}`, "
                 "let it grow (`warmup=1.0` for the whole training), begin with plain steps (`start=0.1`), or lower the "
                 "learning rate."
             )
