@@ -72,8 +72,8 @@ class Learning:
             self.warned = True
             logger.rank_zero_warning(
                 f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last "
-                f"{self.stretch} batches after {before:.4g} over the first {self.stretch}, and an adversarial loss "
-                f"of {adversarial:.4g}: the perturbations may be too large to learn under. Give a smaller `{self.size}`, "
+                f"{self.stretch} batches after {before:.4g} over the first {self.stretch}, and an adversarial loss of "
+                f"{adversarial:.4g}: the perturbations may be too large to learn under. Give a smaller `{self.size}`, "
                 "let it grow (`warmup=1.0` for the whole training), begin with plain steps (`start=0.1`), or lower the "
                 "learning rate."
             )
