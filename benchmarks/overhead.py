@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.methods import METHODS
 from benchmarks.setting import Setting
 from benchmarks.textbook import Step
 from benchmarks.timing import Stepper, steppers
 from benchmarks.variants import PLAIN, Variant, ours
+from fastnlp_adv.callbacks import METHODS
 
 NEVER = 10**9
 

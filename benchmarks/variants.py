@@ -11,7 +11,8 @@ from fastNLP import Callback
 from torch import nn
 
 from benchmarks import textbook
-from benchmarks.methods import METHODS, Cost
+from fastnlp_adv.callbacks import METHODS
+from fastnlp_adv.method import Cost
 
 
 @dataclass(frozen=True)

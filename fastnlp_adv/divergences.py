@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import one_of
+from .options import one_of
 
 __all__ = ["DIVERGENCES", "REDUCTIONS", "bernoulli", "categorical", "divergence", "mse", "reduce"]
 

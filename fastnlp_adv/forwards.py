@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Forward", "announced", "run", "running"]
+__all__ = ["Forward", "announced", "one_batch", "run", "running"]
 
 
 @dataclass
@@ -44,9 +44,22 @@ class _Running:
     """The innermost announced forward; ``None`` where nobody announced any, as in a plain training loop."""
 
     forward: Forward | None = None
+    #: stands for the batch that is trained on, in all of its passes; ``None`` where no driver said so
+    batch: object | None = None
 
 
 running = _Running()
+
+
+@contextmanager
+def one_batch() -> Iterator[object]:
+    """Announce that all passes until the end of the block are over one batch."""
+    outer = running.batch
+    running.batch = outer or object()
+    try:
+        yield running.batch
+    finally:
+        running.batch = outer
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
     return direction.nan_to_num(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
 
 
-def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+def project(x: Tensor, epsilon: Tensor | float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
     Return the nearest point of each group's ball of radius ``epsilon``.
 
@@ -82,12 +82,12 @@ def project(x: Tensor, epsilon: float, *, dims: tuple[int, ...], norm: str = "l2
                 [0.3000, 0.4000]])
     """
     if norm == "linf":
-        return x.clamp(-epsilon, epsilon)
+        return x.clamp(-epsilon, epsilon)  # type: ignore[arg-type]
     size = group_norm(x, dims=dims, norm=norm)
     return x * torch.where(size > epsilon, epsilon / size, 1)
 
 
-def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
+def ascend(x: Tensor, grad: Tensor, step: Tensor | float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
     r"""
     Take one step of steepest ascent, :math:`x + \mathrm{step}\cdot d(g)` with :func:`steepest_direction` :math:`d`.
 
@@ -108,7 +108,7 @@ def ascend(x: Tensor, grad: Tensor, step: float, *, dims: tuple[int, ...], norm:
 
 def random_in_ball(
     like: Tensor,
-    epsilon: float,
+    epsilon: Tensor | float,
     *,
     dims: tuple[int, ...],
     norm: str = "l2",
@@ -135,11 +135,11 @@ def random_in_ball(
         True
     """
     x = torch.empty_like(like)
-    x = x.uniform_(-epsilon, epsilon, generator=generator) if norm == "linf" else x.normal_(generator=generator)
+    x = x.uniform_(-1, 1, generator=generator) * epsilon if norm == "linf" else x.normal_(generator=generator)
     if free is not None:
         x = torch.where(free, x, 0)
     if norm == "linf":
         return x
     direction = steepest_direction(x, dims=dims)
-    radius = torch.empty_like(group_norm(x, dims=dims)).uniform_(0, epsilon, generator=generator)
+    radius = torch.empty_like(group_norm(x, dims=dims)).uniform_(0, 1, generator=generator) * epsilon
     return (direction * radius).to(like.dtype)

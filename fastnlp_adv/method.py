@@ -1,60 +1,170 @@
-"""What attacks and regularizers share: hooks that are on or off, noise, dropout masks, and what a checkpoint holds."""
+"""What attacks and regularizers share: a model to attach to, hooks that are on or off, noise, and a memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, FrozenSet, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from typing_extensions import Self
 
-from .arguments import Arguments, arguments
+from .options import Options, check_name, one_of, option, options
 from .random_state import Noise, Replay
+from .schedule import Progress, Scheduled
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints, refuse_compiled
 
-__all__ = ["Method", "ModelMethod"]
+__all__ = ["Cost", "DropoutMask", "Method", "ModelMethod", "OnEmbeddings", "SharesDropout", "logger"]
+
+DropoutMask = Literal["new", "same"]
+#: where a plain loop says what a method does
+logger = logging.getLogger("fastnlp_adv")
 
 
-class Method(Arguments):
+class Cost(NamedTuple):
     """
-    A method that trains a model. It is open from the beginning; :meth:`close` takes its hooks off. Its arguments can be
-    assigned at any time and hold from the next step on, but for those in ``fixed``.
+    The passes of a step, where plain training has ``Cost(1, 1, 0)``.
+
+    :param forwards: forward passes.
+    :param backwards: of these, how many a backward pass goes through to the parameters.
+    :param inner: backward passes that end at the embeddings, at about half the price.
     """
 
-    #: the address of the paper
-    paper: ClassVar[str]
-    #: the arguments from which hooks and memory are made: a method with others has to be built anew
-    fixed: ClassVar[FrozenSet[str]] = frozenset({"emb_name", "granularity", "dropout_mask"})
+    forwards: int
+    backwards: int
+    inner: int
 
-    #: of a method without the argument; without an annotation, which would make an argument of it
-    dropout_mask = cast(Any, "new")
 
-    def set_up(self, model: nn.Module | None, taps: list[Tap]) -> None:
-        """
-        Install the hooks.
+@options
+class ModelMethod(Options):
+    """
+    What works on a model through hooks. ``FGM(epsilon=1.0)`` is unattached and waits for :meth:`attach`; ``FGM(model,
+    epsilon=1.0)`` is attached at once, with its hooks on until :meth:`close`. Arguments can be assigned at any time and
+    hold from the next step on, but for those in ``fixed``, which cannot be assigned after attaching.
 
-        :param model: the model; ``None`` for a method that needs to know nothing of it.
-        :param taps: where it reads gradients and puts perturbations.
-        """
+    :param model: the model; ``None`` to attach later.
+    """
+
+    #: the arguments from which hooks and memory are made
+    fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "granularity"})
+    #: whether it can do nothing unattached
+    needs_model: ClassVar[bool] = True
+
+    model: nn.Module | None = dataclasses.field(default=None, kw_only=False)
+
+    def __post_init__(self) -> None:
+        #: what :meth:`attach` goes on from
+        self._remembered: dict[str, Any] | None = None
+        model, self.model = self.model, None
+        self._forget()
+        super().__post_init__()
         if model is not None:
-            _refuse_data_parallel(model)
-            refuse_compiled(model)
-        self.taps = taps
-        self._watched = model
+            self.attach(model)
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self.taps: list[Tap] = []
         self.stream = Noise()
-        self.replay = Replay(model, self.dropout_mask)
         self.unreached = 0
         #: whether the hooks are on the model
         self.is_open = False
+        vars(self).pop("_flat", None)
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        """
+        Return where the method reads gradients and puts perturbations.
+
+        :raises ValueError: if it cannot train this model.
+        """
+        return []
+
+    def check_model(self, model: nn.Module) -> list[Tap]:
+        """Raise ``ValueError`` if the method cannot train this model; return its taps."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"Expected `model` to be a torch.nn.Module, but got {type(model).__name__}. Give "
+                f"`{type(self).__name__}` the model first and the other arguments by name."
+            )
+        _refuse_data_parallel(model)
+        refuse_compiled(model)
+        return self.find_taps(model)
+
+    def attach(self, model: nn.Module) -> Self:
+        """
+        Attach to a model and put the hooks on it. The constructor with a model calls it. What the method remembers, of
+        an earlier training or from :meth:`load_state_dict`, is kept.
+
+        :param model: the model.
+        :return: the method.
+        :raises ValueError: if it is attached already, or cannot train this model.
+        """
+        if self.model is not None:
+            raise ValueError(
+                f"Expected {type(self).__name__} to be unattached, but got one that is attached to a "
+                f"{type(self.model).__name__}. Call `detach()` first, or make another one."
+            )
+        taps = self.check_model(model)
+        remembered, self._remembered = self._remembered if self.needs_model else self.state_dict(), None
+        self._forget()
+        self.model, self.taps = model, taps
+        try:
+            self.make_memory(model)
+            if remembered:
+                self.load_state_dict(remembered)
+        except BaseException:
+            self.model, self.taps, self._remembered = None, [], remembered
+            raise
         self.open()
+        return self
+
+    def make_memory(self, model: nn.Module) -> None:
+        """Make what the method remembers of a model, when it is attached."""
+
+    def detach(self) -> Self:
+        """Take the hooks off and let go of the model; what the method remembers is kept for the next one."""
+        if self.model is not None:
+            remembered = self.state_dict()
+            self.close()
+            self.model = None
+            self._forget()
+            self._remembered = remembered
+        return self
+
+    def forget(self) -> Self:
+        """Let go of the model and of what the method remembers, but for its arguments."""
+        self.detach()
+        self._remembered = None
+        self._forget()
+        return self
+
+    @property
+    def attached(self) -> nn.Module:
+        """
+        The model.
+
+        :raises RuntimeError: if the method is unattached.
+        """
+        if self.model is None:
+            raise RuntimeError(
+                f"Expected {type(self).__name__} to be attached to a model, but got none. Call `attach(model)` first, "
+                f"or build it as `{type(self).__name__}(model, ...)`."
+            )
+        return self.model
+
+    @property
+    def is_unattached(self) -> bool:
+        """Whether the method waits for :meth:`attach`."""
+        return self.needs_model and self.model is None
 
     @property
     def skipped(self) -> Tensor | int:
-        """How often there was nothing to perturb, since the batch did not come to a tap."""
+        """How often there was nothing to perturb, since the batch did not reach a tap."""
         return self.unreached
 
     def describe(self) -> str:
@@ -75,16 +185,18 @@ class Method(Arguments):
         return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]
 
     def open(self) -> None:
-        """Put the hooks on the model; the constructor does it."""
+        """Put the hooks on the model; :meth:`attach` does it."""
+        if not self.is_open:
+            _ = self.attached
         for tap in self.taps:
             tap.open()
-        vars(self)["is_open"] = True  # no argument, so without the check of one in each step
+        self.is_open = True
 
     def close(self) -> None:
         """Take perturbation and hooks off the model. They can be put on again."""
         for tap in self.taps:
             tap.close()
-        vars(self)["is_open"] = False
+        self.is_open = False
 
     def __enter__(self) -> Self:
         self.open()
@@ -94,8 +206,8 @@ class Method(Arguments):
         self.close()
 
     @contextmanager
-    def running(self) -> Iterator[Any]:
-        """Enclose the passes of one step; whatever happens in between, the model is left as it was."""
+    def hooked(self) -> Iterator[None]:
+        """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
         was_open = self.is_open
         try:
             self.open()  # also what was frozen when it was opened
@@ -105,6 +217,11 @@ class Method(Arguments):
                 self.close()
             for tap in self.taps if was_open else ():
                 tap.reset()
+
+    def begin_dropout(self) -> Callable[[], None]:
+        """Return the function to call before each pass of a step, which may share a dropout mask."""
+        shares = getattr(self, "dropout_mask", "new") == "same"
+        return Replay(self.model, "same").step() if shares else _nothing
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
@@ -125,7 +242,7 @@ class Method(Arguments):
             ) from error
         for param, grad in zip(self._flat, before):
             # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
-            # and puts them back only where this one has come to them.
+            # and puts them back only where this one reaches them.
             if param.grad is None:
                 param.grad = grad
         grads = iter(found)
@@ -135,42 +252,135 @@ class Method(Arguments):
     @cached_property
     def _flat(self) -> list[nn.Parameter]:
         """The model's flat parameters; in the first inner pass, when they are looked for, it is wrapped."""
-        return [] if self._watched is None else [param for param in self._watched.parameters() if is_flat(param)]
+        return [] if self.model is None else [param for param in self.model.parameters() if is_flat(param)]
 
     def check_reached(self) -> bool:
         """
-        Tell whether the pass came to any tap.
+        Tell whether the pass reached any tap.
 
         :return: False where it did not, but others have: some batches of a multi-task training go elsewhere.
-        :raises RuntimeError: if no pass has ever come to one of the taps.
+        :raises RuntimeError: if no pass has ever reached one of the taps.
         """
         for tap in self.taps:
             if tap.reached:
                 return True
         for tap in self.taps:
-            tap.deltas()  # says why there is nothing, where nothing ever was
+            tap.deltas()  # raises where there never was a gradient
         return False
 
+    def check_change(self, name: str, value: Any) -> None:
+        if name in self.fixed and self.model is not None and value != getattr(self, name):
+            raise ValueError(
+                f"Expected `{name}` to stay {getattr(self, name)!r} while {type(self).__name__} is attached, but got "
+                f"{value!r}. Call `detach()`, assign it, and attach the method again; a callback takes it before "
+                "training begins."
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: the stream of the noise, and which taps a gradient has come to."""
-        return {"noise": self.stream.state_dict(), "seen": [tap.name for tap in self.taps if tap.seen]}
+        """Return what a checkpoint has to hold: noise, and which taps a gradient has reached."""
+        if self._remembered is not None:
+            return self._remembered
+        return {
+            "noise": self.stream.state_dict(),
+            "seen": [tap.name for tap in self.taps if tap.seen],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """
+        Go on where :meth:`state_dict` was taken; an unattached method does so when it is attached.
+
+        :raises ValueError: if it is not the state of such a method.
+        """
+        if "noise" not in state:
+            raise ValueError(
+                f"Expected the state of {type(self).__name__}, but got one with {', '.join(state) or 'nothing'}. Give "
+                "what `state_dict()` of the same method returned."
+            )
+        if self.is_unattached:
+            self._remembered = dict(state)
+            return
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
             tap.seen = tap.seen or tap.name in state.get("seen", ())
 
 
-@arguments
-class ModelMethod(Method):
-    """
-    A method that is built on a model.
+def _nothing() -> None: ...
 
-    :param model: the model.
+
+def is_first_process() -> bool:
+    """Tell whether this process is the one that logs."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+@options
+class Method(Scheduled, ModelMethod):
+    """
+    A method that trains a model.
+
+    :param model: the model; ``None`` to attach later.
     """
 
-    model: nn.Module
+    #: the address of the paper
+    paper: ClassVar[str]
+
+    def _forget(self) -> None:
+        super()._forget()
+        #: where the training stands
+        self.progress = Progress()
+        self.has_described = False
+
+    @property
+    def cost(self) -> Cost:
+        """The passes of a step in which the method acts."""
+        raise NotImplementedError
+
+    def size_warning(self) -> str:
+        """Return a warning of perturbations so large that models often fail to learn; empty where they are not."""
+        return ""
+
+    def describe_once(self) -> None:
+        """Log, in a loop of one's own, what is perturbed."""
+        if self.has_described:
+            return
+        self.has_described = True
+        if is_first_process():
+            line, warning = self.describe(), self.size_warning()
+            if line:
+                logger.info(line)
+            if warning:
+                logger.warning(warning)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state if self.is_unattached else {**state, "batches": self.progress.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if not self.is_unattached:
+            self.progress.batches = state.get("batches", 0)
+
+
+@options
+class OnEmbeddings(Options):
+    """Perturbs embeddings."""
+
+    emb_name: str | None = option(
+        default=None,
+        check=check_name,
+        doc="part of a parameter's name, a glob, or ``None`` for the input embedding; see "
+        ":func:`~fastnlp_adv.taps.find_embeddings`",
+    )
+
+
+@options
+class SharesDropout(Options):
+    """Runs several passes, which may share a dropout mask."""
+
+    dropout_mask: DropoutMask = option(
+        default="new",
+        check=one_of("new", "same"),
+        doc='``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one',
+    )
 
 
 def _refuse_data_parallel(model: nn.Module) -> None:

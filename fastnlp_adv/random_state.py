@@ -75,7 +75,7 @@ class Replay:
 
     def __init__(self, model: nn.Module | None, dropout_mask: str):
         self.same = dropout_mask == "same"
-        parameters = () if model is None else model.parameters()
+        parameters = model.parameters() if self.same and model is not None else ()
         self._devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
 
     def step(self) -> Callable[[], None]:

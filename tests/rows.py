@@ -14,9 +14,9 @@ import pytest
 import torch
 from support import Classifier, samples, train, when_accumulated
 
-from benchmarks.methods import METHODS, Cost
 from fastnlp_adv.attacks import ATTA, Attack
-from fastnlp_adv.callbacks import MethodCallback
+from fastnlp_adv.callbacks import METHODS, MethodCallback
+from fastnlp_adv.method import Cost, Method
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class Row:
 
     def callback(self, **more: Any) -> MethodCallback:
         return METHODS[self.method].callback(**self.arguments, **more)
+
+    def attach(self, model) -> Method:
+        """Return the method on a model, with its hooks off."""
+        method = self.callback().method.attach(model)
+        method.close()
+        return method
 
     @property
     def cost(self) -> Cost:
@@ -92,7 +98,7 @@ def step_of(method, model, fields):
         else:
             method.step(lambda each: model.train_step(**each)["loss"], fields)
     else:
-        with method.running():
+        with method.hooked():
             method(lambda each: model.train_step(**each), fields)["loss"].backward()
 
 
@@ -129,6 +135,12 @@ class Probe(Classifier):
         self.passes[where] += 1
         if where == "backward":
             self.came_by.append(torch._C._current_graph_task_id())
+
+    def attach(self, model) -> Method:
+        """Return the method on a model, with its hooks off."""
+        method = self.callback().method.attach(model)
+        method.close()
+        return method
 
     @property
     def cost(self):

@@ -13,12 +13,12 @@ from equal import zip_equal
 from benchmarks import memory, overhead, page, precision, reading, record, statistic, textbook, variants
 from benchmarks.__main__ import ROOT, main
 from benchmarks.measuring import run
-from benchmarks.methods import METHODS
 from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
 from benchmarks.targets import CHECKS, targets
 from benchmarks.timing import Stepper, measure, steppers
 from benchmarks.words import CHINESE, ENGLISH
+from fastnlp_adv.callbacks import METHODS
 
 TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every", "precision")
 FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders

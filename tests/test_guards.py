@@ -68,7 +68,7 @@ def passes_of(cost, model, fields, *, together):
 def recorded(name, rows=FEW, examples=4, by_hand=False):
     """A step, not the first, so that what is made once is there."""
     model, fields, row = Model(rows), batch(examples, rows), ROWS[name]
-    method = row.callback().build(model)
+    method = row.attach(model)
     for _ in range(2):
         model.zero_grad()
         recorder = Recorder(rows)

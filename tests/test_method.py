@@ -22,8 +22,8 @@ def predictions(model):
 
 
 def remembered(method):
-    """What it keeps, but for its random streams, from which a step that fails may have drawn."""
-    streams = ("noise", "choice")
+    """What it keeps, but for random streams, from which a failing step may have drawn, and counts of forward passes."""
+    streams = ("noise", "choice", *(("batches",) if isinstance(method, Regularizer) else ()))
     return {name: value for name, value in copy.deepcopy(method.state_dict()).items() if name not in streams}
 
 
@@ -53,7 +53,7 @@ def train(method, model, steps, first=0):
 @pytest.mark.parametrize("where, error", [("forward", ValueError), ("backward", KeyboardInterrupt)])
 def test_a_step_that_fails_leaves_no_trace(row, where, error):
     model = Probe()
-    method = row.callback().build(model)
+    method = row.attach(model)
     train(method, model, 1)  # so that there is something to remember
     model.zero_grad()
     kept, (output, _) = remembered(method), predictions(model)
@@ -71,7 +71,7 @@ def test_a_step_that_fails_leaves_no_trace(row, where, error):
             method.close()
     model.failure = None
     other = copy.deepcopy(model)
-    fresh = row.callback().build(other)
+    fresh = row.attach(other)
     fresh.load_state_dict(method.state_dict())
     for each, of in ((method, model), (fresh, other)):
         of.zero_grad()
@@ -83,8 +83,8 @@ def test_a_step_that_fails_leaves_no_trace(row, where, error):
 def test_a_state_resumes(row):
     """By way of a file that holds tensors and plain values alone."""
     whole, halves, resumed = Probe(), Probe(), Probe(seed=1)
-    train(row.callback().build(whole), whole, 4)
-    method = row.callback().build(halves)
+    train(row.attach(whole), whole, 4)
+    method = row.attach(halves)
     train(method, halves, 2)
     file = io.BytesIO()
     torch.save({"model": halves.state_dict(), "method": method.state_dict()}, file)
@@ -92,7 +92,7 @@ def test_a_state_resumes(row):
     file.seek(0)
     state = torch.load(file, weights_only=True)
     resumed.load_state_dict(state["model"])
-    method = row.callback().build(resumed)
+    method = row.attach(resumed)
     method.load_state_dict(state["method"])
     train(method, resumed, 2, first=2)
     assert torch.equal(weights(resumed), weights(whole))
@@ -102,7 +102,7 @@ def test_a_state_resumes(row):
 @each_row
 def test_half_precision_trains(row):
     model = Probe().bfloat16()
-    method = row.callback().build(model)
+    method = row.attach(model)
     for step in range(2):
         before = snapshot(model)
         torch.manual_seed(step)

@@ -19,7 +19,7 @@ from fastNLP import TorchDataLoader
 from support import build, collate
 from torch import nn
 
-from benchmarks.methods import METHODS
+from fastnlp_adv.callbacks import METHODS
 
 SEEDS = (0, 1, 2)
 TRAIN, HELD_OUT, LENGTH, BATCH, EPOCHS = 1500, 480, 24, 100, 5

@@ -5,39 +5,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, one_of, shared
 from ..functional import ascend, project
+from ..method import Cost
+from ..options import check_number, one_of, option, options
 from ..taps import Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
 
-__all__ = ["ATTA", "ATTAArguments"]
+__all__ = ["ATTA"]
 
 
-@arguments
-class ATTAArguments(Arguments):
-    epsilon: float = argument(0.1, "the norm that a perturbation may reach, in the units of the embedding")
-    alpha: float = argument(0.05, "the length of an ascent step, in the same units")
-    storage_dtype: torch.dtype = argument(
-        torch.float16,
-        "the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``, ``float32`` or "
-        "``float64``",
-        one_of((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
-    )
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    relative: bool = shared.relative("``epsilon`` and ``alpha``")
-
-    cost = Cost(1, 1, 0)
-
-
-@arguments
-class ATTA(ATTAArguments, EmbeddingAttack):
+@options
+class ATTA(EmbeddingAttack):
     r"""
     Adversarial training with transferable adversarial examples (Zheng et al. 2020, "Efficient Adversarial Training with
     Transferable Adversarial Examples", https://arxiv.org/abs/1912.11969), as one pass per step: the steps of an attack
@@ -62,8 +47,8 @@ class ATTA(ATTAArguments, EmbeddingAttack):
     the copies in the doubled batch of R-Drop's ``mode="concat"``. An example whose gradient is
     zero, infinite or NaN keeps its perturbation. Where the ids are the embedding's ``padding_idx`` there is none.
 
-    :param model: the model; its weights are never written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -79,28 +64,53 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         >>> atta.close()
     """
 
-    paper = "https://arxiv.org/abs/1912.11969"
+    epsilon: float = option(
+        default=0.1,
+        check=check_number,
+        doc="the norm that a perturbation may reach, in the units of the embedding",
+        kw_only=False,
+    )
+    alpha: float = option(default=0.05, check=check_number, doc="the length of an ascent step, in the same units")
+    storage_dtype: torch.dtype = option(
+        default=torch.float16,
+        check=one_of(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        doc="the precision of the perturbations between the epochs: ``torch.float16``, ``bfloat16``, ``float32`` or "
+        "``float64``",
+    )
 
+    paper = "https://arxiv.org/abs/1912.11969"
     fixed = EmbeddingAttack.fixed | {"storage_dtype"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._features = sum(tap.shape[-1] for tap in self.embedding_taps)
+    def _forget(self) -> None:
+        super()._forget()
         self.store = ExampleStore(self.storage_dtype)
         #: the indices of the examples of the next batch; every step uses them up
         self.indices: Iterable[int] | None = None
 
-    def step(self, closure: Callable[[], Tensor], indices: Iterable[int] | None = None) -> Tensor:
+    @property
+    def cost(self) -> Cost:
+        return Cost(1, 1, 0)
+
+    def step(
+        self,
+        closure: Callable[[], Tensor],
+        indices: Iterable[int] | None = None,
+        *,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
+    ) -> Tensor:
         """
         Run the pass of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
         :param closure: runs the model on the batch and returns its loss.
         :param indices: those of the batch's examples in the data set; those in ``self.indices`` if ``None``.
+        :param accumulation_steps: see :meth:`Attack.step`.
+        :param total_steps: see :meth:`Attack.step`.
         :return: the loss, detached.
         """
         if indices is not None:
             self.indices = indices
-        return super().step(closure)
+        return super().step(closure, accumulation_steps=accumulation_steps, total_steps=total_steps)
 
     def passes(self) -> Iterator[Pass]:
         batch = _Examples(self.indices)
@@ -117,14 +127,22 @@ class ATTA(ATTAArguments, EmbeddingAttack):
         :param examples: how many there are.
         :param length: how many tokens they have.
         """
-        return examples * length * self._features * torch.finfo(self.storage_dtype).bits // 8
+        return (
+            examples
+            * length
+            * sum(tap.shape[-1] for tap in self.embedding_taps)
+            * torch.finfo(self.storage_dtype).bits
+            // 8
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "examples": self.store.state_dict()}
+        state = super().state_dict()
+        return {**state, "examples": self.store.state_dict()} if not self.is_unattached else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.store.load_state_dict(state["examples"])
+        if not self.is_unattached:
+            self.store.load_state_dict(state["examples"])
 
     def _stored(self, name: str, batch: _Examples, lookup: Lookup, output: Tensor) -> Tensor:
         batch.check(name, lookup.ids)

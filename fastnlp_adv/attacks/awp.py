@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
-import torch
-
-from ..arguments import argument, arguments, must_be, shared
 from ..functional import group_norm, steepest_direction
+from ..options import check_number, must_be, option, options
 from ..taps import Delta, WeightTap
+from .base import AdversarialLoss
 from .weights import WeightAttack
 
-__all__ = ["AWP", "AWPArguments"]
+__all__ = ["AWP"]
 
 
-@arguments
-class AWPArguments(shared.TwoPassArguments):
-    gamma: float = argument(
-        0.001,
-        "the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep model "
-        "even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for "
-        "convolutional networks on images",
-    )
-    params: str = argument(
-        "*.weight",
-        "part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings and "
-        'the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen '
-        "stays where it is, until it is unfrozen",
-        must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != ""),
-    )
-    replace: bool = shared.replace(", but for those of the matched weights, and leaves those in ``.grad`` alone")
-    adv_weight: float = shared.adv_weight()
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-
-
-@arguments
-class AWP(AWPArguments, WeightAttack):
+@options
+class AWP(AdversarialLoss, WeightAttack):
     r"""
     Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
     https://arxiv.org/abs/2004.05884), with one step of ascent.
@@ -54,13 +30,14 @@ class AWP(AWPArguments, WeightAttack):
 
     A backup of each matched weight is held during the second pass, and a copy of its gradient during the first.
 
-    :param model: the model.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
     :raises ValueError: if an argument is out of range, no trainable parameter matches ``params``, or the model is
         sharded.
 
     Example::
 
+        >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
@@ -71,11 +48,29 @@ class AWP(AWPArguments, WeightAttack):
         >>> awp.close()
     """
 
+    gamma: float = option(
+        default=0.001,
+        check=check_number,
+        doc="the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep "
+        "model even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for "
+        "convolutional networks on images",
+        kw_only=False,
+    )
+    params: str = option(
+        default="*.weight",
+        check=must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != ""),
+        doc="part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings "
+        'and the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is '
+        "frozen stays where it is, until it is unfrozen",
+    )
+
     paper = "https://arxiv.org/abs/2004.05884"
 
     fixed = WeightAttack.fixed | {"params"}
 
     def describe(self) -> str:
+        if not self.taps:
+            return f"AWP: gamma {self.gamma:g}, unattached"
         return f"{super().describe()}: gamma {self.gamma:g}, of each parameter's norm"
 
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:

@@ -7,17 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import forwards
 from ..batch import Part, count_examples, take_part
-from ..method import ModelMethod
+from ..learning import Learning
+from ..method import Cost, Method, is_first_process, logger
+from ..options import Options, check_flag, check_number, option, optional, options
 from ..random_state import Noise
+from ..schedule import Growing, Pacing
 from ..taps import Delta
 
-__all__ = ["Attack", "Pass"]
+__all__ = ["AdversarialLoss", "Attack", "InnerPrecision", "Pass", "check_inner_autocast"]
 
 _WHOLE = "Use `fraction=1`, which attacks the batch as it is."
 
@@ -50,26 +54,30 @@ class Pass:
         return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
-class Attack(ModelMethod, ABC):
-    """
-    An attack describes its step as a generator of passes, :meth:`passes`; whoever drives it runs the model in between.
-
-    :param model: the model.
-    """
+class Attack(Growing, Method, ABC):
+    """An attack describes its step as a generator of passes, :meth:`passes`; its driver runs the model in between."""
 
     #: the precision of the forward of passes that do not train; ``None`` for the model's own
-    inner_autocast = cast(Any, None)  # without annotations, which would make arguments of them
+    inner_autocast: torch.dtype | None = None
     #: which fraction of the examples of a batch is attacked
-    fraction = cast(Any, 1)
-    #: the factor of all lengths that it perturbs by; below 1 while a callback warms up
-    strength = 1.0
+    fraction: float = 1.0
+    #: whether a step has a clean and an adversarial pass, whose losses tell whether the training learns
+    has_two_losses: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        #: the stream that these examples are drawn from
+    def _forget(self) -> None:
+        super()._forget()
+        #: the stream that the attacked examples are drawn from
         self.choice = Noise(1)
         #: the norms of the last ascent step, and how many had no direction, once there was one
         self.norms: dict[str, Tensor] = {}
+        #: the factor of all lengths that it perturbs by in this step
+        self.strength: Tensor | float = 1.0
+        self.pacing = Pacing()
+        self.learning = Learning(type(self).__name__, self.names()[0])
+        #: the losses of this batch: of its first pass, and of the last adversarial one
+        self.losses: dict[str, Tensor] = {}
+        #: a warning that the training does not learn, for the driver to log
+        self.warning = ""
 
     @property
     def skipped(self) -> Tensor | int:
@@ -91,14 +99,84 @@ class Attack(ModelMethod, ABC):
         """Yield the passes of one step, and set the perturbation for each before it is yielded."""
 
     @contextmanager
-    def running(self, batch: Any = None) -> Iterator[Iterator[Pass]]:
+    def running(
+        self, batch: Any = None, *, accumulation_steps: int = 1, total_steps: float | None = None
+    ) -> Iterator[Iterator[Pass]]:
         """
-        Yield the passes of one step; whatever happens in between, the model is left as it was.
+        Yield the passes of one step; whatever happens in between, the model is left as it was. Where ``start`` or
+        ``every`` leaves the method out, there is one plain pass.
 
         :param batch: the batch, of which an attack with a ``fraction`` below 1 takes a part.
+        :param accumulation_steps: how many batches make an optimizer step.
+        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         """
-        with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
+        self.progress.begin_batch(accumulation_steps, total_steps)
+        with self.driven(batch) as passes:
             yield passes
+        self.log_in_a_loop()
+
+    @contextmanager
+    def driven(self, batch: Any) -> Iterator[Iterator[Pass]]:
+        """Yield the passes of one step of which ``progress`` is known, and count it."""
+        self.prepare()
+        self.losses = {}
+        with forwards.one_batch():
+            if not self.acts:
+                yield iter([Pass(last=True)])
+            else:
+                with self.hooked(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
+                    yield passes
+        self.count_batch()
+
+    def prepare(self) -> None:
+        """Set the strength of this step."""
+        if self.model is None:
+            _ = self.attached
+        if self.warmup == "auto":
+            self.pacing.begin_step(self.progress.step)
+        self.strength = self.strength_at(self.progress, self.pacing)
+
+    @property
+    def acts(self) -> bool:
+        """Whether this step is more than a plain one; a strength on the device is not read."""
+        return isinstance(self.strength, Tensor) or self.strength > 0
+
+    def observe(self, loss: Tensor, each: Pass) -> None:
+        """
+        Take the loss of a pass, which ``warmup="auto"`` follows. Where you run the passes of :meth:`running` yourself,
+        call it in each.
+
+        :param loss: the loss, not divided for accumulation.
+        :param each: the pass.
+        """
+        self.losses.setdefault("first", loss.detach())
+        if each.adversarial:
+            self.losses["adversarial"] = loss.detach()
+
+    def count_batch(self) -> None:
+        """Count a batch that has been trained, and follow its losses."""
+        loss = self.losses.get("first")
+        if self.warmup == "auto":
+            if loss is None:
+                raise RuntimeError(
+                    "Expected the loss of each batch with `warmup='auto'`, but got none. Use `step(closure)`, call "
+                    "`observe(loss, each)` in each pass of `running()`, or give `attack(loss=loss)`."
+                )
+            self.pacing.note(loss, self.progress.step)
+        self.progress.batches += 1
+        if loss is not None and self.has_two_losses:
+            self.warning = self.learning.note(loss, self.losses.get("adversarial"), self.progress)
+
+    def describe_strength(self) -> str:
+        """Return a line about where ``warmup="auto"`` stands; it reads the device."""
+        return self.pacing.describe(type(self).__name__, self.names()[0])
+
+    def log_in_a_loop(self) -> None:
+        """Log what a callback of a Trainer logs by itself: what is perturbed, once, and warnings."""
+        self.describe_once()
+        warning, self.warning = self.warning, ""
+        if warning and is_first_process():
+            logger.warning(warning)
 
     def precision(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
         """Enclose the forward of a pass that does not train: in ``inner_autocast``, if there is one."""
@@ -111,7 +189,7 @@ class Attack(ModelMethod, ABC):
     @contextmanager
     def _autocast(self, enabled: bool) -> Iterator[None]:
         with ExitStack() as stack:
-            for device in sorted({p.device.type for p in self.model.parameters()}):
+            for device in sorted({p.device.type for p in self.attached.parameters()}):
                 # the cache would hand out weights as an autocast around this one has cast them
                 autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
                 stack.enter_context(autocast)
@@ -143,7 +221,7 @@ class Attack(ModelMethod, ABC):
         trained = 0.0
         part = None if self.fraction == 1 else self._part_of(batch)
         taken = None if part is None else take_part(batch, part, _WHOLE)
-        begin_pass = self.replay.step() if self.replay.same else None
+        begin_pass = self.begin_dropout()
         with closing(self.passes()) as passes:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
@@ -152,8 +230,7 @@ class Attack(ModelMethod, ABC):
                     for lookups in self.embedding_taps:
                         lookups.part, lookups.alone = part, each.part
                     each = replace(each, batch=taken if each.part else None)
-                if begin_pass is not None:
-                    begin_pass()
+                begin_pass()
                 yield each
                 trained += each.weight * each.trains
                 if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
@@ -164,7 +241,14 @@ class Attack(ModelMethod, ABC):
                         yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
                     return
 
-    def step(self, closure: Callable[..., Tensor], batch: Any = None) -> Tensor:
+    def step(
+        self,
+        closure: Callable[..., Tensor],
+        batch: Any = None,
+        *,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
+    ) -> Tensor:
         """
         Run all passes of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
@@ -172,15 +256,18 @@ class Attack(ModelMethod, ABC):
             if there is a ``batch``, with what it is to run on.
         :param batch: the batch, as a dict, a tuple or list of fields, or one tensor. Only an attack with a ``fraction``
             below 1 needs it.
+        :param accumulation_steps: how many batches make an optimizer step, for ``start``, ``every`` and ``warmup``.
+        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
         first: Tensor | None = None
-        with self.running(batch) as passes:
+        with self.running(batch, accumulation_steps=accumulation_steps, total_steps=total_steps) as passes:
             for each in passes:
                 if each.only_reduces:
                     break
                 with nullcontext() if each.trains else self.precision():
                     loss = closure() if batch is None else closure(each.of(batch))
+                self.observe(loss, each)
                 if each.trains:
                     (loss if each.weight == 1 else loss * each.weight).backward()
                     first = loss.detach() if first is None else first
@@ -190,12 +277,24 @@ class Attack(ModelMethod, ABC):
         return first
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "choice": self.choice.state_dict()}
+        state = super().state_dict()
+        if self.is_unattached:
+            return state
+        learning = {"learning": self.learning.state_dict()} if self.has_two_losses else {}
+        pacing = {"pacing": self.pacing.state_dict()} if self.warmup == "auto" else {}
+        return {**state, "choice": self.choice.state_dict(), **learning, **pacing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        if self.is_unattached:
+            return
         if "choice" in state:
             self.choice.load_state_dict(state["choice"])
+        if "learning" in state:
+            self.learning.load_state_dict(state["learning"])
+        if "pacing" in state:
+            device = next((p.device for p in self.attached.parameters()), torch.device("cpu"))
+            self.pacing.load_state_dict(state["pacing"], device)
 
     def record(self, moved: list[list[Delta]]) -> None:
         """
@@ -228,3 +327,49 @@ class Attack(ModelMethod, ABC):
 
 def _total(norms: list[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+@options
+class AdversarialLoss(Options):
+    """Trains on a clean and an adversarial loss, or on the adversarial loss only."""
+
+    adv_weight: float = option(
+        default=1.0,
+        check=check_number,
+        doc="the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself",
+    )
+    replace: bool = option(
+        default=False,
+        check=check_flag,
+        doc="train on the adversarial loss only; the first pass then computes no parameter gradients",
+    )
+
+
+def check_inner_autocast(inner_autocast: torch.dtype | None, cost: Cost) -> None:
+    """Raise where a precision for inner passes is given and there are none."""
+    if inner_autocast is not None and not cost.inner:
+        raise ValueError(
+            f"Expected `inner_autocast` to be None where every pass of a step trains, but got {inner_autocast!r}. "
+            "Leave it out, or use `replace=True`, or PGD with more `steps`."
+        )
+
+
+def _check_inner_autocast(name: str, value: Any) -> None:
+    if value is not torch.bfloat16:
+        raise ValueError(
+            f"Expected `{name}` to be None or torch.bfloat16, but got {value!r}. bfloat16 has the range of float32; in "
+            "float16 small gradients would be 0."
+        )
+
+
+@options
+class InnerPrecision(Options):
+    """Runs passes that do not train in a lower precision."""
+
+    inner_autocast: torch.dtype | None = option(
+        default=None,
+        check=optional(_check_inner_autocast),
+        doc="``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
+        "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
+        "that the model or the Trainer (``fp16=True``) enters itself goes first",
+    )

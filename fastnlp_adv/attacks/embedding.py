@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, cast
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..functional import ascend, project, random_in_ball
-from ..taps import EmbeddingTap, Tap, fits, taps_on
-from .base import Attack
+from ..functional import NORMS, ascend, project, random_in_ball
+from ..method import Cost, OnEmbeddings, SharesDropout
+from ..options import check_flag, check_fraction, one_of, option, options
+from ..taps import EmbeddingTap, Granularity, Tap, fits, taps_on
+from .base import AdversarialLoss, Attack, InnerPrecision, check_inner_autocast
 
-__all__ = ["EmbeddingAttack"]
+__all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
+
+Norm = Literal["l2", "linf"]
 
 
-class EmbeddingAttack(Attack):
-    """
-    An attack on the lookups of embeddings by steps of steepest ascent.
+@options
+class _InRows(OnEmbeddings):
+    relative: bool = option(
+        default=False,
+        check=check_flag,
+        doc="give lengths in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
+        "It is measured when the attack is attached, for each embedding by itself, and kept in checkpoints",
+    )
 
-    :param model: the model.
-    """
 
-    # What a method has no argument for. Without annotations, which would make arguments of them.
-    epsilon = cast(Any, 0.0)
-    emb_name = cast(Any, None)
-    granularity = cast(Any, "sequence")
-    relative = cast(Any, False)
-    norm = cast(Any, "l2")
+class EmbeddingAttack(_InRows, Attack):
+    """An attack on the lookups of embeddings by steps of steepest ascent."""
+
+    # Attributes of attacks without the argument.
+    epsilon: float = 0.0
+    granularity: str = "sequence"
+    norm: str = "l2"
 
     fixed = Attack.fixed | {"relative"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.taps = taps_on(self.model, self.emb_name, self.granularity)
-        self.check_together()  # again, with the taps
-        if self.relative:
-            for tap in self.taps:
-                tap.unit = _row_of(tap)
-        self.set_up(self.model, self.taps)
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        taps = taps_on(model, self.emb_name, self.granularity)
+        self._check_fraction(taps)
+        for tap in taps if self.relative else ():
+            tap.unit = _row_of(tap)
+        return taps
 
-    def check_together(self) -> None:
-        super().check_together()
-        others = [f"`{tap.name}`" for tap in vars(self).get("taps", ()) if not isinstance(tap, EmbeddingTap)]
+    def validate(self) -> None:
+        super().validate()
+        self._check_fraction(vars(self).get("taps", ()))
+
+    def _check_fraction(self, taps: Iterable[Tap]) -> None:
+        others = [f"`{tap.name}`" for tap in taps if not isinstance(tap, EmbeddingTap)]
         if self.fraction < 1 and others:
             raise ValueError(
                 "Expected `fraction` to be 1 for parameters that are not looked up, which all examples share, but got "
@@ -52,13 +61,17 @@ class EmbeddingAttack(Attack):
             )
 
     def describe(self) -> str:
+        if not self.taps:
+            return f"{type(self).__name__}: epsilon {self.epsilon:g}{' rows' * self.relative}, unattached"
         some = "" if self.fraction == 1 else f", in {self.fraction:.3g} of the examples"
         shared = {"vocab": "shared by the micro-batch", "sequence": "per example", "token": "per token"}
         whose = " in each coordinate" if self.norm == "linf" else f", {shared[self.granularity]}"
         return f"{super().describe()}: {self.in_both_units('epsilon', self.epsilon)}{whose}{some}"
 
-    def warn_of_size(self) -> str:
+    def size_warning(self) -> str:
         """Return a warning of perturbations so large that models often fail to learn; empty where they are not."""
+        if self.warmup:
+            return ""
         most = 2 if self.granularity == "vocab" else 1
         for tap in self.embedding_taps if self.norm == "l2" else ():
             row = 1.0 if self.relative else (tap.row_length() or math.inf) / tap.unit
@@ -67,7 +80,7 @@ class EmbeddingAttack(Attack):
                 return (
                     f"Expected `epsilon` to be at most {most} row{'s' * (most > 1)} of `{tap.name}`, but got "
                     f"{self.epsilon / row:.3g}: often a model does not learn under so large a perturbation. Give "
-                    f"{smaller}, or let it grow over the training with `warmup=1.0`."
+                    f"{smaller}, or let it grow as the loss falls (`warmup='auto'`) or with time (`warmup=1.0`)."
                 )
         return ""
 
@@ -84,12 +97,14 @@ class EmbeddingAttack(Attack):
         return f"{said} = {length / row:.2g} rows" if row and self.norm != "linf" else said
 
     def state_dict(self) -> dict[str, Any]:
-        units = {tap.name: tap.unit for tap in self.taps} if self.relative else {}
-        return {**super().state_dict(), "units": units}
+        state = super().state_dict()
+        if not self.is_unattached and self.relative:
+            state["units"] = {tap.name: tap.unit for tap in self.taps}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self.relative:  # the rows have changed since then, and the unit is to stay
+        if not self.is_unattached and self.relative:  # the rows have changed since then, and the unit is to stay
             for tap in self.taps:
                 tap.unit = state.get("units", {}).get(tap.name, tap.unit)
 
@@ -160,18 +175,36 @@ class EmbeddingAttack(Attack):
         for tap in self._chosen(emb_name):
             tap.reset()
 
-    def _until_restored(self, perturb: Callable[[], None]) -> AbstractContextManager[Any]:
+    def _until_restored(
+        self,
+        perturb: Callable[[], None],
+        *,
+        loss: Tensor | None,
+        accumulation_steps: int,
+        total_steps: float | None,
+    ) -> AbstractContextManager[Any]:
         if self.fraction < 1:
             raise ValueError(
                 f"Expected `fraction` to be 1 for `attack`, which does not know the batch, but got {self.fraction}. "
                 "Use `step(closure, batch)`, whose closure takes what it is to run on, or `fraction=1`."
             )
+        if self.start or self.every > 1:
+            raise ValueError(
+                "Expected `start` to be 0 and `every` to be 1 for `attack`, which cannot leave a step out, but got "
+                f"{self.start} and {self.every}. Use `step(closure)`, which can."
+            )
+        self.progress.begin_batch(accumulation_steps, total_steps)
+        self.prepare()
+        self.losses = {} if loss is None else {"first": loss.detach()}
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()
+            self.count_batch()
+            self.log_in_a_loop()
             return stack.pop_all()
 
     def _chosen(self, emb_name: str | None) -> list[Tap]:
+        _ = self.attached
         taps = [tap for tap in self.taps if emb_name is None or fits(tap.name, emb_name)]
         if not taps:
             raise ValueError(
@@ -179,6 +212,45 @@ class EmbeddingAttack(Attack):
                 f"{', '.join(f'`{tap.name}`' for tap in self.taps)}; give `emb_name` when the attack is built."
             )
         return taps
+
+
+@options
+class TwoPassAttack(SharesDropout, InnerPrecision, AdversarialLoss, EmbeddingAttack):
+    """An attack with a clean and an adversarial pass; ``replace`` makes the clean one an inner one."""
+
+    granularity: Granularity = option(
+        default="vocab",
+        check=one_of("vocab", "sequence", "token"),
+        doc='``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
+        'weights); ``"sequence"``, one per position, normalized over each example (the first dimension of the ids); '
+        '``"token"``, one per position, normalized by itself',
+    )
+    norm: Norm = option(
+        default="l2",
+        check=one_of(*NORMS),
+        doc='``"l2"``, for steps along :math:`g/\\lVert g\\rVert_2`, or ``"linf"``, along :math:`\\mathrm{sign}(g)`',
+    )
+    fraction: float = option(
+        default=1.0,
+        check=check_fraction,
+        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step; the "
+        "passes that attack run on those only. With ``replace``, the others are trained as they are",
+    )
+
+    has_two_losses: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(2, 2 - self.replace, int(self.replace))
+
+    def validate(self) -> None:
+        super().validate()
+        if self.fraction < 1 and self.dropout_mask != "new":
+            raise ValueError(
+                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
+                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
+            )
+        check_inner_autocast(self.inner_autocast, self.cost)
 
 
 def _row_of(tap: Tap) -> float:

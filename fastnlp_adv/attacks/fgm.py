@@ -4,37 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Optional
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..arguments import argument, arguments, check_number, shared
-from ..taps import Granularity
+from ..options import check_number, option, options
 from .base import Pass
-from .embedding import EmbeddingAttack
+from .embedding import TwoPassAttack
 
-__all__ = ["FGM", "FGMArguments"]
-
-
-@arguments
-class FGMArguments(shared.TwoPassArguments):
-    epsilon: float = argument(1.0, "the norm of the perturbation, in the units of the embedding")
-    emb_name: Optional[str] = shared.emb_name()
-    granularity: Granularity = shared.granularity()
-    norm: shared.Norm = shared.norm()
-    adv_weight: float = shared.adv_weight()
-    replace: bool = shared.replace(", so a step costs 5/3 plain ones instead of 2")
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-    fraction: float = shared.fraction(
-        ": 1 + f plain steps for a fraction f, 1 + 2f/3 with ``replace``, which trains the others as they are"
-    )
-    relative: bool = shared.relative()
+__all__ = ["FGM"]
 
 
-@arguments
-class FGM(FGMArguments, EmbeddingAttack):
+@options
+class FGM(TwoPassAttack):
     r"""
     Fast gradient method for text (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text
     Classification", https://arxiv.org/abs/1605.07725).
@@ -44,15 +26,17 @@ class FGM(FGMArguments, EmbeddingAttack):
     .. math:: L(e) + w L(e + r), \qquad r = \epsilon\, g / \lVert g \rVert_2, \quad g = \nabla_e L(e),
 
     where :math:`e` are the outputs of the embedding lookups and :math:`w` is ``adv_weight``. Two forward and two
-    backward passes.
+    backward passes; with ``replace`` a step costs 5/3 plain ones instead of 2. With a ``fraction`` f it costs 1 + f
+    plain ones, 1 + 2f/3 with ``replace``.
 
-    :param model: the model; its weights are never written, unless ``emb_name`` matches parameters that are not looked
-        up.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written, unless ``emb_name``
+        matches parameters that are not looked up.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
@@ -65,6 +49,13 @@ class FGM(FGMArguments, EmbeddingAttack):
         >>> fgm.close()
     """
 
+    epsilon: float = option(
+        default=1.0,
+        check=check_number,
+        doc="the norm of the perturbation, in the units of the embedding",
+        kw_only=False,
+    )
+
     paper = "https://arxiv.org/abs/1605.07725"
 
     def passes(self) -> Iterator[Pass]:
@@ -73,7 +64,14 @@ class FGM(FGMArguments, EmbeddingAttack):
         yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     def attack(
-        self, epsilon: float | None = None, emb_name: str | None = None, *, closure: Callable[[], Tensor] | None = None
+        self,
+        epsilon: float | None = None,
+        emb_name: str | None = None,
+        *,
+        closure: Callable[[], Tensor] | None = None,
+        loss: Tensor | None = None,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
     ) -> AbstractContextManager[Any]:
         """
         Perturb the embeddings until :meth:`restore`, or until the end of the ``with`` block.
@@ -82,6 +80,9 @@ class FGM(FGMArguments, EmbeddingAttack):
         :param emb_name: only the embeddings of this name, among those of the constructor.
         :param closure: returns the loss; given it, the gradient is computed here, at the embeddings alone. Without it,
             the gradient is the one of the last backward pass.
+        :param loss: the clean loss, which ``warmup="auto"`` follows.
+        :param accumulation_steps: how many batches make an optimizer step, for ``warmup``.
+        :param total_steps: the optimizer steps of the training, for ``warmup`` as a fraction of it.
         :return: a context manager that restores.
         :raises ValueError: if ``epsilon`` is out of range, or ``emb_name`` names no embedding of this attack.
         :raises RuntimeError: if no gradient has come to the embedding.
@@ -95,4 +96,4 @@ class FGM(FGMArguments, EmbeddingAttack):
                 self.gradient_of(closure)
             self.ascend(step, taps=taps)
 
-        return self._until_restored(perturb)
+        return self._until_restored(perturb, loss=loss, accumulation_steps=accumulation_steps, total_steps=total_steps)

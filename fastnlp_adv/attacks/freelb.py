@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Optional
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..method import Cost, SharesDropout
+from ..options import check_count, check_number, option, options
 from ..random_state import Noise
 from ..taps import Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 
-__all__ = ["FreeLB", "FreeLBArguments", "noise_on_tokens"]
+__all__ = ["FreeLB", "noise_on_tokens"]
 
 
-@arguments
-class FreeLBArguments(Arguments):
-    epsilon: float = argument(
-        0.0,
-        "the radius of the ball around the clean input, in the units of the embedding; 0 for no projection. It bounds "
-        "the ascent steps, not the noise",
-    )
-    alpha: float = argument(0.1, "the length of an ascent step, in the same units")
-    steps: int = argument(3, "the number :math:`K` of passes")
-    init: float = argument(0.05, "the size of the noise, in the same units")
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    relative: bool = shared.relative("``epsilon``, ``alpha`` and ``init``")
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(self.steps, self.steps, 0)
-
-
-@arguments
-class FreeLB(FreeLBArguments, EmbeddingAttack):
+@options
+class FreeLB(SharesDropout, EmbeddingAttack):
     r"""
     Free large-batch adversarial training (Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language
     Understanding", https://arxiv.org/abs/1909.11764).
@@ -58,8 +38,8 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
     An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is the embedding's
     ``padding_idx``; without one, all are.
 
-    :param model: the model; its weights are never written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -74,7 +54,22 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
         >>> freelb.close()
     """
 
+    epsilon: float = option(
+        default=0.0,
+        check=check_number,
+        doc="the radius of the ball around the clean input, in the units of the embedding; 0 for no projection. It "
+        "bounds the ascent steps, not the noise",
+        kw_only=False,
+    )
+    alpha: float = option(default=0.1, check=check_number, doc="the length of an ascent step, in the same units")
+    steps: int = option(default=3, check=check_count, doc="the number :math:`K` of passes")
+    init: float = option(default=0.05, check=check_number, doc="the size of the noise, in the same units")
+
     paper = "https://arxiv.org/abs/1909.11764"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.steps, self.steps, 0)
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
@@ -86,11 +81,11 @@ class FreeLB(FreeLBArguments, EmbeddingAttack):
         if self.steps == 1:
             self.record_start()
 
-    def _start(self, size: float, lookup: Lookup, output: Tensor) -> Tensor:
+    def _start(self, size: Tensor | float, lookup: Lookup, output: Tensor) -> Tensor:
         return noise_on_tokens(self.stream, self.init * size, output, lookup.real())
 
 
-def noise_on_tokens(noise: Noise, init: float, output: Tensor, real: Tensor) -> Tensor:
+def noise_on_tokens(noise: Noise, init: Tensor | float, output: Tensor, real: Tensor) -> Tensor:
     r"""
     Draw what FreeLB starts from: uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's
     :math:`n` tokens.

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Optional
 
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..method import Cost
+from ..options import check_number, option, options
 from ..taps import Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
 
-__all__ = ["NEFTune", "NEFTuneArguments"]
+__all__ = ["NEFTune"]
 
 
-@arguments
-class NEFTuneArguments(Arguments):
-    alpha: float = argument(
-        5.0,
-        "the size of the noise, in the units of the embedding: an example's noise has a norm of about ``0.58 * alpha``",
-    )
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    relative: bool = shared.relative("``alpha``")
-
-    cost = Cost(1, 1, 0)
-
-
-@arguments
-class NEFTune(NEFTuneArguments, EmbeddingAttack):
+@options
+class NEFTune(EmbeddingAttack):
     r"""
     Noisy embedding fine-tuning (Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning",
     https://arxiv.org/abs/2310.05914).
@@ -40,12 +28,13 @@ class NEFTune(NEFTuneArguments, EmbeddingAttack):
     features. One forward and one backward pass, as in plain training: no gradient is looked at. A token is real unless
     its id is the embedding's ``padding_idx``; without one, all are.
 
-    :param model: the model; its weights are never written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> import torch
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -57,9 +46,23 @@ class NEFTune(NEFTuneArguments, EmbeddingAttack):
         >>> neftune.close()
     """
 
+    alpha: float = option(
+        default=5.0,
+        check=check_number,
+        doc="the size of the noise, in the units of the embedding: an example's noise has a norm of about "
+        "``0.58 * alpha``",
+        kw_only=False,
+    )
+
     paper = "https://arxiv.org/abs/2310.05914"
 
+    @property
+    def cost(self) -> Cost:
+        return Cost(1, 1, 0)
+
     def describe(self) -> str:
+        if not self.taps:
+            return f"NEFTune: alpha {self.alpha:g}{' rows' * self.relative}, unattached"
         return f"{super(EmbeddingAttack, self).describe()}: {self.in_both_units('alpha', self.alpha)}, per example"
 
     def passes(self) -> Iterator[Pass]:
@@ -68,5 +71,5 @@ class NEFTune(NEFTuneArguments, EmbeddingAttack):
         yield Pass(adversarial=True, last=True)
         self.record_start()
 
-    def _start(self, size: float, lookup: Lookup, output: Tensor) -> Tensor:
+    def _start(self, size: Tensor | float, lookup: Lookup, output: Tensor) -> Tensor:
         return noise_on_tokens(self.stream, self.alpha * size, output, lookup.real())

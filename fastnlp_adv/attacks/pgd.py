@@ -4,56 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Optional
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..arguments import Cost, argument, arguments, check_number, shared
-from ..taps import Granularity
+from ..method import Cost
+from ..options import check_count, check_flag, check_number, option, optional, options
 from .base import Pass
-from .embedding import EmbeddingAttack
+from .embedding import TwoPassAttack
 
-__all__ = ["PGD", "PGDArguments"]
-
-
-@arguments
-class PGDArguments(shared.TwoPassArguments):
-    epsilon: float = argument(1.0, "the radius of the ball, in the units of the embedding")
-    alpha: Optional[float] = argument(
-        None,
-        "the length of an ascent step, in the same units; ``1.5 * epsilon / steps`` if ``None``, so that the steps "
-        "reach the ball's surface even where they do not all point the same way",
-        check_number,
-    )
-    steps: int = argument(3, "the number :math:`K` of ascent steps")
-    random_init: bool = argument(
-        False,
-        "start at a random point of the ball, as the paper does; the first ascent step then needs a pass of its own, "
-        "at the gradient of that point: one more inner pass",
-    )
-    emb_name: Optional[str] = shared.emb_name()
-    granularity: Granularity = shared.granularity()
-    norm: shared.Norm = shared.norm()
-    adv_weight: float = shared.adv_weight()
-    replace: bool = shared.replace(", so a step costs 1 + 2K/3 plain ones")
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-    fraction: float = shared.fraction(
-        ": 1 + f + 2(K-1)f/3 plain steps for a fraction f, 1 + 2Kf/3 with ``replace``, which trains the others as they "
-        "are"
-    )
-    relative: bool = shared.relative("``epsilon`` and ``alpha``")
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        inner = self.steps - 1 + self.random_init
-        return Cost(2 + inner, 2 - self.replace, inner + self.replace)
+__all__ = ["PGD"]
 
 
-@arguments
-class PGD(PGDArguments, EmbeddingAttack):
+@options
+class PGD(TwoPassAttack):
     r"""
     Projected gradient descent (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks",
     https://arxiv.org/abs/1706.06083).
@@ -66,14 +30,15 @@ class PGD(PGDArguments, EmbeddingAttack):
 
     and the model trains on :math:`L(e) + w L(e + r_K)`. The first ascent step uses the gradient of the clean pass, the
     others a pass that computes the gradient at the embeddings alone, at two thirds of a full one: 2 + 2(K-1)/3 plain
-    steps.
+    steps, 1 + 2K/3 with ``replace``; with a ``fraction`` f, 1 + f + 2(K-1)f/3 and 1 + 2Kf/3.
 
-    :param model: the model.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
 
+        >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
@@ -88,7 +53,29 @@ class PGD(PGDArguments, EmbeddingAttack):
         >>> pgd.close()
     """
 
+    epsilon: float = option(
+        default=1.0, check=check_number, doc="the radius of the ball, in the units of the embedding", kw_only=False
+    )
+    alpha: float | None = option(
+        default=None,
+        check=optional(check_number),
+        doc="the length of an ascent step, in the same units; ``1.5 * epsilon / steps`` if ``None``, so that the steps "
+        "reach the ball's surface even where they do not all point the same way",
+    )
+    steps: int = option(default=3, check=check_count, doc="the number :math:`K` of ascent steps")
+    random_init: bool = option(
+        default=False,
+        check=check_flag,
+        doc="start at a random point of the ball, as the paper does; the first ascent step then needs a pass of its "
+        "own, at the gradient of that point: one more inner pass",
+    )
+
     paper = "https://arxiv.org/abs/1706.06083"
+
+    @property
+    def cost(self) -> Cost:
+        inner = self.steps - 1 + self.random_init
+        return Cost(2 + inner, 2 - self.replace, inner + self.replace)
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace, part=self.replace)
@@ -106,13 +93,28 @@ class PGD(PGDArguments, EmbeddingAttack):
         """The length of an ascent step: ``alpha``, or what stands for ``None``."""
         return 1.5 * self.epsilon / self.steps if self.alpha is None else self.alpha
 
-    def attack(self, closure: Callable[[], Tensor]) -> AbstractContextManager[Any]:
+    def attack(
+        self,
+        closure: Callable[[], Tensor],
+        *,
+        loss: Tensor | None = None,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
+    ) -> AbstractContextManager[Any]:
         """
         Run the inner steps, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The
         clean backward pass comes before it (not with ``replace``).
 
         :param closure: runs the model on the batch and returns its loss; called once per inner pass.
+        :param loss: the clean loss, which ``warmup="auto"`` follows.
+        :param accumulation_steps: how many batches make an optimizer step, for ``warmup``.
+        :param total_steps: the optimizer steps of the training, for ``warmup`` as a fraction of it.
         :return: a context manager that restores.
         :raises RuntimeError: if no gradient has come to the embedding.
         """
-        return self._until_restored(lambda: self.inner_passes(closure))
+        return self._until_restored(
+            lambda: self.inner_passes(closure),
+            loss=loss,
+            accumulation_steps=accumulation_steps,
+            total_steps=total_steps,
+        )

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, cast
-
 import torch
 from torch import Tensor
 
-from ..arguments import argument, arguments, shared
 from ..functional import group_norm
+from ..options import check_flag, check_number, option, options
 from ..taps import Delta, WeightTap
 from .weights import WeightAttack
 
-__all__ = ["SAM", "SAMArguments"]
+__all__ = ["SAM"]
 
 #: keeps weights that are 0 able to move, as in the paper's experiments
 _ETA = 0.01
 
 
-@arguments
-class SAMArguments(shared.TwoPassArguments):
-    rho: float = argument(
-        0.05,
-        "the radius of the ball: how far all trainable parameters together are moved, in their units. With "
-        "``adaptive`` in units of the parameters, so about ten times as much; the paper has 0.5",
-    )
-    adaptive: bool = argument(
-        False, "measure each parameter in units of itself (ASAM), so that scaling a layer does not change the ball"
-    )
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-    inner_autocast: Optional[torch.dtype] = shared.inner_autocast()
-
-    # Without an annotation, which would make an argument of it.
-    replace = cast(Any, True)
-
-
-@arguments
-class SAM(SAMArguments, WeightAttack):
+@options
+class SAM(WeightAttack):
     r"""
     Sharpness-aware minimization (Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving
     Generalization", https://arxiv.org/abs/2010.01412).
@@ -60,8 +41,8 @@ class SAM(SAMArguments, WeightAttack):
     Two forward and two backward passes, of which the first adds nothing to ``.grad``. A backup of the weights is held
     during the second pass.
 
-    :param model: the model.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
     :raises ValueError: if an argument is out of range, or the model has no trainable parameter.
 
     Example::
@@ -76,9 +57,24 @@ class SAM(SAMArguments, WeightAttack):
         >>> sam.close()
     """
 
+    rho: float = option(
+        default=0.05,
+        check=check_number,
+        doc="the radius of the ball: how far all trainable parameters together are moved, in their units. With "
+        "``adaptive`` in units of the parameters, so about ten times as much; the paper has 0.5",
+        kw_only=False,
+    )
+    adaptive: bool = option(
+        default=False,
+        check=check_flag,
+        doc="measure each parameter in units of itself (ASAM), so that scaling a layer does not change the ball",
+    )
+
     paper = "https://arxiv.org/abs/2010.01412"
 
     def describe(self) -> str:
+        if not self.taps:
+            return f"SAM: rho {self.rho:g}, unattached"
         units = ", in units of each parameter" if self.adaptive else ""
         return f"{super().describe()}: rho {self.rho:g}, shared by all{units}"
 

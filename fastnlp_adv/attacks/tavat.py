@@ -8,16 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..arguments import argument, arguments
 from ..functional import ascend, group_norm, steepest_direction
+from ..options import check_count, check_number, option, options
 from ..taps import Delta, Lookup
 from .base import Pass
-from .embedding import EmbeddingAttack
-from .freelb import FreeLBArguments, noise_on_tokens
+from .freelb import FreeLB, noise_on_tokens
 
-__all__ = ["TAVAT", "TAVATArguments"]
+__all__ = ["TAVAT"]
 
 
 @dataclass
@@ -29,27 +28,15 @@ class _Parts:
     instance: Tensor
     token: Tensor
     #: what that is, in the units of the embedding
-    size: float
+    size: Tensor | float
 
     def sum(self) -> Tensor:
         """Return the perturbation itself."""
         return (self.instance + self.token) * self.size
 
 
-@arguments
-class TAVATArguments(FreeLBArguments):
-    epsilon: float = argument(
-        0.5,
-        "the radius of the ball that an example's perturbation is kept in after an ascent step, in the units of the "
-        "embedding; 0 for no projection",
-    )
-    alpha: float = argument(0.05, "the length of an ascent step, of an example and of a token, in the same units")
-    steps: int = argument(2, "the number :math:`K` of passes")
-    init: float = argument(0.2, "the size of the noise, in the same units")
-
-
-@arguments
-class TAVAT(TAVATArguments, EmbeddingAttack):
+@options
+class TAVAT(FreeLB):
     r"""
     Token-aware virtual adversarial training (Li & Qiu 2021, "Token-Aware Virtual Adversarial Training in Natural
     Language Understanding", https://arxiv.org/abs/2004.14543).
@@ -76,8 +63,8 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
     times, each lookup has norms of its own, and the mean is over the positions of all. In distributed training each
     rank has a table of its own, and a checkpoint holds that of the first.
 
-    :param model: the model; its weights are never written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
+    :options:
     :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
 
     Example::
@@ -93,18 +80,36 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         >>> tavat.close()
     """
 
+    epsilon: float = option(
+        default=0.5,
+        check=check_number,
+        doc="the radius of the ball that an example's perturbation is kept in after an ascent step, in the units of "
+        "the embedding; 0 for no projection",
+        kw_only=False,
+    )
+    alpha: float = option(
+        default=0.05,
+        check=check_number,
+        doc="the length of an ascent step, of an example and of a token, in the same units",
+    )
+    steps: int = option(default=2, check=check_count, doc="the number :math:`K` of passes")
+    init: float = option(default=0.2, check=check_number, doc="the size of the noise, in the same units")
+
     paper = "https://arxiv.org/abs/2004.14543"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _forget(self) -> None:
+        super()._forget()
         #: the table of each embedding, by the name of its weight
+        self.tables: dict[str, Tensor] = {}
+
+    def make_memory(self, model: nn.Module) -> None:
         self.tables = {tap.name: self._new_table(tap.shape, tap.weight.device) for tap in self.embedding_taps}
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps
         begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self.embedding_taps}
         for tap in self.embedding_taps:
-            tap.start = partial(self._start, tap.unit * self.strength, self.tables[tap.name], begun[tap.name])
+            tap.start = partial(self._start_of, tap.unit * self.strength, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
         deltas = [tap.deltas() for tap in self.taps]
         parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas)}
@@ -119,7 +124,8 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold: the stream of the noise, and the tables."""
-        return {**super().state_dict(), "tables": {name: table.clone() for name, table in self.tables.items()}}
+        tables = {name: table.clone() for name, table in self.tables.items()}
+        return {**super().state_dict(), "tables": tables} if not self.is_unattached else super().state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -127,6 +133,9 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
 
         :raises ValueError: if the tables are those of other embeddings.
         """
+        if self.is_unattached:
+            super().load_state_dict(state)
+            return
         expected, found = ({n: tuple(t.shape) for n, t in tables.items()} for tables in (self.tables, state["tables"]))
         if found != expected:
             raise ValueError(
@@ -141,7 +150,9 @@ class TAVAT(TAVATArguments, EmbeddingAttack):
         table = torch.empty(shape, dtype=torch.float32, device=device)
         return table.uniform_(-1, 1, generator=self.stream.on(device)).mul_(self.init / shape[-1] ** 0.5)
 
-    def _start(self, size: float, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor) -> Tensor:
+    def _start_of(
+        self, size: Tensor | float, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor
+    ) -> Tensor:
         ids, real = lookup.ids, lookup.real()
         if ids.device != table.device:
             raise RuntimeError(

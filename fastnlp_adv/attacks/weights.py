@@ -4,38 +4,45 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import ClassVar
 
 from torch import nn
 
-from ..taps import Delta, WeightTap, fits, refuse_sharded
-from .base import Attack, Pass
+from ..method import Cost, SharesDropout
+from ..taps import Delta, Tap, WeightTap, fits, refuse_sharded
+from .base import Attack, InnerPrecision, Pass, check_inner_autocast
 
 __all__ = ["WeightAttack"]
 
 
-class WeightAttack(Attack):
+class WeightAttack(SharesDropout, InnerPrecision, Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
     back bit for bit when the step ends, however it ends.
-
-    :param model: the model.
     """
 
-    # What a method has no argument for. Without annotations, which would make arguments of them.
-    params = cast(Any, "*")
-    adv_weight = cast(Any, 1.0)
-    replace = cast(Any, True)
+    # Attributes of attacks without the argument.
+    params: str = "*"
+    adv_weight: float = 1.0
+    replace: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_sharded(self.model, f"{type(self).__name__}, which moves the weights,")
-        self.weights = [WeightTap(name, param) for name, param in _matched(self.model, self.params).items()]
-        self.set_up(self.model, [*self.weights])
+    has_two_losses: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(2, 2 - self.replace, int(self.replace))
+
+    def validate(self) -> None:
+        super().validate()
+        check_inner_autocast(self.inner_autocast, self.cost)
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        refuse_sharded(model, f"{type(self).__name__}, which moves the weights,")
+        return [WeightTap(name, param) for name, param in _matched(model, self.params).items()]
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
-        self.record(self.move([tap for tap in self.weights if tap.reached]))
+        self.record(self.move([tap for tap in self.taps if isinstance(tap, WeightTap) and tap.reached]))
         yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
     @abstractmethod

@@ -1,24 +1,28 @@
-"""Callbacks: one per file, no mathematics. With ``compat`` the only part that knows fastNLP."""
+"""Callbacks for fastNLP's Trainer, no mathematics. With ``compat`` the only part that knows fastNLP."""
 
 from .atta import ATTACallback
-from .awp import AWPCallback
 from .base import AttackCallback, MethodCallback, RegularizerCallback
-from .fgm import FGMCallback
-from .fgsm import FGSMCallback
-from .freelb import FreeLBCallback
-from .gradient_penalty import GradientPenaltyCallback
-from .log_callback import LogCallback
-from .neftune import NEFTuneCallback
-from .pgd import PGDCallback
-from .r3f import R3FCallback
-from .rdrop import RDropCallback
+from .log import LogCallback
+from .methods import (
+    AWPCallback,
+    FGMCallback,
+    FGSMCallback,
+    FreeLBCallback,
+    GradientPenaltyCallback,
+    NEFTuneCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    SAMCallback,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
 from .robust_evaluate import RobustEvaluateCallback
-from .sam import SAMCallback
-from .smart import SMARTCallback
-from .tavat import TAVATCallback
-from .vat import VATCallback
+from .table import METHODS
 
 __all__ = [
+    "METHODS",
     "ATTACallback",
     "AWPCallback",
     "AttackCallback",

@@ -7,16 +7,14 @@ from typing import Any
 from fastNLP import logger
 from torch import Tensor
 
-from ..arguments import arguments
-from ..attacks.atta import ATTA, ATTAArguments
+from ..attacks import ATTA
 from ..batch import fields_of
-from .base import AttackCallback
+from .base import AttackCallback, takes
 
 __all__ = ["ATTACallback"]
 
 
-@arguments
-class ATTACallback(AttackCallback, ATTAArguments):
+class ATTACallback(AttackCallback):
     r"""
     Train with :class:`~fastnlp_adv.ATTA`: each example with the perturbation that it has from the epochs before, at
     the price of plain training.
@@ -26,7 +24,8 @@ class ATTACallback(AttackCallback, ATTAArguments):
     of the examples that it has seen, and an example new to a rank starts at 0; a checkpoint holds those of the first
     rank, which all ranks resume from.
 
-    :arguments:
+    Arguments are those of :class:`~fastnlp_adv.ATTA`, without the model.
+
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``, or
         if the dataloader does not know the indices.
 
@@ -36,7 +35,11 @@ class ATTACallback(AttackCallback, ATTAArguments):
     """
 
     method_class = ATTA
-    _told = False
+
+    @takes(ATTA)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._has_estimated = False
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         super().on_after_trainer_initialized(trainer, driver)
@@ -50,21 +53,21 @@ class ATTACallback(AttackCallback, ATTAArguments):
 
     def on_train_begin(self, trainer: Any) -> None:
         super().on_train_begin(trainer)
-        self._told = False
+        self._has_estimated = False
 
     def on_train_batch_begin(self, trainer: Any, batch: Any, indices: list[int] | None) -> None:
         if indices is None:
             raise ValueError(_no_indices(trainer))
-        assert isinstance(self.method_, ATTA)
-        self.method_.indices = indices
-        if not self._told and trainer.driver.global_rank == 0:
+        assert isinstance(self.method, ATTA)
+        self.method.indices = indices
+        if not self._has_estimated and trainer.driver.global_rank == 0:
             examples, length = len(trainer.dataloader.dataset), _length(batch, len(indices))
             logger.info(
                 "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
                 f"{examples} examples of {length} tokens will take up to "
-                f"{self.method_.memory(examples, length) / 2**20:.4g} MiB in every process."
+                f"{self.method.memory(examples, length) / 2**20:.4g} MiB in every process."
             )
-        self._told = True
+        self._has_estimated = True
 
 
 def _length(batch: Any, rows: int) -> int:

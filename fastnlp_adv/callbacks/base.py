@@ -1,62 +1,98 @@
-"""What all callbacks share: when their method is due, its arguments while training goes on, and what outlives a run."""
+"""What all callbacks share: each owns one unattached method, and attaches it to the model of a training."""
 
 from __future__ import annotations
 
-import math
+import inspect
 import weakref
-from typing import Any, ClassVar, Optional, Type, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec
 
 from fastNLP import Callback, logger
 from torch import nn
 
-from ..arguments import Arguments, argument, arguments, at_least
-from ..arguments.shared import TwoPassArguments, warmup
-from ..attacks import Attack, EmbeddingAttack
-from ..method import Method, ModelMethod
+from ..attacks import Attack
+from ..method import Method
+from ..options import check_assignment, unknown
 from ..regularizers import Regularizer
+from ..schedule import Growing, Progress
 from ..versions import has_compiled_parts
 from .checks import check_trainer
-from .learning import Learning
-from .log import log_values, measured
 from .step import BatchStep
 
-__all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback"]
+__all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback", "takes"]
+
+_P = ParamSpec("_P")
 
 
-@arguments
-class MethodCallback(Callback, Arguments):
+def takes(
+    method_class: Callable[Concatenate[nn.Module | None, _P], Method],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
     """
-    A method that takes part in the batch step. Installs the step when training begins and takes it off when it ends.
-    Arguments can be assigned at any time, and hold from the next batch on.
+    Give a callback's ``__init__`` the signature of its method, without the model.
 
-    :arguments:
+    :param method_class: the class of the method.
+    """
+
+    def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
+        own, (_, *others) = _parameters(init)[:1], _parameters(method_class)
+        init.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+        return init
+
+    return decorate
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+class MethodCallback(Callback):
+    """
+    A method that takes part in the batch step. Its method, in ``method``, is attached to the model when training begins
+    and detached when it ends. Arguments are the method's: they can be read and assigned on the callback, and hold from
+    the next batch on.
+
     :raises ValueError: if an argument is out of range.
+    :raises TypeError: if there is no such argument.
     """
 
-    #: the method, built anew on the model whenever a training begins
-    method_class: ClassVar[Type[Method]]
-    _positional: ClassVar[Optional[int]] = 1
+    #: the class of the method
+    method_class: ClassVar[type[Method]]
+    method: Method
 
-    start: float = argument(
-        0, "optimizer steps of plain training before the method sets in, or, below 1, a fraction of the training"
-    )
-    every: int = argument(1, "the method acts in one of this many optimizer steps")
-    log_every: int = argument(
-        0, 'write ``trainer.state["adv"]`` to fastNLP\'s log every so many batches; 0 for never', at_least(0)
-    )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        for name in kwargs:
+            if name not in self.method_class.names():
+                raise TypeError(unknown(type(self), self.method_class.names(), name))
+        self.method = self.method_class(None, *args, **kwargs)
+        #: the Trainer whose training the method remembers, and whether it runs
+        self._trainer: weakref.ref[Any] | None = None
+        self._is_running = False
 
-    # Without annotations, which would make arguments of them.
-    warmup = cast(Any, 0)  # only attacks have it
-    method_ = cast("Method | None", None)
-    #: what the method remembered at the end of a run, and of which Trainer; what a checkpoint holds comes before it
-    _kept = cast("tuple[weakref.ref[Any], dict[str, Any]] | None", None)
-    _resumed = cast("dict[str, Any] | None", None)
-    _running = cast("weakref.ref[Any] | None", None)
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the arguments."""
+        return cls.method_class.names()
 
-    def __post_init__(self) -> None:
-        Callback.__init__(self)
-        Arguments.__post_init__(self)
-        self.assigned: dict[str, None] = {}
+    def values(self) -> dict[str, Any]:
+        """Return the arguments by name."""
+        return self.method.values()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.method_class.names() and "method" in vars(self):
+            return getattr(self.method, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            names = self.method_class.names()
+            if name in names:
+                setattr(self.method, name, value)
+                return
+            if "method" in vars(self):
+                check_assignment(self, names, name)
+            super().__setattr__(name, value)
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         check_trainer(trainer, driver, self)
@@ -65,113 +101,82 @@ class MethodCallback(Callback, Arguments):
     def on_train_begin(self, trainer: Any) -> None:
         check_trainer(trainer, trainer.driver, self)
         self._check_free(trainer)
-        self._check_begins(trainer)
         self.begin(trainer)
         # before those of other callbacks, one of which may raise
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
-        self._running = weakref.ref(trainer)
         BatchStep.install(trainer, self)
 
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        self.end_epoch(trainer)
+
     def on_train_batch_end(self, trainer: Any) -> None:
-        if self.log_every and trainer.global_forward_batches % self.log_every == 0 and trainer.driver.global_rank == 0:
-            log_values(trainer, measured(trainer))
+        self.end_batch(trainer)
+
+    def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
+        if isinstance(self.method, Regularizer):
+            self.method.after_step()
 
     def on_train_end(self, trainer: Any) -> None:
-        if self._running is None or self._running() is trainer:
+        if self._trainer is None or self._trainer() is trainer:
             BatchStep.uninstall(trainer, self)
             self.end(trainer)
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
-        if self.method_ is not None:
-            return self.state_dict()
-        return self._resumed or self._kept_of(trainer) or {}
+        return self.method.state_dict() if self._is_of(trainer) else {}
 
     def on_load_checkpoint(self, trainer: Any, states: dict[str, Any] | None) -> None:
-        self._resumed = states or None
-
-    def strength(self, trainer: Any) -> float:
-        """
-        Return the factor of what the method perturbs by on this batch: 0 where it does not act, and what grows to 1
-        over ``warmup``. Counts optimizer steps: the micro-batches of one are treated alike.
-        """
-        first, growing = self._schedule(trainer)
-        step = trainer.global_forward_batches // trainer.accumulation_steps - first
-        if step < 0 or step % self.every:
-            return 0.0
-        return (step + 1) / growing if step + 1 < growing else 1.0  # at 0 the first step would run for nothing
-
-    def refresh(self) -> None:
-        """Hand arguments that were assigned since the last batch on to the method."""
-        names = [name for name in self.assigned if name in self.method_class.names()]
-        self.assigned = {}
-        if self.method_ is None or not names:
-            return
-        if self.method_.fixed.isdisjoint(names):
-            for name in names:
-                setattr(self.method_, name, getattr(self, name))
-        else:
-            old, self.method_ = self.method_, self.build(cast(ModelMethod, self.method_).model)
-            self.method_.load_state_dict(old.state_dict())
-
-    def changed(self, name: str) -> None:
-        self.assigned[name] = None
-
-    def build(self, model: nn.Module) -> Method:
-        """Build the method with this callback's settings, with its hooks off."""
-        method = self.method_class(model, **self.settings())  # type: ignore[call-arg]
-        method.close()
-        return method
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments of the method, as they are now."""
-        return {name: getattr(self, name) for name in self.method_class.names()}
+        if states:
+            self.method.forget().load_state_dict(states)
+            self._trainer = weakref.ref(trainer)
 
     def check_model(self, model: nn.Module) -> None:
         """Check when the Trainer is built what would otherwise fail in training."""
-        self.build(model)
+        self.method.check_model(model)
 
     def begin(self, trainer: Any) -> None:
-        """Build the method, and go on where a checkpoint, or an earlier run of this Trainer, left it."""
+        """Attach the method, which goes on where a checkpoint, or an earlier run of this Trainer, left it."""
+        if not self._is_of(trainer):
+            self.method.forget()  # another Trainer has other examples
         model = trainer.driver.unwrap_model()
-        self.method_ = self.build(model)
-        self.assigned = {}
-        remembered = self._resumed or self._kept_of(trainer)
-        if remembered:
-            self.load_state_dict(remembered)
-        self._resumed = self._kept = None
-        line = self.method_.describe()
-        if line and self.warmup:
-            line += f", growing to that over {self._schedule(trainer)[1]:.4g} optimizer steps"
-        if line and trainer.driver.global_rank == 0:
-            logger.info(line)
-        if isinstance(self.method_, EmbeddingAttack) and not self.warmup and (warning := self.method_.warn_of_size()):
+        self._trainer, self._is_running = weakref.ref(trainer), True
+        self.tell_progress(trainer)
+        self._check_begins()
+        self.method.detach().attach(model)
+        self.method.close()  # hooks are on during a step only
+        self.method.has_described = True
+        self.tell_progress(trainer)
+        line, warning = self.method.describe(), self.method.size_warning()
+        if line:
+            self._say(trainer, line + self._described_growth())
+        if warning:
             logger.rank_zero_warning(warning)
         if has_compiled_parts(model):
-            self.method_.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
+            self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
+
+    def tell_progress(self, trainer: Any) -> None:
+        """Tell the method where the training stands."""
+        self.method.progress = Progress(
+            trainer.global_forward_batches, trainer.accumulation_steps, trainer.n_batches / trainer.accumulation_steps
+        )
+
+    def end_batch(self, trainer: Any) -> None:
+        """Log what the method found in a batch."""
+
+    def end_epoch(self, trainer: Any) -> None:
+        """Log what the method found in an epoch."""
 
     def end(self, trainer: Any) -> None:
-        """Let go of the method, but for what it remembers."""
-        if self.method_ is not None:
-            self._kept = weakref.ref(trainer), self.state_dict()
-            self.method_.close()
-        self.method_ = self._running = None
+        """Detach the method, which remembers its state for another run."""
+        self.method.detach()
+        self._is_running = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what outlives a run: what the method remembers."""
-        return cast(Method, self.method_).state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        cast(Method, self.method_).load_state_dict(state)
-
-    def _kept_of(self, trainer: Any) -> dict[str, Any] | None:
-        """Return what an earlier run of this Trainer left; another one has other examples."""
-        return self._kept[1] if self._kept is not None and self._kept[0]() is trainer else None
+    def _is_of(self, trainer: Any) -> bool:
+        return self._trainer is not None and self._trainer() is trainer
 
     def _check_free(self, trainer: Any) -> None:
-        other = None if self._running is None else self._running()
-        if other is None or other is trainer:
+        other = None if self._trainer is None else self._trainer()
+        if other is None or other is trainer or not self._is_running:
             return
         step = other.train_batch_loop.batch_step_fn
         if isinstance(step, BatchStep) and self in step.callbacks:
@@ -180,83 +185,60 @@ class MethodCallback(Callback, Arguments):
                 "is running. Give each Trainer a callback of its own."
             )
 
-    def _schedule(self, trainer: Any) -> tuple[int, float]:
-        """Return the first optimizer step, and the steps of ``warmup``, of which a fraction ends with the training."""
-        steps = trainer.n_batches / trainer.accumulation_steps
-        # 0.07 of 100 steps is 7.000000000000001 to the computer
-        first = math.ceil((self.start if self.start >= 1 else self.start * steps) - 1e-6)
-        return first, self.warmup if self.warmup > 1 else min(self.warmup * steps, max(0.0, steps - first))
-
-    def _check_begins(self, trainer: Any) -> None:
-        steps = trainer.n_batches // trainer.accumulation_steps
-        first, growing = self._schedule(trainer)
+    def _check_begins(self) -> None:
+        method, progress = self.method, self.method.progress
+        steps, first = int(progress.total_steps or 0), method.first_step(progress)
+        growing = method.growing_steps(progress) if isinstance(method, Growing) else 0.0
         if 0 < steps <= first:
             logger.rank_zero_warning(
-                f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
+                f"Expected `start` to be within the training of {steps} optimizer steps, but got {method.start}: "
                 f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
                 once=True,
             )
-        elif 0 < steps - first < growing:
+        elif isinstance(method, Growing) and 0 < steps - first < int(growing):
             logger.rank_zero_warning(
-                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {self.warmup}: "
-                f"{type(self).__name__} will only come to {(steps - first) / growing:.2g} of its perturbation. Give a "
+                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {method.warmup}: "
+                f"{type(self).__name__} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a "
                 "smaller one, or a fraction of the training, at most 1.0.",
                 once=True,
             )
 
+    def _described_growth(self) -> str:
+        method = self.method
+        if not isinstance(method, Growing) or not method.warmup:
+            return ""
+        if method.warmup == "auto":
+            return ", growing to that as the loss falls"
+        return f", growing to that over {method.growing_steps(method.progress):.4g} optimizer steps"
+
+    def _say(self, trainer: Any, line: str) -> None:
+        if trainer.driver.global_rank == 0:
+            logger.info(line)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": None, "_running": None}  # which name a Trainer of this process
+        return {**vars(self), "_trainer": None, "_is_running": False}  # which name a Trainer of this process
 
 
-@arguments
 class AttackCallback(MethodCallback):
-    """
-    Trains under an attack. A Trainer takes at most one.
+    """Trains under an attack. A Trainer takes at most one."""
 
-    :arguments:
-    """
+    method_class: ClassVar[type[Attack]]
+    method: Attack
 
-    method_class: ClassVar[Type[Attack]]
+    def end_batch(self, trainer: Any) -> None:
+        warning, self.method.warning = self.method.warning, ""
+        if warning:
+            logger.rank_zero_warning(warning)
 
-    warmup: float = warmup()
-
-    #: whether the training learns; ``None`` for a method without a clean pass, whose loss says too little of that
-    learning_ = cast("Learning | None", None)
-
-    def begin(self, trainer: Any) -> None:
-        size, *_ = self.names()
-        self.learning_ = Learning(self.method_class.__name__, size) if isinstance(self, TwoPassArguments) else None
-        super().begin(trainer)
-
-    def on_train_batch_end(self, trainer: Any) -> None:
-        super().on_train_batch_end(trainer)
-        if self.learning_ is not None:
-            self.learning_.note(trainer)
-
-    def on_train_epoch_end(self, trainer: Any) -> None:
-        if self.learning_ is not None:
-            self.learning_.check(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        more = {} if self.learning_ is None else {"learning": self.learning_.state_dict()}
-        return {**super().state_dict(), **more}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        if self.learning_ is not None and "learning" in state:
-            self.learning_.load_state_dict(state["learning"])
+    def end_epoch(self, trainer: Any) -> None:
+        if self.method.has_two_losses and (warning := self.method.learning.check(self.method.progress)):
+            logger.rank_zero_warning(warning)
+        if self.method.warmup == "auto":
+            self._say(trainer, self.method.describe_strength())
 
 
-@arguments
 class RegularizerCallback(MethodCallback):
-    """
-    Trains with a regularizer. Different ones combine, with each other and with an attack.
+    """Trains with a regularizer. Different ones combine, with each other and with an attack."""
 
-    :arguments:
-    """
-
-    method_class: ClassVar[Type[Regularizer]]
-
-    def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
-        if isinstance(self.method_, Regularizer):
-            self.method_.after_step()
+    method_class: ClassVar[type[Regularizer]]
+    method: Regularizer

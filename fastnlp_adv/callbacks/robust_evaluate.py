@@ -12,7 +12,6 @@ from fastNLP.core.utils import dataclass_to_dict, f_rich_progress
 from torch import Tensor, nn
 
 from ..robustness import WorstCase, averages, modes_kept, score
-from ..robustness.worst_case import WorstCaseArguments
 from .log import as_text
 
 __all__ = ["RobustEvaluateCallback", "RobustMetric"]
@@ -96,7 +95,15 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         num_eval_sanity_batch: int = 1,
         **kwargs: Any,
     ):
-        self._arguments = WorstCaseArguments((epsilon,), relative, steps, restarts, alpha, emb_name, seed)
+        self._attack = WorstCase(
+            epsilons=(epsilon,),
+            relative=relative,
+            steps=steps,
+            restarts=restarts,
+            alpha=alpha,
+            emb_name=emb_name,
+            seed=seed,
+        )
         unit = " rows" if relative else ""
         title = f"Under attack (epsilon {epsilon:g}{unit}, {steps} steps from each of {restarts} starts)"
         self._title = title if kwargs.pop("verbose", 1) else None
@@ -134,14 +141,14 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         self.metrics = {**self.metrics, "robust": RobustMetric()}
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
-        self._attack = WorstCase(driver.unwrap_model(), **self._arguments.values())
+        self._attack.detach().attach(driver.unwrap_model()).close()
         self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
 
     def _attacked(self, evaluator: Any, batch: Any) -> None:
         """Takes the place of fastNLP's step for a batch."""
-        with self._attack.running():
+        with self._attack.hooked():
             *_, (_, worst) = self._attack.search(
                 lambda: score(self._trainer.train_step(batch), batch, self._labels, self._loss)
             )

@@ -22,15 +22,10 @@ __all__ = ["BatchStep", "Participant"]
 class Participant(Protocol):
     """A callback, as the step sees it."""
 
-    method_: Method | None
-    #: the arguments that were assigned since the last batch
-    assigned: dict[str, None]
+    method: Method
 
-    def refresh(self) -> None:
-        """Hand assigned arguments on to the method."""
-
-    def strength(self, trainer: Any) -> float:
-        """Return the factor of the perturbations of this batch; 0 where its method does not act."""
+    def tell_progress(self, trainer: Any) -> None:
+        """Tell the method where the training stands."""
 
 
 class BatchStep:
@@ -47,24 +42,19 @@ class BatchStep:
         self.callbacks: list[Participant] = []
 
     def __call__(self, trainer: Any, batch: Any) -> None:
-        attack: Attack | None = None
-        regularizers: list[Regularizer] = []
-        bare = False  # a model with R-Drop of its own runs as RDropCallback says, also where that is "not now"
         for callback in self.callbacks:
-            if callback.assigned:
-                callback.refresh()
-            strength = callback.strength(trainer)
-            if isinstance(callback.method_, Attack) and strength:
-                attack = callback.method_
-                vars(attack)["strength"] = strength  # past the checks: it is no argument
-            elif isinstance(callback.method_, Regularizer) and strength:
-                regularizers.append(callback.method_)
-            bare = bare or (isinstance(callback.method_, RDrop) and not strength)
+            callback.tell_progress(trainer)
+        methods = [callback.method for callback in self.callbacks]
+        attack = next((method for method in methods if isinstance(method, Attack)), None)
+        found = [method for method in methods if isinstance(method, Regularizer)]
+        regularizers = [method for method in found if method.is_due(method.progress)]
+        # a model with R-Drop of its own runs as RDropCallback tells it, also where that is "not now"
+        bare = any(isinstance(method, RDrop) and method not in regularizers for method in found)
         objective = trainer.train_step if not regularizers and not bare else _objective(trainer, regularizers, bare)
         run = _Run(trainer, objective, batch, has_terms=self.has_terms or bool(regularizers))
         with ExitStack() as running:
             for regularizer in regularizers:
-                running.enter_context(regularizer.running())
+                running.enter_context(regularizer.hooked())
             if attack is None:
                 run.train(run.forward(batch), Pass(last=True))
             else:
@@ -72,7 +62,7 @@ class BatchStep:
         skipped = 0 if attack is None else attack.skipped
         for regularizer in regularizers:
             skipped = skipped + regularizer.unreached
-        if attack is not None or skipped:
+        if (attack is not None and attack.acts) or skipped:
             run.state["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()
@@ -115,8 +105,12 @@ def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Cal
 
     objective: Callable[[Any], Any] = partial(forwards.run, train_step, bare=True) if bare else train_step
     for regularizer in sorted(regularizers, key=lambda each: (not each.innermost, each.name)):
-        objective = partial(regularizer, objective, forward=train_step)
+        objective = partial(_regularized, regularizer, objective, train_step)
     return objective
+
+
+def _regularized(regularizer: Regularizer, objective: Callable[[Any], Any], forward: Any, batch: Any) -> dict[str, Any]:
+    return regularizer.regularize(objective, batch, forward)
 
 
 class _Run:
@@ -128,11 +122,13 @@ class _Run:
         self.batch = batch
         self.terms_are_due = has_terms
         self.hooks_are_due = True
+        self.attack: Attack | None = None
         self.state = trainer.state.setdefault("adv", {})
 
     def under(self, attack: Attack) -> None:
         driver = self.trainer.driver
-        with attack.running(self.batch) as passes:
+        self.attack = attack
+        with attack.driven(self.batch) as passes:
             for each in passes:
                 if each.only_reduces and not driver.is_distributed():
                     break
@@ -143,7 +139,7 @@ class _Run:
                         self.train(outputs, each)
                     else:
                         attack.differentiate(driver.grad_scaler.scale(self.loss(outputs, each)))
-        if attack.norms:
+        if attack.norms and attack.acts:
             # the tensor, since `get_scale()` would wait for the device
             scale = getattr(driver.grad_scaler, "_scale", None)
             unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
@@ -172,4 +168,6 @@ class _Run:
     def loss(self, outputs: Any, each: Pass) -> Tensor:
         loss = self.trainer.extract_loss_from_outputs(outputs)
         self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
+        if self.attack is not None:
+            self.attack.observe(loss, each)
         return loss / self.trainer.accumulation_steps

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from .. import forwards
 from ..method import Method
+from ..options import Options, must_be, one_of, option, options
+from .outputs import Mask, read_loss, read_outputs
 
-__all__ = ["Forward", "Regularizer", "add_term", "noting"]
+__all__ = ["Divergence", "Forward", "Mask", "Predictions", "Reduction", "Regularizer", "add_term", "noting"]
+
+Reduction = Literal["batchmean", "sum", "mean"]
+#: also a function of two predictions
+Divergence = Literal["categorical", "bernoulli", "mse"] | Callable[..., Any]
 
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
 Forward = Callable[[Any], Any]
@@ -31,17 +38,56 @@ class Regularizer(Method, ABC):
     #: whether it is nested inside the others
     innermost: ClassVar[bool] = False
 
-    @abstractmethod
-    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
-        """
-        Run the model and add the term.
+    #: whether the objective has to give a loss
+    needs_loss: ClassVar[bool] = True
 
-        :param objective: gives the outputs of the clean pass, other terms included.
-        :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
-        :param forward: the bare training step; ``objective`` if ``None``. A model with R-Drop of its own runs
-            once in it.
-        :return: the outputs as a dict.
+    def _forget(self) -> None:
+        super()._forget()
+        #: the batch that was counted last, and whether the method acts on it
+        self._counted: object = None
+        self._acts = True
+
+    def __call__(
+        self,
+        objective: Forward,
+        batch: Any,
+        forward: Forward | None = None,
+        *,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
+    ) -> dict[str, Any]:
         """
+        Run the model and add the term; only run the model where ``start`` or ``every`` leaves the method out.
+
+        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
+            ``logits``), floating-point logits or values of shape ``(examples, ...)``; with the terms of other
+            regularizers that it contains.
+        :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
+        :param forward: the bare training step, for the passes that the method needs besides; ``objective`` if ``None``.
+            A model with R-Drop of its own runs once in it.
+        :param accumulation_steps: how many batches make an optimizer step, for ``start`` and ``every``.
+        :param total_steps: the optimizer steps of the training, for ``start`` as a fraction of it.
+        :return: the outputs as a dict, with the term in ``loss`` and, unweighted and detached, under the name of the
+            method, unless the model itself returns something of this name.
+        :raises ValueError: if the outputs lack what the method needs.
+        """
+        with forwards.one_batch() as token:
+            is_new = token is not self._counted  # an attack runs several passes over a batch
+            if is_new:
+                self.progress.begin_batch(accumulation_steps, total_steps)
+                self._counted, self._acts = token, self.is_due(self.progress)
+            if self._acts:
+                outputs = self.regularize(objective, batch, forward)
+                self.describe_once()
+            else:
+                returned = forwards.run(objective, batch, bare=True)
+                outputs = read_loss(returned) if self.needs_loss else read_outputs(returned, needs_loss=False)
+            self.progress.batches += is_new
+            return outputs
+
+    @abstractmethod
+    def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
+        """Run the model and add the term."""
 
     def after_step(self) -> None:
         """Follow a step of the optimizer."""
@@ -90,3 +136,38 @@ def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) ->
     if _listeners:
         _listeners[-1][name] = unweighted
     return {name: unweighted, **outputs, "loss": loss}
+
+
+def _check_divergence(name: str, value: Any) -> None:
+    if not callable(value):
+        one_of("categorical", "bernoulli", "mse")(name, value)
+
+
+@options
+class Predictions(Options):
+    """Compares predictions."""
+
+    divergence: Divergence = option(
+        default="categorical",
+        check=_check_divergence,
+        doc='``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), '
+        '``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)',
+    )
+    reduction: Reduction = option(
+        default="batchmean",
+        check=one_of("batchmean", "sum", "mean"),
+        doc='``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked positions; '
+        '``"sum"`` does not divide; ``"mean"`` divides by the number of elements, classes included',
+    )
+    mask: Mask = option(
+        default=None,
+        check=must_be(
+            "None, the key of a batch field or a callable",
+            lambda value: value is None or isinstance(value, str) or callable(value),
+        ),
+        doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
+        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
+        "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
+        "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
+        "labels inside needs a callable that shifts too",
+    )

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
-from ..method import ModelMethod
-from ..taps import Delta, refuse_sharded, taps_on
+from ..method import Cost, OnEmbeddings
+from ..options import check_number, option, options
+from ..taps import Delta, Tap, refuse_sharded, taps_on
 from .base import Forward, Regularizer, add_term
 from .outputs import read_loss
 
-__all__ = ["GradientPenalty", "GradientPenaltyArguments"]
+__all__ = ["GradientPenalty"]
 
 #: the nodes of a graph where a kernel, a custom function or a compiled model has no second derivative
 _DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackward")
 
 
-@arguments
-class GradientPenaltyArguments(Arguments):
-    weight: float = argument(0.1, "the weight :math:`w` of the penalty")
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-
-    cost = Cost(1, 1, 1)
-
-
-@arguments
-class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
+@options
+class GradientPenalty(OnEmbeddings, Regularizer):
     r"""
     Penalizes the squared gradient at the embeddings ("double backpropagation", Drucker and LeCun 1992; on deep networks
     Ross and Doshi-Velez 2018, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
@@ -52,8 +44,8 @@ class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
     none in cuDNN: ``torch.backends.cudnn.flags(enabled=False)``; on the CPU they have one, but for ``nn.LSTM`` in older
     versions of torch: ``torch.backends.mkldnn.flags(enabled=False)``. Compiled models have none.
 
-    :param model: the model; its weights are never written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
+    :options:
     :raises ValueError: if an argument is out of range, ``emb_name`` matches no embedding, or the model is sharded.
 
     Example::
@@ -70,28 +62,30 @@ class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
         >>> penalty.close()
     """
 
+    weight: float = option(default=0.1, check=check_number, doc="the weight :math:`w` of the penalty", kw_only=False)
+
     paper = "https://arxiv.org/abs/1711.09404"
 
     name = "gradient_penalty"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_whole()
-        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
+    @property
+    def cost(self) -> Cost:
+        return Cost(1, 1, 1)
 
-    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        _check_whole(model)
+        return taps_on(model, self.emb_name, "sequence")
+
+    def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
         """
         Run ``objective`` on the batch and add the penalty.
 
-        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss``.
-        :param batch: what ``objective`` takes.
-        :param forward: not needed.
         :return: the outputs as a dict, in which ``loss`` has the penalty in it, and ``gradient_penalty`` is half
             the squared gradient, averaged over the sequences, unweighted and detached.
         :raises ValueError: if the outputs lack a loss.
         :raises RuntimeError: if the loss does not depend on the embedding, or a kernel has no second derivative.
         """
-        self._check_whole()  # again, since a model that is sharded later would crash
+        _check_whole(self.attached)  # again, since a model that is sharded later would crash
         try:
             for tap in self.taps:
                 tap.begin_pass(keep_leaves=True)
@@ -112,10 +106,6 @@ class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
             self._refuse(penalty)
         return penalty
 
-    def _check_whole(self) -> None:
-        # After the first backward pass the shards are all that is left, while the second still needs the weights.
-        refuse_sharded(self.model, "GradientPenalty, which differentiates twice,")
-
     def _refuse(self, penalty: Tensor) -> None:
         """Say now what the backward pass would say out of reach of this object."""
         cause = None
@@ -130,6 +120,11 @@ class GradientPenalty(GradientPenaltyArguments, Regularizer, ModelMethod):
             "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`, on a CPU, "
             "`torch.backends.mkldnn.flags(enabled=False)`; do not compile the model."
         ) from cause
+
+
+def _check_whole(model: nn.Module) -> None:
+    # After the first backward pass the shards are all that is left, while the second still needs the weights.
+    refuse_sharded(model, "GradientPenalty, which differentiates twice,")
 
 
 def _half_square(delta: Delta) -> Tensor:

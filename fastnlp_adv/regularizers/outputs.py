@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..arguments import shared
+__all__ = ["IGNORED", "LABELS", "Mask", "find_mask", "labels_in", "read_loss", "read_outputs"]
 
-__all__ = ["IGNORED", "LABELS", "find_mask", "labels_in", "read_loss", "read_outputs"]
+#: a batch key, or a function of batch and outputs
+Mask = str | Callable[..., Any] | None
 
 _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
@@ -91,7 +92,7 @@ LABELS = ("labels", "label", "targets", "target")
 IGNORED = -100
 
 
-def find_mask(mask: shared.Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
+def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
     """
     Find which positions of a prediction count.
 

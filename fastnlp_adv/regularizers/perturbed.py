@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import divergences, forwards
-from ..method import ModelMethod
-from ..taps import Delta, Lookup, taps_on
-from .base import Forward, Regularizer, add_term
+from ..method import OnEmbeddings, SharesDropout
+from ..taps import Delta, Lookup, Tap, taps_on
+from .base import Forward, Predictions, Regularizer, add_term
 from .outputs import find_mask, read_outputs
 
 __all__ = ["PerturbedRegularizer"]
@@ -20,59 +20,43 @@ __all__ = ["PerturbedRegularizer"]
 _INNER_SCALE = 2.0**10
 
 
-class PerturbedRegularizer(Regularizer, ModelMethod):
+class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer):
     """
     Adds ``weight`` times the divergence between the prediction and that at ``e + d``. A method says where ``d`` starts,
-    :meth:`start`, and how it moves, :meth:`ascend`. There is one perturbation per position of each lookup, its groups
-    are the examples (the first dimension of the ids), and it is 0 at ``padding_idx``.
-
-    :param model: the model.
+    :meth:`start_at`, and how it moves, :meth:`ascend`. There is one perturbation per position of each lookup, its
+    groups are the examples (the first dimension of the ids), and it is 0 at ``padding_idx``.
     """
 
-    #: whether the objective has to give a loss
-    needs_loss: ClassVar[bool] = True
     #: whether gradients flow through both predictions, and both directions of a KL divergence are summed
     symmetric: ClassVar[bool] = True
 
-    # What every such method has an argument for, or does without. Without annotations, which would make arguments of
-    # them.
-    steps = cast(Any, 0)
-    weight = cast(Any, 1.0)
-    emb_name = cast(Any, None)
-    divergence = cast(Any, "categorical")
-    reduction = cast(Any, "batchmean")
-    mask = cast(Any, None)
+    # Attributes of methods without the argument.
+    steps: int = 0
+    weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
-        for tap in self.embedding_taps:
-            tap.mixes_passes = True
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        taps = taps_on(model, self.emb_name, "sequence")
+        for tap in taps:
+            tap.mixes_passes = True  # type: ignore[attr-defined]
+        return taps
 
     @abstractmethod
-    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+    def start_at(self, lookup: Lookup, output: Tensor) -> Tensor:
         """Return where the perturbation of a lookup starts; see ``EmbeddingTap.start``."""
 
     def ascend(self, delta: Delta, *, last: bool) -> Tensor:
         """Return the perturbation after an ascent step on the divergence; ``last`` in the last step."""
         return delta.value
 
-    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+    def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
         """
         Run ``objective`` and the perturbed passes, and add the term to the loss.
 
-        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
-            ``logits``), floating-point logits or values of shape ``(examples, ...)``.
-        :param batch: what it takes.
-        :param forward: the bare training step for the perturbed passes, whose losses are not used; ``objective`` if
-            ``None``.
-        :return: the outputs of ``objective`` as a dict, with the term in ``loss`` and, unweighted and detached, under
-            the name of the method, unless the model itself returns something of this name.
-        :raises ValueError: if the outputs lack a prediction, or a loss where one is needed.
         :raises RuntimeError: if the embedding is not looked up, or looked up inside gradient checkpointing.
         """
+        _ = self.attached
         bare = objective if forward is None else forward
-        begin_pass = self.replay.step()
+        begin_pass = self.begin_dropout()
         try:
             begin_pass()
             for tap in self.taps:
@@ -81,7 +65,7 @@ class PerturbedRegularizer(Regularizer, ModelMethod):
             mask = find_mask(self.mask, batch, outputs)
             elsewhere = self._elsewhere()
             for lookups in self.embedding_taps:
-                lookups.start = self.start
+                lookups.start = self.start_at
             for left in reversed(range(0 if elsewhere else self.steps)):
                 perturbed = self._predict(bare, batch, begin_pass, inner=True)
                 # Each example has a norm of its own, so their sum has the directions of any other reduction.

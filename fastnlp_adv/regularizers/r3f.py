@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, shared
+from ..method import Cost
+from ..options import check_number, one_of, option, options
 from ..taps import Lookup
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["R3F", "R3FArguments"]
+__all__ = ["R3F"]
 
 
-@arguments
-class R3FArguments(Arguments):
-    epsilon: float = argument(
-        0.1,
-        "the standard deviation of the noise in each coordinate, or its largest size, in the units of the embedding",
-    )
-    weight: float = argument(1.0, "the weight :math:`w` of the divergence")
-    noise: Literal["normal", "uniform"] = argument("normal", '``"normal"`` or ``"uniform"``')
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    divergence: shared.Divergence = shared.divergence(
-        '. Here the sum of both directions; ``"mse"``, which has one, is the squared error'
-    )
-    reduction: shared.Reduction = shared.reduction()
-    mask: shared.Mask = shared.mask()
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-
-    cost = Cost(2, 2, 0)
-
-
-@arguments
-class R3F(R3FArguments, PerturbedRegularizer):
+@options
+class R3F(PerturbedRegularizer):
     r"""
     Robust representations through regularized finetuning (Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing
     Representational Collapse", https://arxiv.org/abs/2008.03156):
@@ -50,8 +32,8 @@ class R3F(R3FArguments, PerturbedRegularizer):
     the noise counts: twice the spread of the coordinates of a small BERT, which normalizes what the lookup returns.
     Take less where coordinates are smaller and nothing normalizes them.
 
-    :param model: the model; its weights are not written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are not written.
+    :options:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
@@ -69,11 +51,27 @@ class R3F(R3FArguments, PerturbedRegularizer):
         >>> r3f.close()
     """
 
+    epsilon: float = option(
+        default=0.1,
+        check=check_number,
+        doc="the standard deviation of the noise in each coordinate, or its largest size, in the units of the "
+        "embedding",
+        kw_only=False,
+    )
+    weight: float = option(default=1.0, check=check_number, doc="the weight :math:`w` of the divergence")
+    noise: Literal["normal", "uniform"] = option(
+        default="normal", check=one_of("normal", "uniform"), doc='``"normal"`` or ``"uniform"``'
+    )
+
     paper = "https://arxiv.org/abs/2008.03156"
 
     name = "r3f"
 
-    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+    @property
+    def cost(self) -> Cost:
+        return Cost(2, 2, 0)
+
+    def start_at(self, lookup: Lookup, output: Tensor) -> Tensor:
         if self.noise == "normal":
             noise = self.normal(output)
         else:

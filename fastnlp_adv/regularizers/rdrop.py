@@ -7,36 +7,18 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import divergences, forwards
-from ..arguments import Arguments, Cost, argument, arguments, shared
 from ..batch import double_batch, first_half
-from .base import Forward, Regularizer, add_term
+from ..method import Cost
+from ..options import check_number, one_of, option, options
+from .base import Forward, Predictions, Regularizer, add_term
 from .misuse import warn_of_misuse, warn_of_misuse_of_concat
 from .outputs import find_mask, read_outputs
 
-__all__ = ["RDrop", "RDropArguments"]
+__all__ = ["RDrop"]
 
 
-@arguments
-class RDropArguments(Arguments):
-    kl_weight: float = argument(1.0, "the weight :math:`\\lambda` of the divergence")
-    reduction: shared.Reduction = shared.reduction()
-    divergence: shared.Divergence = shared.divergence()
-    mode: Literal["concat", "two_pass"] = argument(
-        "concat",
-        '``"concat"``, one forward of the batch doubled along its first dimension; the loss must be a mean over the '
-        'examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or contrastive '
-        "losses (which mix examples), and for batches or predictions that are not laid out by example",
-    )
-    mask: shared.Mask = shared.mask()
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(1, 1, 0) if self.mode == "concat" else Cost(2, 2, 0)
-
-
-@arguments
-class RDrop(RDropArguments, Regularizer):
+@options
+class RDrop(Predictions, Regularizer):
     r"""
     The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks",
     https://arxiv.org/abs/2106.14448):
@@ -45,7 +27,8 @@ class RDrop(RDropArguments, Regularizer):
 
     where :math:`L_i` and :math:`P_i` are loss and prediction of two forwards of the same batch.
 
-    :arguments:
+    :param model: not needed; a model to :meth:`attach` to is checked for dropout.
+    :options:
     :raises ValueError: if an argument is out of its range.
 
     Example::
@@ -62,25 +45,35 @@ class RDrop(RDropArguments, Regularizer):
         (torch.Size([8, 3]), True)
     """
 
-    paper = "https://arxiv.org/abs/2106.14448"
+    kl_weight: float = option(
+        default=1.0, check=check_number, doc="the weight :math:`\\lambda` of the divergence", kw_only=False
+    )
+    mode: Literal["concat", "two_pass"] = option(
+        default="concat",
+        check=one_of("concat", "two_pass"),
+        doc='``"concat"``, one forward of the batch doubled along its first dimension; the loss must be a mean over '
+        'the examples, or one value for each. ``"two_pass"``, two forwards: for a summed loss, BatchNorm or '
+        "contrastive losses (which mix examples), and for batches or predictions that are not laid out by example",
+    )
 
+    paper = "https://arxiv.org/abs/2106.14448"
     name = "kl"
     innermost = True
+    needs_model = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.set_up(None, [])
+    def _forget(self) -> None:
+        super()._forget()
         #: whether the first batch, in which some misuse shows, is over
         self.has_looked = False
 
-    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+    @property
+    def cost(self) -> Cost:
+        return Cost(1, 1, 0) if self.mode == "concat" else Cost(2, 2, 0)
+
+    def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
         """
         Run ``objective`` on the batch twice, or once on the doubled batch, and combine the losses.
 
-        :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
-            ``logits``), floating-point logits or values of shape ``(examples, ...)``.
-        :param batch: what ``objective`` takes.
-        :param forward: not needed.
         :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss
             and ``pred`` the first prediction; besides, unless the model itself uses these names, ``pred2``, the second
             prediction, and ``kl``, the divergence, unweighted and detached.

@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import forwards
 from .dropout import warn_without_dropout
-from .rdrop import RDrop, RDropArguments
+from .rdrop import RDrop
 
 __all__ = ["RDropMixin"]
 
-_SETTINGS = RDropArguments.names()
+_SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
 
 
 class RDropMixin:

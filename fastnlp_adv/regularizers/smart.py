@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import forwards
-from ..arguments import Arguments, Cost, argument, arguments, check_positive, check_up_to_1, shared
 from ..functional import group_norm, project
-from ..taps import Delta, Lookup, refuse_sharded
+from ..method import Cost
+from ..options import check_count, check_number, check_positive, check_up_to_1, option, options
+from ..taps import Delta, Lookup, Tap, refuse_sharded
 from .base import Forward, add_term
 from .outputs import find_mask, read_outputs
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["SMART", "SMARTArguments"]
+__all__ = ["SMART"]
 
 
-@arguments
-class SMARTArguments(Arguments):
-    epsilon: float = argument(1e-2, "how far each coordinate may move, in the units of the embedding")
-    alpha: float = argument(
-        1e-2,
-        "the length of an ascent step, in the same units, for the coordinate with the largest gradient. Longer than "
-        "``epsilon``, more coordinates end at the bound",
-    )
-    noise: float = argument(
-        1e-3,
-        "the standard deviation of the start. At a start of 0 the divergence would be flat",
-        check_positive,
-    )
-    steps: int = argument(1, "the number of ascent steps")
-    weight: float = argument(1.0, "the weight :math:`w` of the divergence from the perturbed prediction")
-    bregman_weight: float = argument(
-        0.0, "the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none"
-    )
-    bregman_beta: float = argument(0.99, "the momentum :math:`\\beta` of the average, from 0 to 1", check_up_to_1)
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    divergence: shared.Divergence = shared.divergence(
-        '. Here the sum of both directions; for a regression ``"mse"``, which has one, the squared error'
-    )
-    reduction: shared.Reduction = shared.reduction()
-    mask: shared.Mask = shared.mask()
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2 + self.steps + (self.bregman_weight > 0), 2, self.steps)
-
-
-@arguments
-class SMART(SMARTArguments, PerturbedRegularizer):
+@options
+class SMART(PerturbedRegularizer):
     r"""
     Smoothness-inducing adversarial regularization with Bregman proximal point optimization (Jiang et al. 2020, "SMART:
     Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through Principled Regularized
@@ -77,8 +45,9 @@ class SMART(SMARTArguments, PerturbedRegularizer):
     all. With a new mask in each pass, the term is then the divergence between the masks, as in R-Drop. The defaults
     here are larger, so that the perturbation counts.
 
-    :param model: the model; its weights are written, and put back, for the prediction of the averaged ones only.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its
+        weights are written, and put back, for the prediction of the averaged ones only.
+    :options:
     :raises ValueError: if an argument is out of range, ``emb_name`` matches no embedding, or ``bregman_weight`` is not
         0 on a model that is sharded.
 
@@ -97,33 +66,74 @@ class SMART(SMARTArguments, PerturbedRegularizer):
         >>> smart.close()
     """
 
+    epsilon: float = option(
+        default=1e-2,
+        check=check_number,
+        doc="how far each coordinate may move, in the units of the embedding",
+        kw_only=False,
+    )
+    alpha: float = option(
+        default=1e-2,
+        check=check_number,
+        doc="the length of an ascent step, in the same units, for the coordinate with the largest gradient. Longer "
+        "than ``epsilon``, more coordinates end at the bound",
+    )
+    noise: float = option(
+        default=1e-3,
+        check=check_positive,
+        doc="the standard deviation of the start. At a start of 0 the divergence would be flat",
+    )
+    steps: int = option(default=1, check=check_count, doc="the number of ascent steps")
+    weight: float = option(
+        default=1.0, check=check_number, doc="the weight :math:`w` of the divergence from the perturbed prediction"
+    )
+    bregman_weight: float = option(
+        default=0.0,
+        check=check_number,
+        doc="the weight :math:`\\mu` of the divergence from the prediction of averaged weights; 0 for none",
+    )
+    bregman_beta: float = option(
+        default=0.99, check=check_up_to_1, doc="the momentum :math:`\\beta` of the average, from 0 to 1"
+    )
+
     paper = "https://arxiv.org/abs/1911.03437"
 
     name = "smart"
 
     fixed = PerturbedRegularizer.fixed | {"bregman_weight"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bregman_weight:
-            refuse_sharded(self.model, "`bregman_weight`, which swaps the weights,")
-        named = self.model.named_parameters()
-        self._averaged = {name: p for name, p in named if p.requires_grad} if self.bregman_weight else {}
-        # in at least single precision: bfloat16 would round most updates away
-        self._average = {name: self.stream.like(p).copy_(p.detach()) for name, p in self._averaged.items()}
+    def _forget(self) -> None:
+        super()._forget()
+        self._averaged: dict[str, nn.Parameter] = {}
+        self._average: dict[str, Tensor] = {}
 
-    def __call__(self, objective: Forward, batch: Any, forward: Forward | None = None) -> dict[str, Any]:
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        if self.bregman_weight:
+            refuse_sharded(model, "`bregman_weight`, which swaps the weights,")
+        return super().find_taps(model)
+
+    def make_memory(self, model: nn.Module) -> None:
+        if self.bregman_weight:
+            self._averaged = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            # in at least single precision: bfloat16 would round most updates away
+            self._average = {name: self.stream.like(p).copy_(p.detach()) for name, p in self._averaged.items()}
+
+    def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
         if not self.bregman_weight:
-            return super().__call__(objective, batch, forward)
-        begin_pass = self.replay.step()
+            return super().regularize(objective, batch, forward)
+        begin_pass = self.begin_dropout()
         begin_pass()
         old = self._prediction_of_average(objective if forward is None else forward, batch)
         begin_pass()  # the other passes begin where this one did
-        outputs = super().__call__(objective, batch, forward)
+        outputs = super().regularize(objective, batch, forward)
         term = self.distance(outputs["pred"], old, find_mask(self.mask, batch, outputs))
         return add_term(outputs, "bregman", self.bregman_weight, term)
 
-    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+    @property
+    def cost(self) -> Cost:
+        return Cost(2 + self.steps + (self.bregman_weight > 0), 2, self.steps)
+
+    def start_at(self, lookup: Lookup, output: Tensor) -> Tensor:
         return torch.where(lookup.real(), self.noise * self.normal(output), 0)
 
     def ascend(self, delta: Delta, *, last: bool) -> Tensor:
@@ -137,12 +147,15 @@ class SMART(SMARTArguments, PerturbedRegularizer):
             average.lerp_(self._averaged[name].to(average.dtype), 1 - self.bregman_beta)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": {name: a.clone() for name, a in self._average.items()}}
+        state = super().state_dict()
+        if self.is_unattached:
+            return state
+        return {**state, "average": {name: a.clone() for name, a in self._average.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        for name, value in state["average"].items():
+        for name, value in state.get("average", {}).items():
             if name in self._average:
                 self._average[name].copy_(value)
 

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, Cost, argument, arguments, check_positive, shared
 from ..functional import steepest_direction
+from ..method import Cost
+from ..options import check_count, check_number, check_positive, option, options
 from ..taps import Delta, Lookup
 from .perturbed import PerturbedRegularizer
 
-__all__ = ["VAT", "VATArguments"]
+__all__ = ["VAT"]
 
 
-@arguments
-class VATArguments(Arguments):
-    epsilon: float = argument(1.0, "the norm of the perturbation of an example, in the units of the embedding")
-    xi: float = argument(
-        1e-2,
-        "the length at which the direction is sought, in the same units: small, but not lost in the rounding of the "
-        "logits; float16 and bfloat16 need a larger one",
-        check_positive,
-    )
-    steps: int = argument(1, "the number of power iterations")
-    weight: float = argument(1.0, "the weight :math:`w` of the divergence")
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    divergence: shared.Divergence = shared.divergence(". Here from the clean to the perturbed prediction")
-    reduction: shared.Reduction = shared.reduction()
-    mask: shared.Mask = shared.mask()
-    dropout_mask: shared.DropoutMask = shared.dropout_mask()
-
-    @property
-    def cost(self) -> Cost:
-        """The passes of a step."""
-        return Cost(2 + self.steps, 2, self.steps)
-
-
-@arguments
-class VAT(VATArguments, PerturbedRegularizer):
+@options
+class VAT(PerturbedRegularizer):
     r"""
     Virtual adversarial training (Miyato et al. 2018, "Virtual Adversarial Training: A Regularization Method for
     Supervised and Semi-Supervised Learning", https://arxiv.org/abs/1704.03976):
@@ -56,8 +32,8 @@ class VAT(VATArguments, PerturbedRegularizer):
     A step costs ``2 + steps`` forward passes, one backward pass through two of them, and ``steps`` backward passes that
     end at the embeddings: 2 + 2/3 plain steps by default.
 
-    :param model: the model; its weights are not written.
-    :arguments:
+    :param model: the model, or ``None`` to :meth:`attach` it later; its weights are not written.
+    :options:
     :raises ValueError: if an argument is out of range, or ``emb_name`` matches no embedding.
 
     Example::
@@ -74,13 +50,32 @@ class VAT(VATArguments, PerturbedRegularizer):
         >>> vat.close()
     """
 
+    epsilon: float = option(
+        default=1.0,
+        check=check_number,
+        doc="the norm of the perturbation of an example, in the units of the embedding",
+        kw_only=False,
+    )
+    xi: float = option(
+        default=1e-2,
+        check=check_positive,
+        doc="the length at which the direction is sought, in the same units: small, but not lost in the rounding of "
+        "the logits; float16 and bfloat16 need a larger one",
+    )
+    steps: int = option(default=1, check=check_count, doc="the number of power iterations")
+    weight: float = option(default=1.0, check=check_number, doc="the weight :math:`w` of the divergence")
+
     paper = "https://arxiv.org/abs/1704.03976"
 
     name = "vat"
     needs_loss = False
     symmetric = False
 
-    def start(self, lookup: Lookup, output: Tensor) -> Tensor:
+    @property
+    def cost(self) -> Cost:
+        return Cost(2 + self.steps, 2, self.steps)
+
+    def start_at(self, lookup: Lookup, output: Tensor) -> Tensor:
         noise = torch.where(lookup.real(), self.normal(output), 0)
         return self.xi * steepest_direction(noise, dims=tuple(range(1, output.dim())))
 

@@ -111,11 +111,20 @@ def robust_evaluate(
         >>> list(found), found[2.0]["loss"] > found[0.1]["loss"] > found[0.0]["loss"], found[2.0]["accuracy"]
         ([0.0, 0.1, 2.0], True, 0.0)
     """
-    attack = WorstCase(model, epsilons, relative, steps, restarts, alpha, emb_name, seed)
+    attack = WorstCase(
+        model,
+        epsilons,
+        relative=relative,
+        steps=steps,
+        restarts=restarts,
+        alpha=alpha,
+        emb_name=emb_name,
+        seed=seed,
+    )
     run = _step_of(model) if step is None else step
     device = next(model.parameters()).device
     sums: dict[float, Any] = defaultdict(int)
-    with modes_kept(model), attack.running():
+    with modes_kept(model), attack.hooked():
         model.eval()
         for each in dataloader if progress is None else progress(dataloader):
             batch = _moved(each, device)

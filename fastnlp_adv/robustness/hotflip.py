@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, must_be
+from ..options import check_count, must_be
 from ..taps import refuse_shards
 from .search import Search, Tokens
 from .text_attack import TextAttack

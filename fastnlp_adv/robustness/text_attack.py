@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import at_least, check_count, check_name, must_be
-from ..method import Method
+from ..method import ModelMethod
+from ..options import at_least, check_count, check_name, must_be
 from ..regularizers.outputs import read_outputs
-from ..taps import taps_on
+from ..taps import Tap, taps_on
 from .attacked import Attacked
 from .evaluate import modes_kept
 from .scores import Scores, score
@@ -23,7 +23,7 @@ from .worst_case import differentiable
 __all__ = ["TextAttack"]
 
 
-class TextAttack(Method, ABC):
+class TextAttack(ModelMethod, ABC):
     """
     Searches for edits of a text that the model gets wrong. The texts of a batch advance together: in a round each is
     given some edits, all of them are tried, and each text keeps its worst if that raises its loss. A text is done when
@@ -46,7 +46,8 @@ class TextAttack(Method, ABC):
         check_name("emb_name", rest["emb_name"])
         if rest["step"] is not None:
             must_be("a function of the tokenized batch or None", callable)("step", rest["step"])
-        self.set_up(model, taps_on(model, rest["emb_name"], "token"))
+        self._emb_name = rest["emb_name"]
+        super().__init__(model)
         self.close()
         if len(self.taps) != 1:
             names = ", ".join(f"`{tap.name}`" for tap in self.taps)
@@ -57,6 +58,9 @@ class TextAttack(Method, ABC):
         # a tokenizer that was told no length says one of 30 digits
         self._cut = {"truncation": True, "max_length": length} if length < 10**9 else {}
         self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        return taps_on(model, self._emb_name, "token")
 
     def prepare(self, texts: list[str]) -> None:
         """See to what the texts need, before any of them is attacked."""
@@ -84,7 +88,7 @@ class TextAttack(Method, ABC):
         self.prepare([text for text, _ in pairs])
         batches = [pairs[i : i + self._batch_size] for i in range(0, len(pairs), self._batch_size)]
         found: list[Attacked] = []
-        with modes_kept(self._model), self.running():
+        with modes_kept(self._model), self.hooked():
             self._model.eval()
             for batch in batches if progress is None else progress(batches):
                 found += self._attack(batch)

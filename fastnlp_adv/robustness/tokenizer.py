@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import check_count, must_be
+from ..options import check_count, must_be
 
 __all__ = ["VocabularyTokenizer"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import at_least, check_count, must_be
+from ..options import at_least, check_count, must_be
 from .distance import is_farther
 from .homophones import import_pinyin, is_chinese
 from .search import Search, Tokens

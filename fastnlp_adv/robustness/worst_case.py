@@ -7,19 +7,19 @@ import dataclasses
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Arguments, argument, arguments, at_least, check_number, check_positive, shared
 from ..forwards import announced
 from ..functional import ascend, project, random_in_ball
-from ..method import ModelMethod
-from ..taps import Delta, EmbeddingTap, taps_on
+from ..method import ModelMethod, OnEmbeddings
+from ..options import at_least, check_count, check_flag, check_number, check_positive, option, optional, options
+from ..taps import Delta, EmbeddingTap, Tap, taps_on
 from .scores import Scores
 
-__all__ = ["WorstCase", "WorstCaseArguments", "differentiable"]
+__all__ = ["WorstCase", "differentiable"]
 
 
 @dataclass
@@ -57,25 +57,8 @@ def _check_epsilons(name: str, value: Any) -> None:
         check_number(name, each)
 
 
-@arguments
-class WorstCaseArguments(Arguments):
-    epsilons: Sequence[float] = argument((0.1, 0.2, 0.4), "the radii of the balls", _check_epsilons)
-    relative: bool = argument(
-        True, "in units of the mean norm of the rows of the embedding; else in those of the embedding"
-    )
-    steps: int = argument(20, "the number of ascent steps from each start")
-    restarts: int = argument(3, "the number of random starts")
-    alpha: Optional[float] = argument(
-        None,
-        "the length of an ascent step, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``",
-        check_positive,
-    )
-    emb_name: Optional[str] = shared.emb_name(". Embeddings only")
-    seed: int = argument(0, "of the starts, the same for all epsilons and all calls", at_least(0))
-
-
-@arguments
-class WorstCase(WorstCaseArguments, ModelMethod):
+@options
+class WorstCase(OnEmbeddings, ModelMethod):
     r"""
     Searches for the worst perturbation of each example, by projected gradient ascent from random starts (Madry et al.
     2018, https://arxiv.org/abs/1706.06083) on the outputs of the lookups, in an l2 ball per example:
@@ -84,17 +67,34 @@ class WorstCase(WorstCaseArguments, ModelMethod):
 
     Padding (``padding_idx``) is not perturbed; where a forward looks up several times, each lookup has a ball of its
     own. Costs ``restarts * (steps + 1)`` forward passes for each epsilon, and a backward pass to the embeddings for
-    nearly all of them. Its hooks are on the model inside :meth:`running` alone.
+    nearly all of them. Its hooks are on the model inside :meth:`hooked` only.
 
     :param model: the model; its weights and gradients are never written.
-    :arguments:
+    :options:
     :raises ValueError: if an argument is out of range, or no embedding matches ``emb_name``.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.set_up(self.model, taps_on(self.model, self.emb_name, "sequence"))
-        self.close()
+    epsilons: Sequence[float] = option(
+        default=(0.1, 0.2, 0.4), check=_check_epsilons, doc="the radii of the balls", kw_only=False
+    )
+    relative: bool = option(
+        default=True,
+        check=check_flag,
+        doc="in units of the mean norm of the rows of the embedding; else in the units of the embedding",
+    )
+    steps: int = option(default=20, check=check_count, doc="the number of ascent steps from each start")
+    restarts: int = option(default=3, check=check_count, doc="the number of random starts")
+    alpha: float | None = option(
+        default=None,
+        check=optional(check_positive),
+        doc="the length of an ascent step, in the units of ``epsilons``; ``2.5 * epsilon / steps`` if ``None``",
+    )
+    seed: int = option(default=0, check=at_least(0), doc="of the starts, the same for all epsilons and all calls")
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        return taps_on(model, self.emb_name, "sequence")
+
+    def make_memory(self, model: nn.Module) -> None:
         self._radii = sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0})
         self.begin()
 
@@ -106,7 +106,7 @@ class WorstCase(WorstCaseArguments, ModelMethod):
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """
-        Attack a batch, inside :meth:`running`.
+        Attack a batch, inside :meth:`hooked`.
 
         :param forward: runs the model on the batch and scores what it returns.
         :return: the worst points at 0, then at each epsilon in turn; a larger one keeps what smaller ones found.
@@ -136,7 +136,7 @@ class WorstCase(WorstCaseArguments, ModelMethod):
         """Run one forward, with gradients on: without them a lookup does not know its place."""
         for tap in self.taps:
             tap.begin_pass(keep_leaves=True)
-        with torch.enable_grad(), differentiable(self.model), announced(bare=True):
+        with torch.enable_grad(), differentiable(self.attached), announced(bare=True):
             return forward()
 
     def _start(self, delta: Delta) -> Tensor:

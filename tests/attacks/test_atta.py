@@ -279,7 +279,7 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     class Watch(ATTACallback):
         def on_train_batch_end(self, trainer):
             super().on_train_batch_end(trainer)
-            kept.append((self.method_.store.nbytes(), self.method_.memory(24, 7)))
+            kept.append((self.method.store.nbytes(), self.method.memory(24, 7)))
 
     train(Classifier(), [Watch()], train_dataloader=indexed(), n_batches=12)
     said = [message for message in said if "ATTA keeps" in message]

@@ -9,12 +9,12 @@ from rows import Row, step_of
 from support import CLASSES, VOCAB, Classifier
 from torch import nn
 
-from benchmarks.methods import METHODS
 from fastnlp_adv import FGM, PGD
+from fastnlp_adv.callbacks import METHODS
 
 IDS, LABELS = batch(4, 7)
 FIELDS = {"input_ids": IDS, "labels": LABELS}
-RELATIVE = [name for name, method in METHODS.items() if "relative" in method.callback.names()]
+RELATIVE = [name for name, method in METHODS.items() if "relative" in method.method.names()]
 
 
 def row_of(embedding):
@@ -39,7 +39,7 @@ class Scaled(Classifier):
 def trained(model, method, **arguments):
     """The gradients and perturbation norms of three steps."""
     torch.manual_seed(0)
-    attack = Row(method, arguments).callback().build(model)
+    attack = Row(method, arguments).attach(model)
     found = []
     for _ in range(3):
         model.zero_grad()
@@ -195,5 +195,5 @@ def test_the_line_says_epsilon_in_both_units(arguments, said):
 def test_the_line_of_several_embeddings():
     fgm = FGM(Two(), epsilon=0.5, emb_name="[ws]*s.weight", relative=True)
     assert fgm.describe().endswith("epsilon 0.5 rows of each, shared by the micro-batch")
-    neftune = Row("NEFTune", {"relative": True}).callback().build(Classifier())
+    neftune = Row("NEFTune", {"relative": True}).attach(Classifier())
     assert neftune.describe().endswith("alpha 5 rows = 13, per example")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from equal import zip_equal
 from fastNLP import Callback
+from fastnlp_adv.callbacks.tavat import TAVATCallback
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
 from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
-from fastnlp_adv.callbacks.tavat import TAVATCallback
 from fastnlp_adv.taps.lookup import Lookup, Record
 
 IDS, LABELS = batch(4, 7)
@@ -173,7 +173,7 @@ class Gradients(Callback):
         self.seen.append(gradients(self.model))
 
     def on_train_batch_end(self, trainer):
-        self.table = the_table(self.callback.method_).clone()
+        self.table = the_table(self.callback.method).clone()
 
 
 @pytest.mark.parametrize("model_class", [Classifier, Bert])

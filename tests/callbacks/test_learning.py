@@ -74,7 +74,7 @@ def test_a_training_that_does_not_learn_is_warned_of_once(name, said):
     (line,) = warnings(said)
     assert f"under {name.split('-')[0]}, but got " in line
     assert " over the last 25 batches after " in line
-    assert "Give a smaller `epsilon`, let it grow (`warmup=1.0` for the whole training), begin with plain steps" in line
+    assert "Give a smaller `epsilon`, let it grow as the loss falls (`warmup='auto'`) or over the training" in line
     assert "lower the learning rate" in line
 
 
@@ -176,7 +176,7 @@ def test_a_resumed_training_knows_what_it_began_with(tmp_path, said):
     train([FGMCallback(epsilon=0.01), saver], batches=450, lr=0.3)
     callback = FGMCallback(epsilon=0.01)
     first = train([callback], batches=450, lr=0.3, resume_from=saved(tmp_path, 150))[:25]
-    assert float(callback._kept[1]["learning"]["first"][0]) == pytest.approx(0.7, abs=0.3)
+    assert float(callback.method.state_dict()["learning"]["first"][0]) == pytest.approx(0.7, abs=0.3)
     assert sum(first) / 25 < 0.3
     assert not warnings(said)
 

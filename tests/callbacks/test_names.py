@@ -9,6 +9,7 @@ from support import Classifier, build, train
 from fastnlp_adv import (
     FGMCallback,
     GradientPenaltyCallback,
+    LogCallback,
     PGDCallback,
     R3FCallback,
     RDropCallback,
@@ -35,7 +36,7 @@ def test_what_a_model_returns_under_our_names_is_its_own():
         def on_before_backward(self, trainer, outputs):
             seen.append(outputs)
 
-    callbacks = [FGMCallback(log_every=1), RDropCallback(), VATCallback(), Look()]
+    callbacks = [FGMCallback(), RDropCallback(), VATCallback(), LogCallback(every=1), Look()]
     trainer = train(ItsOwnNames(dropout=0.3), callbacks, n_batches=6)
     assert seen[-1]["pred2"] == "mine" and seen[-1]["kl"].shape == seen[-1]["vat"].shape == (4, 3)
     state = trainer.state["adv"]
@@ -43,7 +44,7 @@ def test_what_a_model_returns_under_our_names_is_its_own():
     assert all(
         torch.as_tensor(value).shape == () and not getattr(value, "requires_grad", False) for value in state.values()
     )
-    alone = train(ItsOwnNames(), [FGMCallback(log_every=1)], n_batches=6)
+    alone = train(ItsOwnNames(), [FGMCallback(), LogCallback(every=1)], n_batches=6)
     assert "kl" not in alone.state["adv"]
 
 

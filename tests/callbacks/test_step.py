@@ -11,7 +11,7 @@ from rows import Probe
 from support import Classifier, build, loader, samples, train, weights
 from torch import nn
 
-from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
+from fastnlp_adv import FGMCallback, FGSMCallback, LogCallback, PGDCallback, RDropCallback
 from fastnlp_adv.callbacks.step import BatchStep
 
 
@@ -151,10 +151,10 @@ def test_gradient_without_direction_perturbs_nothing_and_is_counted(callback, as
     assert trainer.state["adv"]["perturbation_norm"].item() == 0
 
 
-def test_log_every_writes_through_the_logger_of_fastnlp(caplog):
+def test_a_log_callback_writes_through_the_logger_of_fastnlp(caplog):
     logger.addHandler(caplog.handler)
     try:
-        trainer = train(Classifier(), [FGMCallback(log_every=5), RDropCallback()], n_batches=12)
+        trainer = train(Classifier(), [FGMCallback(), RDropCallback(), LogCallback(every=5)], n_batches=12)
     finally:
         logger.removeHandler(caplog.handler)
     lines = [r.getMessage() for r in caplog.records if "adv_loss" in r.getMessage()]

@@ -17,7 +17,7 @@ import train_text_classification as script
 from rich.console import Console
 from safetensors.torch import load_file
 
-from benchmarks.methods import METHODS
+from fastnlp_adv.callbacks import METHODS
 
 EXAMPLES = Path(script.__file__).parent
 

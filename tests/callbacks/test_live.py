@@ -40,12 +40,12 @@ class Early(Callback):
 @pytest.mark.parametrize(
     "callback, values",
     [
-        (FGMCallback, {"granularity": "sequence", "epsilon": 0.3}),
+        (FGMCallback, {"adv_weight": 0.5, "epsilon": 0.3}),
         (FGMCallback, {"replace": True, "inner_autocast": torch.bfloat16}),
-        (PGDCallback, {"steps": 1, "emb_name": "word"}),
+        (PGDCallback, {"steps": 1, "norm": "linf"}),
         (RDropCallback, {"kl_weight": 0.1, "mode": "two_pass"}),
         (VATCallback, {"weight": 0.0, "dropout_mask": "same"}),
-        (TAVATCallback, {"emb_name": "word", "alpha": 0.5}),
+        (TAVATCallback, {"dropout_mask": "same", "alpha": 0.5}),
     ],
 )
 def test_assigned_arguments_train_as_those_of_the_constructor(callback, values):

@@ -1,0 +1,307 @@
+"""The callbacks that only name their method. fastNLP reads the sources of hooks, which are all in the base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastNLP import logger
+from torch import nn
+
+from ..attacks import AWP, FGM, FGSM, PGD, SAM, TAVAT, FreeLB, NEFTune
+from ..regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, has_dropout
+from .base import AttackCallback, RegularizerCallback, takes
+
+__all__ = [
+    "AWPCallback",
+    "FGMCallback",
+    "FGSMCallback",
+    "FreeLBCallback",
+    "GradientPenaltyCallback",
+    "NEFTuneCallback",
+    "PGDCallback",
+    "R3FCallback",
+    "RDropCallback",
+    "SAMCallback",
+    "SMARTCallback",
+    "TAVATCallback",
+    "VATCallback",
+]
+
+
+class FGMCallback(AttackCallback):
+    r"""
+    Train with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at
+    :math:`e + \epsilon g/\lVert g\rVert`.
+
+    Arguments are those of :class:`~fastnlp_adv.FGM`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
+
+    Example::
+
+        >>> callback = FGMCallback(epsilon=1.0, start=0.1)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = FGM
+
+    @takes(FGM)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class FGSMCallback(AttackCallback):
+    r"""
+    Train with the fast gradient sign method, :class:`~fastnlp_adv.FGSM`: each batch clean and at
+    :math:`e + \epsilon\,\mathrm{sign}(g)`.
+
+    Arguments are those of :class:`~fastnlp_adv.FGSM`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
+
+    Example::
+
+        >>> callback = FGSMCallback(epsilon=0.003)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = FGSM
+
+    @takes(FGSM)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class PGDCallback(AttackCallback):
+    r"""
+    Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and where ``steps`` ascent steps
+    within a ball lead.
+
+    Arguments are those of :class:`~fastnlp_adv.PGD`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
+
+    Example::
+
+        >>> callback = PGDCallback(epsilon=1.0, steps=3)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = PGD
+
+    @takes(PGD)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class FreeLBCallback(AttackCallback):
+    r"""
+    Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the way that a perturbation takes.
+
+    Arguments are those of :class:`~fastnlp_adv.FreeLB`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = FreeLBCallback(steps=3)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = FreeLB
+
+    @takes(FreeLB)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class TAVATCallback(AttackCallback):
+    r"""
+    Train with token-aware virtual adversarial training, :class:`~fastnlp_adv.TAVAT`: as FreeLB, with perturbations of
+    tokens that are kept from step to step, and are part of a checkpoint.
+
+    Arguments are those of :class:`~fastnlp_adv.TAVAT`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = TAVATCallback(steps=2)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = TAVAT
+
+    @takes(TAVAT)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class NEFTuneCallback(AttackCallback):
+    r"""
+    Train with noisy embeddings, :class:`~fastnlp_adv.NEFTune`: each batch once, with noise on its lookups.
+
+    Arguments are those of :class:`~fastnlp_adv.NEFTune`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = NEFTuneCallback(alpha=5.0)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = NEFTune
+
+    @takes(NEFTune)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class AWPCallback(AttackCallback):
+    r"""
+    Train with adversarial weight perturbation, :class:`~fastnlp_adv.AWP`: each batch at the weights, and at the weights
+    moved along their gradient. They are put back before the optimizer steps.
+
+    Arguments are those of :class:`~fastnlp_adv.AWP`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if no trainable parameter
+        matches ``params``.
+
+    Example::
+
+        >>> callback = AWPCallback(gamma=0.001, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = AWP
+
+    @takes(AWP)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class SAMCallback(AttackCallback):
+    r"""
+    Train with sharpness-aware minimization, :class:`~fastnlp_adv.SAM`: each batch at the weights moved along their
+    gradient, by ``rho`` in all. They are put back before the optimizer steps.
+
+    Arguments are those of :class:`~fastnlp_adv.SAM`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if the model has no trainable
+        parameter.
+
+    Example::
+
+        >>> callback = SAMCallback(rho=0.05)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = SAM
+
+    @takes(SAM)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class RDropCallback(RegularizerCallback):
+    r"""
+    Train with R-Drop, :class:`~fastnlp_adv.RDrop`, any model whose ``train_step`` returns ``loss`` and ``pred`` (or
+    ``logits``). A model with :class:`~fastnlp_adv.RDropMixin` is run with the callback's settings instead of its own.
+
+    Arguments are those of :class:`~fastnlp_adv.RDrop`, without the model.
+
+    :raises ValueError: if an argument is out of range.
+
+    Example::
+
+        >>> callback = RDropCallback(kl_weight=1.0)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = RDrop
+
+    @takes(RDrop)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def check_model(self, model: nn.Module) -> None:
+        super().check_model(model)
+        if not has_dropout(model):
+            logger.rank_zero_warning(
+                "R-Drop compares two dropout masks, but this model has no dropout above 0, so the divergence is 0 and "
+                "training is plain, at twice the price. Give the model dropout, or remove RDropCallback."
+            )
+
+
+class VATCallback(RegularizerCallback):
+    r"""
+    Train with virtual adversarial training, :class:`~fastnlp_adv.VAT`: the prediction should not change in the
+    direction in which it changes most. Batches whose outputs hold no ``loss`` train on this term alone; with
+    ``start`` or ``every`` they would not train in the steps between.
+
+    Arguments are those of :class:`~fastnlp_adv.VAT`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = VATCallback(epsilon=1.0)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = VAT
+
+    @takes(VAT)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class SMARTCallback(RegularizerCallback):
+    r"""
+    Train with smoothness-inducing regularization and, if asked, Bregman proximal points, :class:`~fastnlp_adv.SMART`.
+
+    Arguments are those of :class:`~fastnlp_adv.SMART`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = SMARTCallback(weight=1.0, bregman_weight=1.0)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = SMART
+
+    @takes(SMART)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class R3FCallback(RegularizerCallback):
+    r"""
+    Train with :class:`~fastnlp_adv.R3F`: the prediction should not change under noise.
+
+    Arguments are those of :class:`~fastnlp_adv.R3F`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = R3FCallback(epsilon=0.1)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = R3F
+
+    @takes(R3F)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class GradientPenaltyCallback(RegularizerCallback):
+    r"""
+    Train with a penalty on the squared gradient at the embeddings, :class:`~fastnlp_adv.GradientPenalty`.
+
+    Arguments are those of :class:`~fastnlp_adv.GradientPenalty`, without the model.
+
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
+
+    Example::
+
+        >>> callback = GradientPenaltyCallback(weight=0.1)   # trainer = Trainer(..., callbacks=[callback])
+    """
+
+    method_class = GradientPenalty
+
+    @takes(GradientPenalty)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
