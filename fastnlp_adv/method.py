@@ -14,7 +14,7 @@ from typing_extensions import Self
 from .arguments import Arguments, arguments
 from .random_state import Noise, Replay
 from .taps import EmbeddingTap, Tap, is_flat
-from .versions import comes_of_reentrant_checkpoints, refuse_compiled
+from .versions import comes_of_reentrant_checkpoints
 
 __all__ = ["Method", "ModelMethod"]
 
@@ -42,7 +42,6 @@ class Method(Arguments):
         """
         if model is not None:
             _refuse_data_parallel(model)
-            refuse_compiled(model)
         self.taps = taps
         self._watched = model
         self.stream = Noise()

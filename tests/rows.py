@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import Classifier, samples, train, when_accumulated
+from support import Classifier, samples, train
 
 from benchmarks.methods import METHODS, Cost
 from fastnlp_adv.attacks import ATTA, Attack
@@ -110,7 +110,9 @@ class Probe(Classifier):
         self.failure = None
         self.came_by = []  # the backward pass that came to a prediction
         self.trained_by = set()  # the backward passes that came to a parameter
-        when_accumulated(self.rnn.bias_ih_l0, lambda p: self.trained_by.add(torch._C._current_graph_task_id()))
+        self.rnn.bias_ih_l0.register_post_accumulate_grad_hook(
+            lambda p: self.trained_by.add(torch._C._current_graph_task_id())
+        )
 
     def fail(self, where, number, error):
         """Raise ``error`` in the forward or backward pass of this number, counted from 0."""

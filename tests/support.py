@@ -17,9 +17,6 @@ def since_torch(major, minor, what):
     return pytest.mark.skipif((major, minor) > TORCH, reason=f"{what} from torch {major}.{minor} on")
 
 
-compiles = since_torch(2, 1, "compiled models are attacked")
-
-
 def samples(n=24, length=7, seed=0):
     """Sentences of random tokens and random length, padded with 0, and labels."""
     g = torch.Generator().manual_seed(seed)
@@ -212,15 +209,6 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         trainer.zero_grad()
 
     return batch_step_fn
-
-
-def when_accumulated(param, call):
-    """Call after each accumulation into a parameter's gradient."""
-    if hasattr(param, "register_post_accumulate_grad_hook"):  # torch 2.1
-        return param.register_post_accumulate_grad_hook(call)
-    node = param.expand_as(param).grad_fn.next_functions[0][0]
-    vars(param)["node"] = node  # which lives no longer than someone holds it
-    return node.register_hook(lambda *_: call(param))
 
 
 class Assign(Callback):

@@ -14,7 +14,7 @@ import torch
 from counting import Recorder
 from fastNLP import Callback
 from rows import ROWS, step_of
-from support import build, loader, when_accumulated
+from support import build, loader
 from torch import nn
 
 from fastnlp_adv.attacks import Attack
@@ -72,7 +72,7 @@ def recorded(name, rows=FEW, examples=4, by_hand=False):
     for _ in range(2):
         model.zero_grad()
         recorder = Recorder(rows)
-        handles = [when_accumulated(p, recorder.accumulate) for p in model.parameters()]
+        handles = [p.register_post_accumulate_grad_hook(recorder.accumulate) for p in model.parameters()]
         with recorder:
             if by_hand:
                 passes_of(row.cost, model, fields, together=not isinstance(method, Attack))

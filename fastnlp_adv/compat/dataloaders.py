@@ -46,7 +46,7 @@ def mix_prefetch_factor() -> None:
 
 
 class _Batched(list):  # type: ignore[type-arg]
-    """A data set that fetches a whole batch at once; torch's ``Subset`` does so from torch 2.1."""
+    """A data set that fetches a whole batch at once, as torch's ``Subset`` does."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]

@@ -20,7 +20,7 @@ from references import (
     loss_on,
     step_at_moved_weights,
 )
-from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train, when_accumulated
+from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
 from torch import nn
 
 from fastnlp_adv.attacks.awp import AWP
@@ -233,7 +233,7 @@ def test_norms_are_recorded():
 def test_cost(replace, backwards, young_heap):
     """Two passes; with `replace` the first fills no gradient. One backup a weight in the second pass, none after it."""
     model, fills, alive = classifier(), [], []
-    keep = when_accumulated(model.head.bias, lambda p: fills.append(1))  # noqa: F841
+    model.head.bias.register_post_accumulate_grad_hook(lambda p: fills.append(1))
 
     def tensors():
         gc.collect()

@@ -14,7 +14,6 @@ from support import (
     Classifier,
     assert_untouched,
     collate,
-    compiles,
     loader,
     samples,
     since_torch,
@@ -258,7 +257,6 @@ def test_custom_functions_without_a_second_derivative_are_refused():
         GradientPenalty(model)(lambda b: {"loss": Once.apply(model(b)).square().mean()}, BATCH["input_ids"])
 
 
-@compiles
 def test_a_compiled_model_is_refused_where_it_has_no_second_derivative():
     model, eager = Classifier(dropout=0.0), Classifier(dropout=0.0)
     model.compile(backend="aot_eager")
