@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Dict
+from typing import Any
 
 from benchmarks.overhead import PAIRS
 from benchmarks.record import Record
 from benchmarks.statistic import Spread, difference, ratio
 from benchmarks.words import ENGLISH, Words
 
-Point = Dict[str, Any]
+Point = dict[str, Any]
 
 #: by how much a time may be above its limit: the quartiles of most are further apart
 WITHIN = 1.03

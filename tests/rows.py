@@ -7,7 +7,7 @@ other arguments than the defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -76,7 +76,7 @@ def train_shortly(model, callbacks=None, **kwargs):
     return train(model, callbacks, **{"data": samples(12), "n_batches": 6, **kwargs})
 
 
-@lru_cache(maxsize=None)
+@cache
 def plainly(accumulation=1):
     """Return a model that was trained as shortly without a method."""
     model = Classifier()

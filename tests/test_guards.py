@@ -7,7 +7,7 @@ Each is held against plain passes written by hand, as many as the method says th
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def passes_of(cost, model, fields, *, together):
     sum(losses[1:], losses[0]).backward()
 
 
-@lru_cache(maxsize=None)
+@cache
 def recorded(name, rows=FEW, examples=4, by_hand=False):
     """A step, not the first, so that what is made once is there."""
     model, fields, row = Model(rows), batch(examples, rows), ROWS[name]
@@ -148,7 +148,7 @@ class Batches(Callback):
         self.seen.append(Counter(name for name, *_ in self.recorder.operations))
 
 
-@lru_cache(maxsize=None)
+@cache
 def trained(row=None, **when):
     callbacks = [] if row is None else [ROWS[row].callback(**when)]
     fields = batch(12, FEW)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Dict, List
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +21,7 @@ COLUMNS = 5
 TITLE_WIDTH = 22  # letters that fit above a panel
 #: points of clean accuracy: who loses more than that has learned less than plain training, or nothing
 LOSS = 3
-Values = Dict[str, List[float]]
+Values = dict[str, list[float]]
 
 
 def draw(runs: Runs, headline: float, folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ kept, and then another on top of it. Edits keep the length of a text, so that ea
 from __future__ import annotations
 
 import random
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from fastnlp_adv.robustness.slips import character_typos
 from fastnlp_adv.robustness.words import Change, edited, is_spaceless

@@ -293,6 +293,6 @@ class _Hook:
         return _uncompiled_hook()(self._tap, self.module)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _uncompiled_hook() -> type[_Hook]:
     return type("_UncompiledHook", (_Hook,), {"__call__": compile_nothing_in(_Hook.__call__)})

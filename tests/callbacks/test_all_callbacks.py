@@ -1,7 +1,7 @@
 """What holds for every callback, whatever its method: one row of ``rows.ROWS`` each."""
 
 import inspect
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ class Record(Callback):
         self.events.append("zero grad done")
 
 
-@lru_cache(maxsize=None)
+@cache
 def events_of_plain_training(accumulation):
     record = Record()
     train_shortly(Classifier(), [record], accumulation_steps=accumulation)

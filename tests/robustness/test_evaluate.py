@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def test_no_loss_falls_and_no_accuracy_rises_with_epsilon(gru, epsilons, alpha, 
     results = list(found.values())
     logits = gru_logits(copy.deepcopy(gru).eval(), DATA[0])
     assert results[0]["loss"] == pytest.approx(cross_entropy(logits, DATA[0]["labels"]).item())
-    for smaller, larger in zip(results, results[1:]):
+    for smaller, larger in itertools.pairwise(results):
         assert larger["loss"] >= smaller["loss"]
         assert larger["accuracy"] <= smaller["accuracy"]
 
