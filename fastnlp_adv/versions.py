@@ -1,4 +1,4 @@
-"""What differs between the versions of Python and torch that the package runs on. Nothing else asks for a version."""
+"""What differs between the versions of torch that the package runs on. Nothing else asks for a version."""
 
 from __future__ import annotations
 

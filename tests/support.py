@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback, TorchDataLoader, Trainer
 from torch import nn
 
@@ -189,7 +188,7 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         origin = [p.detach().clone() for p in params]
         clean = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         for step in range(steps):
-            for param, start in zip_equal(params, origin):
+            for param, start in zip(params, origin, strict=True):
                 size = param.grad.norm()
                 if size > 0 and torch.isfinite(size):
                     param.data += alpha * param.grad / size
@@ -203,7 +202,7 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         for n, p in model.named_parameters():
             p.grad = clean.get(n)
         trainer.backward(trainer.train_step(batch))
-        for param, start in zip_equal(params, origin):
+        for param, start in zip(params, origin, strict=True):
             param.data = start
         trainer.step()
         trainer.zero_grad()

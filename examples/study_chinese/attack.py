@@ -49,7 +49,7 @@ def worst_texts(
         ]
         told = losses([i for i, _ in tried], [edited(texts[i], [*changes[i], change]) for i, change in tried])
         worst: dict[int, Change] = {}
-        for (i, change), loss in zip(tried, told):
+        for (i, change), loss in zip(tried, told, strict=True):
             attacked.add(i)
             if loss > highest[i]:
                 highest[i], worst[i] = loss, change

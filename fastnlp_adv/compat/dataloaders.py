@@ -68,6 +68,6 @@ def batched_fetch() -> None:
     def fetch_batch(self: Any, indices: list[int]) -> list[tuple[int, Any]]:
         fetch = getattr(self.dataset, "__getitems__", None)
         examples = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
-        return list(zip(indices, examples))
+        return list(zip(indices, examples, strict=True))
 
     fdl._FDataSet.__getitems__ = fetch_batch

@@ -121,7 +121,7 @@ class EmbeddingTap(Tap):
         return [leaf for leaf, _ in self._leaves]
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
-        for (_, lookup), grad in zip(self._leaves, grads):
+        for (_, lookup), grad in zip(self._leaves, grads, strict=True):
             if grad is not None:
                 lookup.receive(grad)
 

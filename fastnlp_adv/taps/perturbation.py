@@ -131,7 +131,7 @@ class PositionPerturbation:
         return found
 
     def set(self, values: Sequence[Tensor]) -> None:
-        self._values = dict(zip(self._values, values))
+        self._values = dict(zip(self._values, values, strict=True))
 
     @staticmethod
     def _collect(value: Tensor, lookups: list[Lookup]) -> Tensor:

@@ -7,7 +7,6 @@ import gc
 
 import pytest
 import torch
-from equal import zip_equal
 from references import (
     add,
     assert_same,
@@ -112,7 +111,7 @@ def moved(model, loss_of, gamma=0.1):
     """By how much each weight moves, by name."""
     params = {name: p for name, p in model.named_parameters() if name.endswith(".weight")}
     own = torch.autograd.grad(loss_of(model), list(params.values()))
-    return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip_equal(params.items(), own)}
+    return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip(params.items(), own, strict=True)}
 
 
 @pytest.mark.parametrize("replace", [False, True])
