@@ -13,7 +13,7 @@ help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
 	@echo "  PYTHON=EXE    make the environment with this Python, 3.11 for the main one"
-	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help; for matrix: ARGS='-s py3.8-torch2.0.1'"
+	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help; for matrix: ARGS='-s py3.10-torch2.1.2'"
 	@echo "  FASTNLP=DIR   for upstream: a clone of fastNLP's repository, or its address"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare

@@ -39,11 +39,10 @@ class Environment:
 
 # A pin is a requirement and why it is needed; the table of docs/versions.md repeats it.
 NUMPY_1 = {"numpy<2": "torch before 2.3 is built for numpy 1, and exchanges no arrays with numpy 2"}
+TRANSFORMERS_4 = {"transformers<5": "later ones turn torch before 2.6 off"}
 ACCELERATE_0 = {"accelerate<1": "later ones refuse what the Trainer of transformers before 4.39 passes"}
 
 ENVIRONMENTS = [
-    Environment("3.8", "2.0.1", {**NUMPY_1, "transformers==4.33.*": "as old as torch 2.0", **ACCELERATE_0}),
-    Environment("3.9", "2.2.2", NUMPY_1),
     Environment(
         "3.10",
         "2.1.2",
@@ -54,7 +53,8 @@ ENVIRONMENTS = [
             **ACCELERATE_0,
         },
     ),
-    Environment("3.10", "2.4.1", {"transformers<5": "later ones turn torch before 2.6 off"}),
+    Environment("3.10", "2.4.1", TRANSFORMERS_4),
+    Environment("3.11", "2.2.2", {**NUMPY_1, **TRANSFORMERS_4}),
     Environment("3.11", "2.13.0", {"-cconstraints.txt": "the versions that `make` installs"}),
     Environment("3.12", "2.8.0"),
     Environment("3.13", None),
@@ -66,7 +66,7 @@ nox.options.error_on_missing_interpreters = True
 
 
 def show_all_of_pyenv() -> None:
-    """Let `python3.8` and the like on PATH, where they are pyenv's shims, find every version that pyenv has."""
+    """Let `python3.10` and the like on PATH, where they are pyenv's shims, find every version that pyenv has."""
     if shutil.which("pyenv"):
         names = subprocess.run(["pyenv", "version-name"], capture_output=True, text=True).stdout.strip().split(":")
         every = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()

@@ -48,7 +48,7 @@ def _lines(found: Record, axes: Axes) -> None:
         if not book:
             marker, style = next(markers), next(styles)
         rows = [reading.of_family(point, family) for point in found["points"]]
-        spreads = [reading.in_plain_steps(p, r["variant"]) for p, r in zip(found["points"], rows)]
+        spreads = [reading.in_plain_steps(p, r["variant"]) for p, r in zip(found["points"], rows, strict=True)]
         middle = [s.median for s in spreads]
         errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
         look = {"color": "0.45" if book else "black", "marker": marker, "linestyle": style}
@@ -147,6 +147,6 @@ def _reductions(found: Record, axes: Axes) -> None:
 def _hatched(axes: Axes, names: list[str], values: list[float], **errors) -> None:
     """Horizontal bars: grey for this package, white and hatched for the textbook."""
     bars = axes.barh(names, values, color="0.7", edgecolor="black", **errors)
-    for name, bar in zip(names, bars):
+    for name, bar in zip(names, bars, strict=True):
         if reading.is_textbook(name):
             bar.set(facecolor="white", hatch="//")

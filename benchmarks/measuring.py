@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any
 
 from benchmarks import memory, overhead, precision, reductions
 from benchmarks.sweeps import Point, Sweep

@@ -41,7 +41,7 @@ def cosines(name: str, setting: Setting) -> list[float]:
     model, batch = setting.model().eval(), setting.samples()
     batch = {key: value.to(setting.device) for key, value in batch.items()}
     exact, rough = (_ascents(method, model, batch, {**arguments, "inner_autocast": p}) for p in (None, LOW))
-    return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(exact, rough)]
+    return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(exact, rough, strict=True)]
 
 
 def _ascents(method: type[Attack], model, batch: dict[str, Tensor], arguments: dict) -> list[Tensor]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Dict
+from typing import Any
 
 from benchmarks.overhead import PAIRS
 from benchmarks.record import Record
 from benchmarks.statistic import Spread, difference, ratio
 from benchmarks.words import ENGLISH, Words
 
-Point = Dict[str, Any]
+Point = dict[str, Any]
 
 #: by how much a time may be above its limit: the quartiles of most are further apart
 WITHIN = 1.03
@@ -98,7 +98,7 @@ def concat_is_faster(found: Record, words: Words = ENGLISH) -> str:
     """At which sizes of batch `concat` beats two passes in three rounds of four, in words."""
     points = sorted(found["points"], key=lambda point: point["x"])
     gains = [times_faster(p, "R-Drop, concat", "R-Drop, two_pass").low > 1 for p in points]
-    wins = [f"{p['x']:,}" for p, gain in zip(points, gains) if gain]
+    wins = [f"{p['x']:,}" for p, gain in zip(points, gains, strict=True) if gain]
     where = words["where"]
     if not wins:
         return where["nowhere"]

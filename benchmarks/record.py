@@ -9,13 +9,13 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 
 from benchmarks.sweeps import Sweep
 
-Record = Dict[str, Any]
+Record = dict[str, Any]
 PACKAGES = ("torch", "fastNLP", "transformers", "fastnlp_adv")
 
 

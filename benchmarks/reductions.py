@@ -28,9 +28,7 @@ def count(setting: Setting) -> list[dict]:
     """A row for each variant, from processes that torchrun starts."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "rows.json")
-        # Any free port, as --standalone takes from torch 2.1 on; before, it is the same for all that run at a time.
-        alone = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        command = [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc_per_node={RANKS}"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
         command += ["-m", "benchmarks.reductions", json.dumps(asdict(setting)), str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

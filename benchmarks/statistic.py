@@ -30,12 +30,12 @@ def quartiles(values: Sequence[float]) -> Spread:
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
     """Quartiles of the ratio, round by round: what slows a whole round drops out."""
-    return quartiles([own / other for own, other in zip(times, base)])
+    return quartiles([own / other for own, other in zip(times, base, strict=True)])
 
 
 def difference(times: Sequence[float], base: Sequence[float]) -> Spread:
     """The median difference, round by round, in a 95 % interval for the median, which assumes nothing of the noise."""
-    found = sorted(own - other for own, other in zip(times, base))
+    found = sorted(own - other for own, other in zip(times, base, strict=True))
     half = 0.98 * len(found) ** 0.5  # 1.96 standard deviations of how many of n lie below their median
     low, high = int(len(found) / 2 - half), int(len(found) / 2 + half)
     return Spread(found[max(low, 0)], statistics.median(found), found[min(high, len(found) - 1)])

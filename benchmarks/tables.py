@@ -37,7 +37,7 @@ def _precision(found: Record, words: Words) -> Table:
     (point,) = found["points"]
     rows = [
         [*cells, words["numbers"].join(f"{cosine:.6f}" for cosine in row["cosines"])]
-        for cells, row in zip(_rows(point, words, several=False), point["rows"])
+        for cells, row in zip(_rows(point, words, several=False), point["rows"], strict=True)
     ]
     columns = [*words["columns"]["time"], *words["columns"]["precision"]]
     return Table(columns, rows, title=words["title"][found["name"]], detail=_detail(point, words))

@@ -36,7 +36,7 @@ def _methods(found: Record, words: Words) -> Iterator[Target]:
 def _fraction(found: Record, words: Words) -> Iterator[Target]:
     limits = {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}
     point, said = found["points"][0], words["targets"]
-    for target, name in zip(_at_most(point, limits, words), limits):
+    for target, name in zip(_at_most(point, limits, words), limits, strict=True):
         hand = reading.in_plain_steps(point, f"{name}, by hand")
         yield target._replace(measured=said["by hand"].format(own=target.measured, hand=f"{hand.median:.2f}"))
 

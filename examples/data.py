@@ -111,7 +111,7 @@ def _held_out(texts: list[str], labels: list[str], source: str) -> Data:
 
 
 def _by_hash(texts: list[str], labels: list) -> list[tuple]:
-    return sorted(zip(texts, labels), key=lambda row: text_hash(row[0]))
+    return sorted(zip(texts, labels, strict=True), key=lambda row: text_hash(row[0]))
 
 
 def _encode(train: list[tuple], test: list[tuple], source: str) -> Data:

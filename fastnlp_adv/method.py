@@ -18,7 +18,7 @@ from .options import Options, check_name, one_of, option, options
 from .random_state import Noise, Replay
 from .schedule import Progress, Scheduled
 from .taps import EmbeddingTap, Tap, is_flat
-from .versions import comes_of_reentrant_checkpoints, refuse_compiled
+from .versions import comes_of_reentrant_checkpoints
 
 __all__ = ["Cost", "DropoutMask", "Method", "ModelMethod", "OnEmbeddings", "SharesDropout", "logger"]
 
@@ -92,7 +92,6 @@ class ModelMethod(Options):
                 f"`{type(self).__name__}` the model first and the other arguments by name."
             )
         _refuse_data_parallel(model)
-        refuse_compiled(model)
         return self.find_taps(model)
 
     def attach(self, model: nn.Module) -> Self:
@@ -240,13 +239,13 @@ class ModelMethod(Options):
                 "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
                 "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
             ) from error
-        for param, grad in zip(self._flat, before):
+        for param, grad in zip(self._flat, before, strict=True):
             # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
             # and puts them back only where this one reaches them.
             if param.grad is None:
                 param.grad = grad
         grads = iter(found)
-        for tap, own in zip(self.taps, leaves):
+        for tap, own in zip(self.taps, leaves, strict=True):
             tap.receive([next(grads) for _ in own])
 
     @cached_property

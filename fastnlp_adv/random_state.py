@@ -87,7 +87,7 @@ class Replay:
                 states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)])
             elif self.same:
                 torch.set_rng_state(states[0])
-                for state, device in zip(states[1:], self._devices):
+                for state, device in zip(states[1:], self._devices, strict=True):
                     torch.cuda.set_rng_state(state, device)
 
         return begin_pass

@@ -15,7 +15,5 @@ def run(command, **options):
 
 def torchrun(script, world, *arguments, **options):
     """Run a script in several processes."""
-    # Any free port, as --standalone takes from torch 2.1 on; before, it is the same for all that run at a time.
-    alone = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    command = [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc_per_node={world}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     return run([*command, script, *arguments], **options)

@@ -29,7 +29,7 @@ logger.handlers = [Plain() if type(each).__name__ == "RichHandler" else each for
 read_source = inspect.getsource
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def source_of(file, code):
     return read_source(code)
 

@@ -12,7 +12,6 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
 from support import VOCAB, Classifier, bert_config
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -204,7 +203,7 @@ def on_positions(
     ids = [ids] if isinstance(ids, torch.Tensor) else ids
 
     def inputs(r):
-        return [embedding(model)(i) + d for i, d in zip_equal(ids, r)]
+        return [embedding(model)(i) + d for i, d in zip(ids, r, strict=True)]
 
     def parts(i):
         """The indices of the groups of a lookup: an example, or a position."""
@@ -220,7 +219,7 @@ def on_positions(
         r = [d.detach().requires_grad_() for d in r]
         grads = torch.autograd.grad(loss_from(model, *inputs(r)), r)
         r = [d.detach().clone() for d in r]
-        for d, g, i in zip_equal(r, grads, ids):
+        for d, g, i in zip(r, grads, ids, strict=True):
             for part in parts(i):
                 d[part] += length * direction((g * real(i))[part], norm)
                 if radius is not None:

@@ -7,12 +7,12 @@ other arguments than the defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from support import Classifier, samples, train, when_accumulated
+from support import Classifier, samples, train
 
 from fastnlp_adv.attacks import ATTA, Attack
 from fastnlp_adv.callbacks import METHODS, MethodCallback
@@ -82,7 +82,7 @@ def train_shortly(model, callbacks=None, **kwargs):
     return train(model, callbacks, **{"data": samples(12), "n_batches": 6, **kwargs})
 
 
-@lru_cache(maxsize=None)
+@cache
 def plainly(accumulation=1):
     """Return a model that was trained as shortly without a method."""
     model = Classifier()
@@ -116,7 +116,9 @@ class Probe(Classifier):
         self.failure = None
         self.came_by = []  # the backward pass that came to a prediction
         self.trained_by = set()  # the backward passes that came to a parameter
-        when_accumulated(self.rnn.bias_ih_l0, lambda p: self.trained_by.add(torch._C._current_graph_task_id()))
+        self.rnn.bias_ih_l0.register_post_accumulate_grad_hook(
+            lambda p: self.trained_by.add(torch._C._current_graph_task_id())
+        )
 
     def fail(self, where, number, error):
         """Raise ``error`` in the forward or backward pass of this number, counted from 0."""

@@ -6,7 +6,6 @@ import copy
 import math
 
 import torch
-from equal import zip_equal
 from references import assert_same, gradients
 from support import Bert, Classifier, collate, samples
 from torch.nn.functional import cross_entropy
@@ -89,9 +88,9 @@ class Passes:
 def kl(p, q):
     """Mean over the examples of the divergence from logits p to logits q, from its definition."""
     total = 0.0
-    for a, b in zip_equal(p, q):
+    for a, b in zip(p, q, strict=True):
         a, b = a.exp() / a.exp().sum(), b.exp() / b.exp().sum()
-        total = total + sum(x * torch.log(x / y) for x, y in zip_equal(a, b))
+        total = total + sum(x * torch.log(x / y) for x, y in zip(a, b, strict=True))
     return total / len(p)
 
 

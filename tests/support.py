@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback, TorchDataLoader, Trainer
 from torch import nn
 
@@ -15,9 +14,6 @@ TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 def since_torch(major, minor, what):
     """Skip a test before a version of torch that brings what the test needs; says what."""
     return pytest.mark.skipif((major, minor) > TORCH, reason=f"{what} from torch {major}.{minor} on")
-
-
-compiles = since_torch(2, 1, "compiled models are attacked")
 
 
 def samples(n=24, length=7, seed=0):
@@ -192,7 +188,7 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         origin = [p.detach().clone() for p in params]
         clean = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         for step in range(steps):
-            for param, start in zip_equal(params, origin):
+            for param, start in zip(params, origin, strict=True):
                 size = param.grad.norm()
                 if size > 0 and torch.isfinite(size):
                     param.data += alpha * param.grad / size
@@ -206,21 +202,12 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
         for n, p in model.named_parameters():
             p.grad = clean.get(n)
         trainer.backward(trainer.train_step(batch))
-        for param, start in zip_equal(params, origin):
+        for param, start in zip(params, origin, strict=True):
             param.data = start
         trainer.step()
         trainer.zero_grad()
 
     return batch_step_fn
-
-
-def when_accumulated(param, call):
-    """Call after each accumulation into a parameter's gradient."""
-    if hasattr(param, "register_post_accumulate_grad_hook"):  # torch 2.1
-        return param.register_post_accumulate_grad_hook(call)
-    node = param.expand_as(param).grad_fn.next_functions[0][0]
-    vars(param)["node"] = node  # which lives no longer than someone holds it
-    return node.register_hook(lambda *_: call(param))
 
 
 class Assign(Callback):

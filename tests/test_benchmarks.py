@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from equal import zip_equal
 
 from benchmarks import memory, overhead, page, precision, reading, record, statistic, textbook, variants
 from benchmarks.__main__ import ROOT, main
@@ -169,7 +168,7 @@ def test_from_where_on_concat_is_faster(gains, words):
         [{"variant": "R-Drop, concat", "seconds": [1.0]}, {"variant": "R-Drop, two_pass", "seconds": [gain]}]
         for gain in gains
     ]
-    points = [{"x": x, "rows": each} for x, each in zip_equal((8, 16, 32), rows)]
+    points = [{"x": x, "rows": each} for x, each in zip((8, 16, 32), rows, strict=True)]
     assert reading.concat_is_faster({"points": points}) == words
 
 

@@ -272,7 +272,7 @@ def resume_shards():
         trained.save_checkpoint(folder)
         resumed = sharded_trainer()
         resumed.load_checkpoint(folder)
-        for one, other in zip(trained.driver.model.parameters(), resumed.driver.model.parameters()):
+        for one, other in zip(trained.driver.model.parameters(), resumed.driver.model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -42,7 +41,7 @@ def softmax_by_hand(logits):
 
 
 def kl_by_hand(p, q):
-    return sum(a * (math.log(a) - math.log(b)) for a, b in zip_equal(p, q))
+    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
 
 
 def both_directions(one_direction, p, q, symmetric):
@@ -55,7 +54,7 @@ def position_by_hand(kind, p, q, symmetric):
     if kind == "categorical":
         return both_directions(kl_by_hand, softmax_by_hand(p), softmax_by_hand(q), symmetric)
     total = 0.0
-    for a, b in zip_equal(p, q):
+    for a, b in zip(p, q, strict=True):
         if kind == "mse":
             total += both_directions(lambda x, y: (x - y) ** 2, a, b, symmetric)
         else:
@@ -68,7 +67,9 @@ def by_hand(kind, p, q, reduction, mask, symmetric):
     examples, classes = p.shape[0], p.shape[-1]
     rows_p, rows_q = p.reshape(-1, classes).tolist(), q.reshape(-1, classes).tolist()
     kept = [True] * len(rows_p) if mask is None else mask.reshape(-1).tolist()
-    total = sum(position_by_hand(kind, a, b, symmetric) for a, b, keep in zip_equal(rows_p, rows_q, kept) if keep)
+    total = sum(
+        position_by_hand(kind, a, b, symmetric) for a, b, keep in zip(rows_p, rows_q, kept, strict=True) if keep
+    )
     positions = sum(kept)
     count = {"sum": 1, "mean": positions * classes, "batchmean": examples if mask is None else positions}[reduction]
     return total / count if count else 0.0
@@ -231,7 +232,7 @@ def test_masked_positions_leak_neither_value_nor_gradient(kind, reduction, garba
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
     for result in results:
         result.backward()
-    for a, b in zip_equal(clean, dirty):
+    for a, b in zip(clean, dirty, strict=True):
         kept = mask.bool()
         torch.testing.assert_close(b.grad[kept], a.grad[kept], rtol=0, atol=0)
         assert (b.grad[~kept] == 0).all() if kind in KINDS else True

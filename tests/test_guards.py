@@ -7,14 +7,14 @@ Each is held against plain passes written by hand, as many as the method says th
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
 from counting import Recorder
 from fastNLP import Callback
 from rows import ROWS, step_of
-from support import build, loader, when_accumulated
+from support import build, loader
 from torch import nn
 
 from fastnlp_adv.attacks import Attack
@@ -64,7 +64,7 @@ def passes_of(cost, model, fields, *, together):
     sum(losses[1:], losses[0]).backward()
 
 
-@lru_cache(maxsize=None)
+@cache
 def recorded(name, rows=FEW, examples=4, by_hand=False):
     """A step, not the first, so that what is made once is there."""
     model, fields, row = Model(rows), batch(examples, rows), ROWS[name]
@@ -72,7 +72,7 @@ def recorded(name, rows=FEW, examples=4, by_hand=False):
     for _ in range(2):
         model.zero_grad()
         recorder = Recorder(rows)
-        handles = [when_accumulated(p, recorder.accumulate) for p in model.parameters()]
+        handles = [p.register_post_accumulate_grad_hook(recorder.accumulate) for p in model.parameters()]
         with recorder:
             if by_hand:
                 passes_of(row.cost, model, fields, together=not isinstance(method, Attack))
@@ -148,7 +148,7 @@ class Batches(Callback):
         self.seen.append(Counter(name for name, *_ in self.recorder.operations))
 
 
-@lru_cache(maxsize=None)
+@cache
 def trained(row=None, **when):
     callbacks = [] if row is None else [ROWS[row].callback(**when)]
     fields = batch(12, FEW)

@@ -35,7 +35,6 @@ def imports(path):
             yield from (".".join([*above, module]) for module in modules)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python says what its library holds from 3.10 on")
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
     for name in imports(path):

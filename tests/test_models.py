@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from equal import zip_equal
 from peft import LoraConfig, get_peft_model
 from support import CLASSES, VOCAB, bert_config, build, distance, textbook_fgm, weights
 from torch import nn
@@ -244,4 +243,6 @@ def test_methods_train_lora(method, targets):
     optimizer = torch.optim.SGD(trainable(model), lr=0.05)
     trainer = train(model, fields("classes"), [method()], optimizers=optimizer)
     assert all(torch.isfinite(value) for value in trainer.state["adv"].values())
-    assert all(torch.equal(p, q) for p, q in zip_equal(frozen, (p for p in model.parameters() if not p.requires_grad)))
+    assert all(
+        torch.equal(p, q) for p, q in zip(frozen, (p for p in model.parameters() if not p.requires_grad), strict=True)
+    )

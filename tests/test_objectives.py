@@ -14,7 +14,6 @@ from collections import Counter
 import pytest
 import snippets
 import torch
-from equal import zip_equal
 from fastNLP import TorchDataLoader
 from support import build, collate
 from torch import nn
@@ -64,7 +63,7 @@ def data():
         texts, labels = snippets.load_snippets()
     except ConnectionError as error:
         pytest.skip(f"the snippets cannot be fetched: {error}")
-    rows = sorted(zip_equal(texts, labels))
+    rows = sorted(zip(texts, labels, strict=True))
     random.Random(0).shuffle(rows)
     rows = [(text.lower().split()[:LENGTH], label) for text, label in rows[: TRAIN + HELD_OUT]]
     counts = Counter(word for words, _ in rows[:TRAIN] for word in words)
@@ -135,7 +134,7 @@ def accuracy(model, rows):
 def test_own_objective_is_lower_than_after_plain_training(name, data, plain):
     settings, held_out = SETTINGS[name], data[1]
     models = [trained(data, seed, [METHODS[name].callback(**settings)]) for seed in SEEDS]
-    for ours, theirs in zip_equal(models, plain):
+    for ours, theirs in zip(models, plain, strict=True):
         assert objective(name, ours, held_out, settings) < 0.9 * objective(name, theirs, held_out, settings)
     # a model that answers the same to everything would be lower still
     ours, theirs = (sum(accuracy(m, held_out) for m in each) / len(SEEDS) for each in (models, plain))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-import pytest
 import torch
 from torch import nn
 
-from fastnlp_adv.versions import compile_nothing_in, has_compiled_parts, refuse_compiled
+from fastnlp_adv.versions import compile_nothing_in, has_compiled_parts
 
 
 def compiling(x):
@@ -33,18 +32,5 @@ def test_has_compiled_parts():
     assert not has_compiled_parts(plain)
     assert has_compiled_parts(torch.compile(plain, backend="eager"))
     assert not has_compiled_parts(plain)
-    if hasattr(plain, "compile"):
-        plain.compile(backend="eager")
-        assert has_compiled_parts(plain)
-
-
-def test_compiled_models_are_refused_before_torch_2_1(monkeypatch):
-    plain, compiled = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"))
-    if hasattr(torch, "compiler"):
-        refuse_compiled(compiled)
-        monkeypatch.delattr(torch, "compiler")
-    refuse_compiled(plain)
-    with pytest.raises(
-        ValueError, match=r"`model` not to be compiled on torch before 2\.1, but got a compiled one on \d"
-    ):
-        refuse_compiled(compiled)
+    plain.compile(backend="eager")
+    assert has_compiled_parts(plain)

@@ -7,7 +7,6 @@ import string
 import unicodedata
 
 import torch
-from equal import zip_equal
 from hypothesis import strategies as st
 from support import bert_config
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,7 +21,7 @@ VOCABULARY = (
 HAN = "[\u3005-\u3007\u3040-\u312f\u31a0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U000323af]"
 WORDS = VOCABULARY.split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MARKS = dict(zip_equal(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL))
+MARKS = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
 TEXTS = [
     "the film was very good and the plot is clever",
     "it was not a great movie with no charm",
@@ -145,7 +144,7 @@ def changed_words(before, after):
     old, new = re.split(r"(\s+)", before), re.split(r"(\s+)", after)
     assert len(old) == len(new)
     found = []
-    for a, b in zip_equal(old, new):
+    for a, b in zip(old, new, strict=True):
         if a != b:
             left = next(i for i, c in enumerate(a) if unicodedata.category(c)[0] not in "PS")
             right = next(i for i, c in enumerate(reversed(a)) if unicodedata.category(c)[0] not in "PS")
@@ -157,7 +156,7 @@ def changed_words(before, after):
 def remade(each):
     """The attacked text, from the original and the changes that are reported."""
     text = each.original
-    for start, (before, after) in reversed(list(zip(each.starts, each.changes))):
+    for start, (before, after) in reversed(list(zip(each.starts, each.changes, strict=True))):
         assert text[start:].startswith(before)
         text = text[:start] + after + text[start + len(before) :]
     assert len(each.starts) == len(each.changes)
@@ -179,7 +178,7 @@ def distance(a, b):
 def assert_honest(results, texts, labels, model, tokenizer, limit, **kwargs):
     """What is reported is what the model says, no more is changed than allowed, and no loss fell."""
     assert [each.original for each in results] == list(texts)
-    for each, label in zip_equal(results, labels):
+    for each, label in zip(results, labels, strict=True):
         loss, prediction = ask(model, tokenizer, each.original, label, **kwargs)
         attacked_loss, attacked_prediction = ask(model, tokenizer, each.text, label, **kwargs)
         assert (each.label, each.was_right) == (label, prediction == label)
@@ -215,4 +214,6 @@ class Recorder:
     def asked(self, call):
         """The ids of a call, without padding."""
         batch = self.batches[call]
-        return [ids[mask.bool()].tolist() for ids, mask in zip_equal(batch["input_ids"], batch["attention_mask"])]
+        return [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]

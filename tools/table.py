@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable, List
 
 import rich.table
 
@@ -29,8 +29,8 @@ class Table:
         | FGM | 0.82 |
     """
 
-    columns: List[str]
-    rows: List[List[str]] = field(default_factory=list)
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
     left: int = 1
     title: str = ""
     detail: str = ""

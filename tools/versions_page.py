@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.table import Table  # noqa: E402 - which is found by the line above
+from tools.versions_row import source  # noqa: E402
 
 FOLDER = ROOT / "docs" / "versions"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
@@ -30,7 +32,9 @@ The whole suite in each environment, as `make matrix` has found it. The run writ
     "rest": "All else is the newest that pip finds for that Python.",
     "pinned": ["Python, torch", "requirement", "why"],
     "nothing": "Nothing.",
-    "sources": "The rows are of several states of the source: `make matrix` runs again what is not of the present one.",
+    "outdated": "Measured on an earlier source, of fastnlp_adv {version}, and not yet on the present one: {names}.",
+    "separator": "; ",
+    "again": "`make matrix` runs these again.",
 }
 CHINESE = {
     "title": "# 版本",
@@ -46,7 +50,9 @@ CHINESE = {
     "rest": "其余都是 pip 为该 Python 找到的最新版本。",
     "pinned": ["Python, torch", "要求", "原因（原文）"],
     "nothing": "无。",
-    "sources": "各行对应的源码不同：`make matrix` 会重跑与当前源码不符的环境。",
+    "outdated": "以下环境是用较早的源码（fastnlp_adv {version}）测得的，尚未用当前源码重测：{names}。",
+    "separator": "；",
+    "again": "`make matrix` 会重跑这些环境。",
 }
 
 
@@ -63,17 +69,22 @@ def read(folder: Path = FOLDER) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: [_numbers(row["versions"][name]) for name in ("python", "torch")])
 
 
-def page(rows: list[dict[str, Any]], words: dict[str, Any]) -> str:
+def page(rows: list[dict[str, Any]], words: dict[str, Any], present: str) -> str:
     """
     Write the page.
 
     :param rows: those of :func:`read`.
     :param words: ``ENGLISH`` or ``CHINESE``.
+    :param present: the source as it is now, :func:`tools.versions_row.source`; rows of another are named.
     :return: Markdown.
     """
     parts = [words["title"], words["twin"], words["intro"], _table(words["results"], map(_result, rows))]
-    if len({row["source"] for row in rows}) > 1:
-        parts.append(words["sources"])
+    outdated = [row for row in rows if row["source"] != present]
+    for version in sorted({row["versions"]["fastnlp_adv"] for row in outdated}, key=_numbers):
+        names = [_name(row) for row in outdated if row["versions"]["fastnlp_adv"] == version]
+        parts.append(words["outdated"].format(version=version, names=words["separator"].join(names)))
+    if outdated:
+        parts.append(words["again"])
     failed = [[_name(row), f"`{name}`"] for row in rows for name in row["failures"]]
     if failed:
         parts += [words["failures"], _table(["Python, torch", ""], failed)]
@@ -91,7 +102,7 @@ def _result(row: dict[str, Any]) -> list[Any]:
 
 
 def _name(row: dict[str, Any]) -> str:
-    """The environment in a table's head: "3.8, 2.0.1"."""
+    """The environment in a table's head: "3.10, 2.1.2"."""
     python, torch = row["versions"]["python"], row["versions"]["torch"]
     return f"{'.'.join(python.split('.')[:2])}, {torch.split('+')[0]}"
 
@@ -110,8 +121,9 @@ def main() -> None:
         rows = read()
     except ValueError as error:
         sys.exit(str(error))
+    present = source()
     for name, words in (("versions.md", ENGLISH), ("versions.zh-CN.md", CHINESE)):
-        (ROOT / "docs" / name).write_text(page(rows, words))
+        (ROOT / "docs" / name).write_text(page(rows, words, present))
         print(f"docs/{name}: {len(rows)} environments")
 
 

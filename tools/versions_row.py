@@ -40,6 +40,14 @@ def source(root: Path = ROOT) -> str:
     return found.hexdigest()[:12]
 
 
+def package_version() -> str:
+    """Read the version of the package from its source: an editable installation may name the one that it began with."""
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastnlp_adv" / "__init__.py").read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError("Expected fastnlp_adv/__init__.py to set `__version__`, but it does not.")
+    return found[1]
+
+
 def installed() -> dict[str, str | None]:
     """
     Look up the versions that a row names.
@@ -53,7 +61,8 @@ def installed() -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    return {"python": platform.python_version(), **{name: find(name) for name in PACKAGES}}
+    own = {"python": platform.python_version(), "fastnlp_adv": package_version()}
+    return {**own, **{name: find(name) for name in PACKAGES}}
 
 
 def outcome(report: Path) -> dict[str, Any]:

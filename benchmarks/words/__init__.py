@@ -5,14 +5,14 @@ sentences about them are here.
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from benchmarks.words.chinese import CHINESE
 from benchmarks.words.english import ENGLISH
 
 __all__ = ["CHINESE", "ENGLISH", "Words", "variant"]
 
-Words = Dict[str, Any]
+Words = dict[str, Any]
 
 
 def variant(name: str, words: Words) -> str:

@@ -29,7 +29,9 @@ def accuracy(model: nn.Module, tokenizer: Any, data: Data, args: argparse.Namesp
     :return: the share of all test texts that the model is right on.
     """
     right = 0
-    for batch in _batches(tokenizer, sorted(zip(data.test["text"], data.test["label"]), key=_length), args):
+    for batch in _batches(
+        tokenizer, sorted(zip(data.test["text"], data.test["label"], strict=True), key=_length), args
+    ):
         batch = {name: value.to(args.device) for name, value in batch.items()}
         labels = batch.pop("labels")
         right += int((model(**batch).logits.argmax(-1) == labels).sum())
@@ -132,8 +134,10 @@ def under_perturbations(
                 options = {"epsilons": (epsilon,), "steps": args.attack_steps, "restarts": 1, "seed": start}
                 robust_evaluate(model, batches, update=note, **options)
             if 0.0 not in found:
-                found[0.0] = _in_order(len(texts), [i for i, is_right in zip(left, right[0.0]) if is_right])
-            left = [i for i, is_right in zip(left, right[epsilon]) if is_right]
+                found[0.0] = _in_order(
+                    len(texts), [i for i, is_right in zip(left, right[0.0], strict=True) if is_right]
+                )
+            left = [i for i, is_right in zip(left, right[epsilon], strict=True) if is_right]
         found[epsilon] = _in_order(len(texts), left)
     return found
 
@@ -149,6 +153,6 @@ def _in_order(count: int, chosen: Sequence[int]) -> list[bool]:
 
 def _batches(tokenizer: Any, rows: list[tuple[str, int]], args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
     for begin in range(0, len(rows), args.batch_size):
-        texts, labels = zip(*rows[begin : begin + args.batch_size])
+        texts, labels = zip(*rows[begin : begin + args.batch_size], strict=True)
         encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=args.max_length, return_tensors="pt")
         yield {**{name: encoded[name] for name in ("input_ids", "attention_mask")}, "labels": torch.tensor(labels)}

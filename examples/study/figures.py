@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Dict, List
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +21,7 @@ COLUMNS = 5
 TITLE_WIDTH = 22  # letters that fit above a panel
 #: points of clean accuracy: who loses more than that has learned less than plain training, or nothing
 LOSS = 3
-Values = Dict[str, List[float]]
+Values = dict[str, list[float]]
 
 
 def draw(runs: Runs, headline: float, folder: Path) -> list[Path]:
@@ -104,7 +103,7 @@ def by_epsilon(runs: Runs) -> Figure:
     rows = max(1, -(-len(others) // columns))
     size = {"figsize": (max(7, 2 * columns), 2 * rows + 0.8), "layout": "constrained"}
     figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **size)
-    for axes, method in zip(grid.flat, others):
+    for axes, method in zip(grid.flat, others, strict=False):
         for place, other in enumerate(others):
             axes.plot(radii, means[other], color="0.85", lw=1, label="" if place else "others")
         if PLAIN in means:
@@ -129,7 +128,7 @@ def most_robust(runs: Runs, means: Values) -> str:
     others = sound(runs)
     if PLAIN not in means:
         return "Accuracy under attacks of growing radius"
-    above = [m for m in others if all(own > plain for own, plain in zip(means[m][1:], means[PLAIN][1:]))]
+    above = [m for m in others if all(own > plain for own, plain in zip(means[m][1:], means[PLAIN][1:], strict=True))]
     return (
         f"{len(above)} of {len(others)} methods keep more than plain training under attack, whatever its radius"
         f"{_left_out(runs)}"
@@ -174,7 +173,14 @@ def front(cost: Values, left: Values, methods: list[str]) -> list[tuple[float, f
 def draw_front(axes: Axes, points: list[tuple[float, float]]) -> None:
     """Join the best that can be had at each cost, as steps."""
     if len(points) > 1:
-        axes.step(*zip(*points), where="post", color="tab:orange", lw=1, zorder=0, label="best at its cost or less")
+        axes.step(
+            *zip(*points, strict=True),
+            where="post",
+            color="tab:orange",
+            lw=1,
+            zorder=0,
+            label="best at its cost or less",
+        )
         axes.legend(loc="lower right", frameon=False)
 
 

@@ -5,8 +5,8 @@ What became of each attacked text, and how sure a difference between two methods
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from study.runs import Runs, interval
 RESAMPLES = 10_000
 
 #: of one text: what is right, and how much it is to be compared with; ``None`` for what does not count
-Counts = Optional[Sequence[float]]
+Counts = Sequence[float] | None
 
 
 def outcome_file(folder: Path, method: str, seed: int) -> Path:

@@ -64,10 +64,10 @@ def main() -> None:
     first, *others = map(read, NOTEBOOKS)
     execute(first)
     for notebook in others:
-        for cell, same in zip(code_cells(notebook), code_cells(first)):
+        for cell, same in zip(code_cells(notebook), code_cells(first), strict=True):
             cell.outputs, cell.execution_count = same.outputs, same.execution_count
         notebook.metadata = first.metadata
-    for path, notebook in zip(NOTEBOOKS, [first, *others]):
+    for path, notebook in zip(NOTEBOOKS, [first, *others], strict=True):
         write(notebook, path)
 
 

@@ -6,7 +6,7 @@ kept, and then another on top of it. Edits keep the length of a text, so that ea
 from __future__ import annotations
 
 import random
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from fastnlp_adv.robustness.slips import character_typos
 from fastnlp_adv.robustness.words import Change, edited, is_spaceless
@@ -49,7 +49,7 @@ def worst_texts(
         ]
         told = losses([i for i, _ in tried], [edited(texts[i], [*changes[i], change]) for i, change in tried])
         worst: dict[int, Change] = {}
-        for (i, change), loss in zip(tried, told):
+        for (i, change), loss in zip(tried, told, strict=True):
             attacked.add(i)
             if loss > highest[i]:
                 highest[i], worst[i] = loss, change

@@ -125,6 +125,8 @@ def attacked(task, model, settings: dict) -> dict[str, list]:
             settings["candidates"],
         )
         for n, texts in enumerate(turns, start=1):
-            counts = task.counts(model, [old if new is None else new for old, new in zip(task.texts, texts)])
-            found[f"{slip}_{n}"] = [None if new is None else each for new, each in zip(texts, counts)]
+            counts = task.counts(
+                model, [old if new is None else new for old, new in zip(task.texts, texts, strict=True)]
+            )
+            found[f"{slip}_{n}"] = [None if new is None else each for new, each in zip(texts, counts, strict=True)]
     return found

@@ -107,7 +107,9 @@ def _verdict(found: dict, columns: list[str], heads: list[str], words: dict, sig
     named = []
     for name, cells in found.items():
         where = [
-            head for column, head in zip(columns, heads) if (cells[column][1] > 0 if sign > 0 else cells[column][2] < 0)
+            head
+            for column, head in zip(columns, heads, strict=True)
+            if (cells[column][1] > 0 if sign > 0 else cells[column][2] < 0)
         ]
         if where:
             named.append(f"{name} ({', '.join(where)})")

@@ -113,7 +113,7 @@ class Entities:
             with torch.no_grad():
                 mask = _mask(words, lengths)
                 paths, _ = model.crf.viterbi_decode(model(words, lengths), mask, unpad=True)
-            for tags, path in zip(self.tags[begin : begin + BATCH], paths):
+            for tags, path in zip(self.tags[begin : begin + BATCH], paths, strict=True):
                 said, true = entities([self.tag_names.to_word(i) for i in path]), entities(tags)
                 found.append([float(len(said & true)), (len(said) + len(true)) / 2])
         return found
@@ -163,6 +163,6 @@ def _in_batches(model: nn.Module, texts: Sequence[str], values) -> list[float]:
         rows = order[begin : begin + BATCH]
         with torch.no_grad():
             told = values(rows).tolist()
-        for i, value in zip(rows, told):
+        for i, value in zip(rows, told, strict=True):
             found[i] = value
     return found

@@ -50,10 +50,10 @@ class ExampleStore:
         if not any(key in self._rows for key in keys):
             return None
         out = torch.zeros((len(keys), *shape), dtype=self.dtype)
-        for place, key in zip(out, keys):
+        for place, key in zip(out, keys, strict=True):
             if key in self._rows:
                 row = self._rows[key]
-                common = tuple(slice(min(ours, theirs)) for ours, theirs in zip(row.shape, shape))
+                common = tuple(slice(min(ours, theirs)) for ours, theirs in zip(row.shape, shape, strict=True))
                 place[common] = row[common]
         return out
 
@@ -65,7 +65,7 @@ class ExampleStore:
             torch.cat([used.new_zeros((len(used), 1)), used], 1).mul(torch.arange(used.shape[1] + 1)).amax(1).numpy()
         )
         # clones, since a view would keep the values of the whole batch alive
-        return {key: v[..., :n, :].clone() for key, v, n in zip(keys, values, lengths)}
+        return {key: v[..., :n, :].clone() for key, v, n in zip(keys, values, lengths, strict=True)}
 
     def update(self, rows: dict[Key, Tensor]) -> None:
         """Store rows, all of them or, if interrupted before, none."""
@@ -100,5 +100,5 @@ class ExampleStore:
         for group in state:
             shapes = group["shapes"]
             pieces = group["values"].to(self.dtype).to("cpu").split(shapes.prod(1).tolist())
-            for example, shape, piece in zip(group["examples"].tolist(), shapes.tolist(), pieces):
+            for example, shape, piece in zip(group["examples"].tolist(), shapes.tolist(), pieces, strict=True):
                 self._rows[Key(group["tap"], group["lookup"], example)] = piece.reshape(shape).clone()

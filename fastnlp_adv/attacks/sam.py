@@ -81,12 +81,14 @@ class SAM(WeightAttack):
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
         deltas = [delta for tap in taps for delta in tap.deltas()]
         # the largest coordinate is made 1 first: the squares of small gradients would vanish
-        peaks = [group_norm(self._scaled(tap, d.grad), dims=d.dims, norm="linf") for tap, d in zip(taps, deltas)]
+        peaks = [
+            group_norm(self._scaled(tap, d.grad), dims=d.dims, norm="linf") for tap, d in zip(taps, deltas, strict=True)
+        ]
         peak = torch.stack([each.flatten() for each in peaks]).amax()
-        sizes = [group_norm(self._scaled(tap, d.grad / peak), dims=d.dims) for tap, d in zip(taps, deltas)]
+        sizes = [group_norm(self._scaled(tap, d.grad / peak), dims=d.dims) for tap, d in zip(taps, deltas, strict=True)]
         size = torch.linalg.vector_norm(torch.stack([each.flatten() for each in sizes]))
         moves = size.isfinite() & (size > 0)
-        for tap, delta, each in zip(taps, deltas, sizes):
+        for tap, delta, each in zip(taps, deltas, sizes, strict=True):
             direction = self._scaled(tap, self._scaled(tap, delta.grad / peak)) / size
             by = torch.where(moves, self.rho * self.strength * direction, 0)
             tap.move(by)

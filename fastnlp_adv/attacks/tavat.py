@@ -112,7 +112,7 @@ class TAVAT(FreeLB):
             tap.start = partial(self._start_of, tap.unit * self.strength, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
         deltas = [tap.deltas() for tap in self.taps]
-        parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas)}
+        parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas, strict=True)}
         if self.steps == 1:
             self.record(deltas)
         for left in reversed(range(self.steps - 1)):
@@ -166,8 +166,8 @@ class TAVAT(FreeLB):
         return parts.sum()
 
     def _ascend(self, parts: dict[str, list[_Parts]], deltas: list[list[Delta]]) -> None:
-        for tap, own in zip(self.taps, deltas):
-            for part, delta in zip(parts[tap.name], own):
+        for tap, own in zip(self.taps, deltas, strict=True):
+            for part, delta in zip(parts[tap.name], own, strict=True):
                 self._move(part, delta)
                 delta.value = part.sum()
             tap.perturb([delta.value for delta in own])

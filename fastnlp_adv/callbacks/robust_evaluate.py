@@ -30,7 +30,7 @@ class RobustMetric(Metric):
 
     def update(self, robust_totals: Tensor) -> None:
         """Count a batch, by the sums that averages are made of."""
-        self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist())]
+        self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist(), strict=True)]
 
     def get_metric(self) -> dict[str, float]:
         """The averages over all batches."""

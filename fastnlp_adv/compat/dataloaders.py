@@ -46,7 +46,7 @@ def mix_prefetch_factor() -> None:
 
 
 class _Batched(list):  # type: ignore[type-arg]
-    """A data set that fetches a whole batch at once; torch's ``Subset`` does so from torch 2.1."""
+    """A data set that fetches a whole batch at once, as torch's ``Subset`` does."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]
@@ -68,6 +68,6 @@ def batched_fetch() -> None:
     def fetch_batch(self: Any, indices: list[int]) -> list[tuple[int, Any]]:
         fetch = getattr(self.dataset, "__getitems__", None)
         examples = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
-        return list(zip(indices, examples))
+        return list(zip(indices, examples, strict=True))
 
     fdl._FDataSet.__getitems__ = fetch_batch

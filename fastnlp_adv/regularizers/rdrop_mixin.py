@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ class RDropMixin:
     #: whether the model's dropout and misuse of R-Drop have been looked for, which happens in the first step
     _rdrop_checked = False
     #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
-    _rdrop_current: Tuple[Optional[RDrop], ...] = ()  # evaluated by transformers, on any Python
+    _rdrop_current: tuple[RDrop | None, ...] = ()  # evaluated by transformers, on any Python
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -155,7 +155,7 @@ def _run_twice(step: Callable[..., Any]) -> Callable[..., Any]:
         def forward(batch: dict[str, Any]) -> Any:
             return step(self, *(batch[name] for name in positional), **{name: batch[name] for name in kwargs})
 
-        return regularizer(forward, {**dict(zip(positional, args)), **kwargs})
+        return regularizer(forward, {**dict(zip(positional, args, strict=True)), **kwargs})
 
     return train_step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 __all__ = ["Attacked", "RobustAccuracy", "robust_accuracy"]
 
@@ -31,10 +30,10 @@ class Attacked:
     label: int
     prediction: int
     was_right: bool
-    changes: Tuple[Tuple[str, str], ...]
+    changes: tuple[tuple[str, str], ...]
     queries: int
-    starts: Tuple[int, ...] = ()
-    tried: Optional[int] = None
+    starts: tuple[int, ...] = ()
+    tried: int | None = None
 
     @property
     def fooled(self) -> bool:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from .worst_case import WorstCase
 __all__ = ["RobustResults", "modes_kept", "robust_evaluate"]
 
 
-class RobustResults(Dict[float, Dict[str, float]]):
+class RobustResults(dict[float, dict[str, float]]):
     """
     Loss and accuracy by epsilon, 0 for the clean input: a dict, which is printed as a table.
 

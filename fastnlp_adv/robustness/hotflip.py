@@ -94,7 +94,7 @@ class HotFlip(TextAttack):
         found = self.tokens(searches)
         weight = self._weight.detach().to(found[0].gradients.dtype)
         rows = weight[self._ids.to(weight.device)]
-        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found)]
+        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found, strict=True)]
 
     def _flips(self, search: Search, tokens: Tokens, weight: Tensor, rows: Tensor) -> list[Change]:
         places = self._places(search, tokens)
@@ -110,14 +110,14 @@ class HotFlip(TextAttack):
             word = self._in_case(self._words[new], search.original[start:end])
             flips.append((Change(start, end, word), ids))
         read = self.ids([search.changed(change) for change, _ in flips])
-        return [change for (change, ids), own in zip(flips, read) if ids == own][: self._candidates]
+        return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self._candidates]
 
     def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int, int]]:
         """The tokens that can be flipped: the position of each, and where it stands in the original text."""
         words = {span for span in word_spans(search.text) if search.text[slice(*span)].isalpha()}
         times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
         places = []
-        for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids)):
+        for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True)):
             fits = span in words or is_spaceless(search.text[slice(*span)])
             if fits and times[span] == 1 and token not in self._special:
                 origin = search.origin(*span)
@@ -144,11 +144,11 @@ class HotFlip(TextAttack):
         ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         written = [_written(tokenizer, token).strip() for token in tokens]
-        words = [(i, word) for i, word in zip(ids, written) if is_spaceless(word) or _is_word(word)]
+        words = [(i, word) for i, word in zip(ids, written, strict=True) if is_spaceless(word) or _is_word(word)]
         texts = [word for _, word in words]
         first, spaced, beside = (self._readings(texts, before) for before in ("", f"{WORD} ", COMMA))
         kept = []
-        for (i, word), alone, after_space, after_comma in zip(words, first, spaced, beside):
+        for (i, word), alone, after_space, after_comma in zip(words, first, spaced, beside, strict=True):
             if is_spaceless(word):
                 fits = (False, False, alone == [i], after_comma == [i])
             else:

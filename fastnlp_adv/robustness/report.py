@@ -66,7 +66,10 @@ def write_report(
         f'<header><h1 dir="auto">{head}</h1>\n<p>Accuracy under attack: <strong>{over}</strong>{left_out}</p></header>',
         *(f'<input type="radio" name="outcome" id="{key}"{" checked" * (key == "all")}>' for key, *_ in tabs),
         f'<nav aria-label="Filter by outcome">{"".join(labels)}</nav>\n<main>',
-        *(_card(number, each, key, names) for number, (each, key) in enumerate(zip(attacked, outcomes), start=1)),
+        *(
+            _card(number, each, key, names)
+            for number, (each, key) in enumerate(zip(attacked, outcomes, strict=True), start=1)
+        ),
         "</main>\n</body>\n</html>\n",
     ]
     file = Path(path)
@@ -109,7 +112,7 @@ def _marked(attacked: Attacked) -> tuple[str, str]:
     new: list[str] = []
     fits = len(attacked.starts) == len(attacked.changes)
     made = []
-    for start, (before, after) in zip(attacked.starts, attacked.changes):
+    for start, (before, after) in zip(attacked.starts, attacked.changes, strict=False):
         fits = fits and at <= start and text.startswith(before, start)
         same = text[at:start]
         made += [same, after]

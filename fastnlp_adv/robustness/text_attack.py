@@ -107,7 +107,7 @@ class TextAttack(ModelMethod, ABC):
         for row, search in enumerate(searches):
             search.queries += 1
             real = batch["attention_mask"][row].bool()
-            where = [span for span, kept in zip(spans[row], real.tolist()) if kept]
+            where = [span for span, kept in zip(spans[row], real.tolist(), strict=True) if kept]
             stripped = [_stripped(search.text, *span) for span in where]
             found.append(Tokens(batch["input_ids"][row][real].tolist(), stripped, gradients[row][real]))
         return found
@@ -120,7 +120,7 @@ class TextAttack(ModelMethod, ABC):
         clean = self._ask([text for text, _ in pairs], [label for _, label in pairs])
         searches = [
             Search(text, label, text, loss, prediction, prediction == label)
-            for (text, label), (loss, prediction) in zip(pairs, clean)
+            for (text, label), (loss, prediction) in zip(pairs, clean, strict=True)
         ]
         alive = [search for search in searches if search.was_right]
         while alive:
@@ -131,12 +131,12 @@ class TextAttack(ModelMethod, ABC):
         """Try the edits of all texts, and return the texts that go on."""
         asked = [
             (search, change, search.changed(change))
-            for search, changes in zip(searches, self.propose(searches))
+            for search, changes in zip(searches, self.propose(searches), strict=True)
             for change in changes
         ]
         told = self._ask([text for *_, text in asked], [search.label for search, *_ in asked])
         tried: dict[int, list[Any]] = {}
-        for (search, change, text), each in zip(asked, told):
+        for (search, change, text), each in zip(asked, told, strict=True):
             tried.setdefault(id(search), []).append((change, text, *each))
         on = [s for s in searches if id(s) in tried and (s.consider(tried[id(s)]) or not self.gives_up)]
         return [search for search in on if search.prediction == search.label and len(search.changes) < self._limit]
@@ -150,7 +150,7 @@ class TextAttack(ModelMethod, ABC):
             batch, _ = self._encode([texts[i] for i in rows])
             with torch.no_grad():
                 scores, predictions = self._score(batch, [labels[i] for i in rows])
-            told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist())))
+            told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True))
         return [told[i] for i in range(len(texts))]
 
     def _encode(self, texts: list[str]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
@@ -202,7 +202,7 @@ def _pairs(texts: Sequence[str], labels: Sequence[int]) -> list[tuple[str, int]]
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
         at_least(0)("labels", label)
-    return list(zip(texts, labels))
+    return list(zip(texts, labels, strict=True))
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

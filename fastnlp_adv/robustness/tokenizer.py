@@ -163,12 +163,15 @@ class VocabularyTokenizer:
         pad = self._ids[self.pad_token]
         found: dict[str, Any] = {
             "input_ids": [
-                [self.convert_tokens_to_ids(token) for token, _ in row] + n * [pad] for row, n in zip(read, missing)
+                [self.convert_tokens_to_ids(token) for token, _ in row] + n * [pad]
+                for row, n in zip(read, missing, strict=True)
             ],
-            "attention_mask": [len(row) * [1] + n * [0] for row, n in zip(read, missing)],
+            "attention_mask": [len(row) * [1] + n * [0] for row, n in zip(read, missing, strict=True)],
         }
         if return_offsets_mapping:
-            found["offset_mapping"] = [[span for _, span in row] + n * [(0, 0)] for row, n in zip(read, missing)]
+            found["offset_mapping"] = [
+                [span for _, span in row] + n * [(0, 0)] for row, n in zip(read, missing, strict=True)
+            ]
         if isinstance(texts, str) and not return_tensors:
             return {name: rows[0] for name, rows in found.items()}
         return {name: torch.tensor(rows) if return_tensors else rows for name, rows in found.items()}

@@ -93,7 +93,7 @@ class Typos(TextAttack):
     def propose(self, searches: list[Search]) -> list[list[Change]]:
         new = [search for search in searches if search.plan is None]
         if new:
-            for search, tokens in zip(new, self.tokens(new)):
+            for search, tokens in zip(new, self.tokens(new), strict=True):
                 search.plan = self._by_saliency(search.text, tokens)
         return [self._changes(search) for search in searches]
 
@@ -134,7 +134,7 @@ class Typos(TextAttack):
         if not changes:
             return []
         now, *then = self.ids([search.text, *(search.changed(change) for change in changes)])
-        return [change for change, ids in zip(changes, then) if ids != now]
+        return [change for change, ids in zip(changes, then, strict=True) if ids != now]
 
 
 def _are_slips(value: Any) -> bool:

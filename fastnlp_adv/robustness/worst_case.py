@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ class _Worst:
         self.errors = torch.where(worse, found.errors, self.errors)
         self.highest = torch.where(losses > self.highest, losses, self.highest)
         self.values = [
-            [torch.where(worse.view(-1, *[1] * (v.dim() - 1)), v, old) for v, old in zip(new, known)]
-            for new, known in zip(values, self.values)
+            [torch.where(worse.view(-1, *[1] * (v.dim() - 1)), v, old) for v, old in zip(new, known, strict=True)]
+            for new, known in zip(values, self.values, strict=True)
         ]
 
 
@@ -146,7 +146,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
 
     def _ascend(self, epsilon: float, start: list[list[Tensor]], forward: Callable[[], Scores], worst: _Worst) -> None:
         alpha = 2.5 * epsilon / self.steps if self.alpha is None else self.alpha
-        values = [[epsilon * unit * v for v in each] for unit, each in zip(self._units, start)]
+        values = [[epsilon * unit * v for v in each] for unit, each in zip(self._units, start, strict=True)]
         for left in reversed(range(self.steps + 1)):
             self._perturb(values)
             found = self.run(forward)
@@ -155,7 +155,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
                 self._backward(found)
                 values = [
                     [self._moved(delta, alpha * unit, epsilon * unit) for delta in tap.deltas()]
-                    for tap, unit in zip(self.taps, self._units)
+                    for tap, unit in zip(self.taps, self._units, strict=True)
                 ]
 
     @staticmethod
@@ -168,7 +168,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
         self.differentiate(total)
 
     def _perturb(self, values: list[list[Tensor]]) -> None:
-        for tap, each in zip(self.taps, values):
+        for tap, each in zip(self.taps, values, strict=True):
             tap.perturb(each)
 
 

@@ -121,7 +121,7 @@ class EmbeddingTap(Tap):
         return [leaf for leaf, _ in self._leaves]
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
-        for (_, lookup), grad in zip(self._leaves, grads):
+        for (_, lookup), grad in zip(self._leaves, grads, strict=True):
             if grad is not None:
                 lookup.receive(grad)
 
@@ -293,6 +293,6 @@ class _Hook:
         return _uncompiled_hook()(self._tap, self.module)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _uncompiled_hook() -> type[_Hook]:
     return type("_UncompiledHook", (_Hook,), {"__call__": compile_nothing_in(_Hook.__call__)})

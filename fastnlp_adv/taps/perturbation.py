@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class PositionPerturbation:
         return found
 
     def set(self, values: Sequence[Tensor]) -> None:
-        self._values = dict(zip(self._values, values))
+        self._values = dict(zip(self._values, values, strict=True))
 
     @staticmethod
     def _collect(value: Tensor, lookups: list[Lookup]) -> Tensor:
@@ -151,7 +151,7 @@ class PositionPerturbation:
 
 
 #: how values reach the outputs of lookups, and how gradients come back from there
-Perturbation = Union[VocabPerturbation, PositionPerturbation]
+Perturbation = VocabPerturbation | PositionPerturbation
 
 
 def perturbation_for(

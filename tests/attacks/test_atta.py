@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import TorchDataLoader, logger
 from references import (
     Siamese,
@@ -79,7 +78,7 @@ class Definition:
         d = torch.zeros_like(like)
         for b, i in enumerate(indices):
             places = [t for t in range(ids.shape[1]) if ids[b, t] != 0]
-            for t, vector in zip(places, self.kept.get(i, [])):
+            for t, vector in zip(places, self.kept.get(i, []), strict=False):
                 d[b, t] = vector.to(like.dtype)
         return d
 
@@ -209,10 +208,10 @@ def test_every_lookup_has_its_own_perturbation():
         embedded = [other.emb(ids) for ids in sides]
         d = [
             definition.placed(ids, indices, e.detach()).requires_grad_()
-            for definition, ids, e in zip_equal(definitions, sides, embedded)
+            for definition, ids, e in zip(definitions, sides, embedded, strict=True)
         ]
-        other.compare(*(e + v for e, v in zip_equal(embedded, d))).backward()
-        for definition, ids, v in zip_equal(definitions, sides, d):
+        other.compare(*(e + v for e, v in zip(embedded, d, strict=True))).backward()
+        for definition, ids, v in zip(definitions, sides, d, strict=True):
             definition.move(ids, indices, v.detach(), v.grad)
         assert_same(gradients(model), gradients(other))
     assert len(atta.store) == 8  # four examples, two lookups

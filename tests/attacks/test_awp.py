@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from equal import zip_equal
+from fastnlp_adv.callbacks.awp import AWPCallback
 from references import (
     add,
     assert_same,
@@ -20,11 +20,10 @@ from references import (
     loss_on,
     step_at_moved_weights,
 )
-from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train, when_accumulated
+from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
 from torch import nn
 
 from fastnlp_adv.attacks.awp import AWP
-from fastnlp_adv.callbacks.awp import AWPCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0
@@ -112,7 +111,7 @@ def moved(model, loss_of, gamma=0.1):
     """By how much each weight moves, by name."""
     params = {name: p for name, p in model.named_parameters() if name.endswith(".weight")}
     own = torch.autograd.grad(loss_of(model), list(params.values()))
-    return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip_equal(params.items(), own)}
+    return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip(params.items(), own, strict=True)}
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -233,7 +232,7 @@ def test_norms_are_recorded():
 def test_cost(replace, backwards, young_heap):
     """Two passes; with `replace` the first fills no gradient. One backup a weight in the second pass, none after it."""
     model, fills, alive = classifier(), [], []
-    keep = when_accumulated(model.head.bias, lambda p: fills.append(1))  # noqa: F841
+    model.head.bias.register_post_accumulate_grad_hook(lambda p: fills.append(1))
 
     def tensors():
         gc.collect()

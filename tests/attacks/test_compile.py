@@ -6,12 +6,10 @@ import pytest
 import torch
 import torch._dynamo
 from references import ATTACKS, assert_same, batch, loss_on, step
-from support import CLASSES, TORCH, VOCAB, compiles
+from support import CLASSES, TORCH, VOCAB
 from torch import nn
 
 from fastnlp_adv import FGM, PGD
-
-pytestmark = compiles
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)

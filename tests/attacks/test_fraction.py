@@ -138,7 +138,7 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
     else:
         whole(d).backward()
         grad = d.grad
-    for left, length in zip(reversed(range(len(lengths))), lengths):
+    for left, length in zip(reversed(range(len(lengths))), lengths, strict=True):
         r.ascend(grad, length, radius)
         if left:
             (grad,) = torch.autograd.grad(part(d := leaf()), d)
@@ -342,12 +342,12 @@ def test_several_lookups_each_with_a_row_per_example():
     d = [torch.zeros(EXAMPLES, LENGTH, HIDDEN).double().requires_grad_() for _ in range(2)]
 
     def loss(some, moved):
-        towers = [reference.after(reference.words(i[some]) + m) for i, m in zip((IDS, right), moved)]
+        towers = [reference.after(reference.words(i[some]) + m) for i, m in zip((IDS, right), moved, strict=True)]
         return cross_entropy(towers[0] + towers[1], LABELS[some])
 
     loss(range(EXAMPLES), d).backward()
     moved = []
-    for each, ids in zip(d, (IDS, right)):
+    for each, ids in zip(d, (IDS, right), strict=True):
         g = (each.grad * (ids != 0).unsqueeze(-1))[rows]
         moved.append(torch.stack([0.7 * direction(one, "l2") for one in g]))
     loss(rows.tolist(), moved).backward()

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback
+from fastnlp_adv.callbacks.freelb import FreeLBCallback
 from references import (
     Siamese,
     assert_same,
@@ -24,7 +24,6 @@ from support import Bert, Classifier, assert_untouched, distance, loader, snapsh
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.freelb import FreeLB
-from fastnlp_adv.callbacks.freelb import FreeLBCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -59,7 +58,7 @@ def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, pa
         (loss_at(d) / steps).backward()
         grads = [x.grad for x in d]
         d = [x.detach() for x in d]
-        for x, g, i in zip_equal(d, grads, ids):
+        for x, g, i in zip(d, grads, ids, strict=True):
             for example in range(len(i)):
                 real = torch.tensor([[float(t != padding_idx)] for t in i[example].tolist()], dtype=x.dtype)
                 x[example] += alpha * direction(g[example] * real, "l2")
@@ -155,7 +154,7 @@ def test_in_a_trainer(model_class, accumulation, dropout, mask):
             optimizer.step()
             optimizer.zero_grad()
     assert len(found.seen) == len(wanted) == 6 // accumulation
-    for ours_, theirs_ in zip_equal(found.seen, wanted):
+    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
         assert_same(ours_, theirs_, rtol=1e-8)
     assert distance(ours, theirs) < 1e-9
     assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
@@ -211,7 +210,7 @@ def test_an_example_without_a_finite_gradient_keeps_still():
 
     passes = {f: added(model, attack_and_generator(model)[0], closure(f)) for f in (1.0, math.inf)}
     others = [0, 2, 3]
-    for finite, infinite in zip_equal(passes[1.0], passes[math.inf]):
+    for finite, infinite in zip(passes[1.0], passes[math.inf], strict=True):
         torch.testing.assert_close(infinite[others], finite[others])
         assert torch.equal(infinite[1], passes[math.inf][0][1])
     assert not torch.equal(passes[1.0][1][1], passes[1.0][0][1])

@@ -65,7 +65,7 @@ CHANGED = [(name, {}) for name in RELATIVE] + [
 def test_word_vectors_of_another_length_train_the_same(method, more):
     """But not where epsilon is in their units."""
     short, long = (trained(Scaled(by), method, relative=True, **more) for by in (1.0, 8.0))
-    for (one, norm), (other, longer) in zip(short, long):
+    for (one, norm), (other, longer) in zip(short, long, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
         assert longer == pytest.approx(8 * norm, rel=1e-5)
     assert max(norm for _, norm in short) > 0
@@ -89,7 +89,9 @@ def test_lengths_are_multiples_of_the_mean_row(method):
     row = row_of(model.word_embeddings)
     more = {key: value for key, value in lengths.items() if key == "random_init"}
     by_hand = {key: value * row for key, value in lengths.items() if key not in more}
-    for one, other in zip(trained(model, method, relative=True, **lengths), trained(model, method, **by_hand, **more)):
+    for one, other in zip(
+        trained(model, method, relative=True, **lengths), trained(model, method, **by_hand, **more), strict=True
+    ):
         torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-7)
         assert one[1] == pytest.approx(other[1], rel=1e-6)
 
@@ -123,7 +125,7 @@ def test_each_embedding_has_its_own_row():
     leaves = [model.words(IDS).detach().requires_grad_(), model.shapes(IDS % 7).detach().requires_grad_()]
     grads = torch.autograd.grad(loss_at(model, *leaves), leaves)
     moved = []
-    for leaf, grad, table in zip(leaves, grads, (model.words, model.shapes)):
+    for leaf, grad, table in zip(leaves, grads, (model.words, model.shapes), strict=True):
         per_example = [0.3 * row_of(table) * g / g.norm() for g in grad]
         moved.append(leaf + torch.stack(per_example))
     clean = torch.autograd.grad(loss_at(model, *leaves), model.head.weight)[0]

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from equal import zip_equal
 from references import assert_same, batch, bert, classifier, differ, gradients, loss_on, step_at_moved_weights
 from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
 from torch import nn
@@ -38,14 +37,14 @@ def moved(model, loss_of, rho, adaptive):
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(loss_of(model), list(own.values()), allow_unused=True)
     scaled = {
-        name: [t * g for t, g in zip_equal(factors(name, p, adaptive), grad.flatten().tolist())]
-        for (name, p), grad in zip_equal(own.items(), grads)
+        name: [t * g for t, g in zip(factors(name, p, adaptive), grad.flatten().tolist(), strict=True)]
+        for (name, p), grad in zip(own.items(), grads, strict=True)
         if grad is not None
     }
     length = math.hypot(*(x for each in scaled.values() for x in each))
     by = {}
     for name, each in scaled.items():
-        there = [rho * t * x / length for t, x in zip_equal(factors(name, own[name], adaptive), each)]
+        there = [rho * t * x / length for t, x in zip(factors(name, own[name], adaptive), each, strict=True)]
         by[name] = torch.tensor(there, dtype=own[name].dtype).view_as(own[name])
     return by
 
@@ -179,7 +178,7 @@ def test_without_a_direction_the_step_is_a_plain_one(adaptive, factor):
     model, sam = step_in_single_precision(first, adaptive=adaptive)
     plain = Classifier(dropout=0.0)
     LOSS(plain).backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip_equal(model.parameters(), plain.parameters()))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
     assert sam.skipped == 1
     assert sam.perturbation_norm == 0
 

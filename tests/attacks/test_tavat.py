@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback
 from fastnlp_adv.callbacks.tavat import TAVATCallback
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
@@ -87,7 +86,7 @@ def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, pa
         begin_pass()
         (loss_at(d) / steps).backward()
         if step < steps - 1:
-            for (delta, eta), x, i in zip_equal(parts, d, ids):
+            for (delta, eta), x, i in zip(parts, d, ids, strict=True):
                 for example in range(len(i)):
                     ascend(
                         delta[example],
@@ -99,7 +98,7 @@ def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, pa
                         alpha=alpha,
                     )
     found = {}
-    for (_, eta), i in zip_equal(parts, ids):
+    for (_, eta), i in zip(parts, ids, strict=True):
         for example, row in enumerate(i):
             for place, token in positions(row, padding_idx):
                 found.setdefault(token, []).append(eta[example, place])
@@ -204,7 +203,7 @@ def test_in_a_trainer(model_class, accumulation, dropout, mask):
             optimizer.step()
             optimizer.zero_grad()
     assert len(found.seen) == len(wanted) == 6 // accumulation
-    for ours_, theirs_ in zip_equal(found.seen, wanted):
+    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
         assert_same(ours_, theirs_, rtol=1e-5)
     torch.testing.assert_close(found.table, table, rtol=1e-5, atol=1e-7)
     assert distance(ours, theirs) < 1e-6

@@ -1,11 +1,10 @@
 """What holds for every callback, whatever its method: one row of ``rows.ROWS`` each."""
 
 import inspect
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from rows import Probe, each_row, plainly, train_shortly
@@ -57,7 +56,7 @@ class Record(Callback):
         self.events.append("zero grad done")
 
 
-@lru_cache(maxsize=None)
+@cache
 def events_of_plain_training(accumulation):
     record = Record()
     train_shortly(Classifier(), [record], accumulation_steps=accumulation)
@@ -156,7 +155,7 @@ def test_reported_loss_is_that_of_the_first_pass(row):
         assert "loss" not in state
         assert record.reported != pytest.approx(record.clean, abs=1e-6)
     elif callback.method.replace:
-        assert all(attacked > clean for attacked, clean in zip_equal(record.reported, record.clean))
+        assert all(attacked > clean for attacked, clean in zip(record.reported, record.clean, strict=True))
         assert state["adv_loss"] == record.reported[-1]
         some = callback.method.fraction < 1  # the first pass is on these alone
         assert (state["loss"] == pytest.approx(record.clean[-1], abs=1e-6)) is not some
@@ -206,7 +205,7 @@ def test_the_order_of_callbacks_does_not_matter(row):
     others = [] if METHODS[row.method].kind == "attack" else [FGMCallback]
     others += [] if row.method == "RDrop" else [RDropCallback]
     models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
-    for model, order in zip_equal(models, (1, -1)):
+    for model, order in zip(models, (1, -1), strict=True):
         callbacks = [row.callback(), *(other() for other in others)][::order]
         state = train_shortly(model, callbacks).state["adv"]
         assert {"adv_loss", "kl"} <= state.keys()

@@ -9,7 +9,6 @@ from rows import each_row
 from support import (
     Classifier,
     build,
-    compiles,
     distance,
     loader,
     samples,
@@ -130,7 +129,6 @@ class Bag(Classifier):
         return self.head(self.dropout(self.word_embeddings(input_ids)).mean(1).tanh())
 
 
-@compiles
 @pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
 @pytest.mark.parametrize("run", [train, evaluating])
 def test_compiled_model_trains_as_without(make, run):

@@ -41,7 +41,7 @@ def tasks(order):
     """Batches in an order of ``w`` for words and ``n`` for numbers."""
     words = [collate(samples(4, seed=i)) for i in range(len(order))]
     g = torch.Generator().manual_seed(0)
-    for kind, batch in zip(order, words):
+    for kind, batch in zip(order, words, strict=True):
         batch.pop("attention_mask")
         if kind == "n":
             batch.pop("input_ids")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from equal import zip_equal
 from support import Bert, Classifier, build, distance, loader, textbook_fgm, textbook_pgd, train, weights
 from torch import nn
 from torch.optim import SGD, AdamW
@@ -93,15 +92,15 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
         return torch.autograd.grad(loss, params)
 
     def add(grads):
-        for sum_, grad in zip_equal(total, grads):
+        for sum_, grad in zip(total, grads, strict=True):
             sum_.add_(grad, alpha=1 / micro)
 
     def write(origin, moves):
-        for param, start, move in zip_equal(attacked, origin, moves):
+        for param, start, move in zip(attacked, origin, moves, strict=True):
             param.data.copy_(start + move)
 
     def ascend(moves, grads):
-        for move, grad in zip_equal(moves, grads):
+        for move, grad in zip(moves, grads, strict=True):
             move.add_(grad / grad.norm(), alpha=alpha if steps > 1 else epsilon)
             move.mul_(min(1.0, epsilon / move.norm().item()))
 
@@ -111,7 +110,7 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
             clean = gradients(batch, list(model.parameters()))
             add(clean)
             origin, moves = [p.detach().clone() for p in attacked], [torch.zeros_like(p) for p in attacked]
-            direction = [g for (n, _), g in zip_equal(model.named_parameters(), clean) if name in n]
+            direction = [g for (n, _), g in zip(model.named_parameters(), clean, strict=True) if name in n]
             for step in range(steps):
                 ascend(moves, direction)
                 write(origin, moves)
@@ -121,7 +120,7 @@ def accumulated(model, *, name, steps, micro, epochs=2, lr=0.05, epsilon=1.0, al
             write(origin, [torch.zeros_like(p) for p in attacked])
             seen += 1
             if seen % micro == 0:
-                for param, grad in zip_equal(model.parameters(), total):
+                for param, grad in zip(model.parameters(), total, strict=True):
                     param.data.sub_(grad, alpha=lr)
                     grad.zero_()
 
@@ -154,7 +153,7 @@ def test_adversarial_loss_is_weighted_and_can_replace_the_clean_one(adv_weight, 
         weight.data.add_(move)
         adversarial = gradients(batch)
         weight.data.sub_(move)
-        for param, first, second in zip_equal(params, clean, adversarial):
+        for param, first, second in zip(params, clean, adversarial, strict=True):
             param.data.sub_((0.0 if replace else first) + adv_weight * second, alpha=0.05)
     assert params[0] is weight
     assert distance(ours, theirs) < 1e-5

@@ -1,6 +1,6 @@
 """Arguments with which a step of a method is a plain one, or two plain ones."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from rows import Row, train_shortly
@@ -38,7 +38,7 @@ TWICE = [
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain(**kwargs):
     model = Classifier(dropout=0.0).double()
     train_shortly(model, **kwargs)

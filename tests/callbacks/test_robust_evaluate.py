@@ -108,7 +108,7 @@ def test_results_are_printed_with_a_title(tmp_path, said):
     lines = [r.getMessage() for r in said.records if "#robust" in r.getMessage()]
     results = saved(tmp_path)
     assert len(lines) == len(results) + 1  # and the sanity check
-    for line, found in zip(lines[1:], results):
+    for line, found in zip(lines[1:], results, strict=True):
         assert line.startswith("Under attack (epsilon ") and " starts): " in line
         assert all(f"{name}={value:.4g}" in line for name, value in found.items())
     train(Classifier(), [saving(tmp_path, progress_bar=None, verbose=0)], n_batches=12)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from equal import zip_equal
 from fastNLP import Callback, logger
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from rows import Probe
@@ -59,7 +58,7 @@ def test_steps_before_the_start_are_bitwise_plain():
     train(Classifier(), [FGMCallback(start=4), Keep()])
     ours, seen = seen, []
     train(Classifier(), [Keep()])
-    assert [torch.equal(a, b) for a, b in zip_equal(ours, seen)] == [True] * 4 + [False] * (len(seen) - 4)
+    assert [torch.equal(a, b) for a, b in zip(ours, seen, strict=True)] == [True] * 4 + [False] * (len(seen) - 4)
 
 
 def one_batch(callbacks, model=None, **kwargs):

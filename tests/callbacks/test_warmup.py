@@ -87,7 +87,7 @@ def test_noise_grows(method):
     """Which is the same from run to run; TA-VAT's also comes from rows that training writes, but for the first."""
     arguments = {} if method == "NEFTune" else {"steps": 1}
     grown, whole = norms(Row(method, arguments).callback(warmup=4)), norms(Row(method, arguments).callback())
-    ratios = [a / b for a, b in zip(grown.seen, whole.seen)]
+    ratios = [a / b for a, b in zip(grown.seen, whole.seen, strict=True)]
     assert ratios == pytest.approx(GROWING, rel=1e-5)
 
 
@@ -99,7 +99,9 @@ def test_alpha_grows_with_epsilon():
         Classifier(dropout=0.0),
     )
     real = [int((torch.stack([s["input_ids"] for s in samples()[4 * i : 4 * i + 4]]) != 0).sum()) for i in range(6)]
-    assert found.seen == pytest.approx([0.3 * g * math.sqrt(8 * n) for g, n in zip(GROWING, real)], rel=1e-4)
+    assert found.seen == pytest.approx(
+        [0.3 * g * math.sqrt(8 * n) for g, n in zip(GROWING, real, strict=True)], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.kind == "attack"])
@@ -112,12 +114,12 @@ def test_every_attack_begins_with_next_to_nothing(method):
 def test_random_starts_grow():
     inside = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True, warmup=4))
     whole = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True))
-    assert [a / b for a, b in zip(inside.seen, whole.seen)] == pytest.approx(GROWING, rel=1e-5)
+    assert [a / b for a, b in zip(inside.seen, whole.seen, strict=True)] == pytest.approx(GROWING, rel=1e-5)
 
 
 def test_gamma_grows():
     found = norms(AWPCallback(gamma=0.1, params="head.weight", warmup=4))
-    assert found.seen == pytest.approx([0.1 * g * size for g, size in zip(GROWING, found.sizes)], rel=1e-5)
+    assert found.seen == pytest.approx([0.1 * g * size for g, size in zip(GROWING, found.sizes, strict=True)], rel=1e-5)
 
 
 def test_rho_grows():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import TORCH, Classifier, build, loader, train, weights
+from support import Classifier, build, loader, train, weights
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -75,7 +75,7 @@ WRAPPED = {
     "train_fn": (lambda m: m, {"train_fn": "forward"}, OwnForward, PlainForward),
     "data parallel": (nn.DataParallel, {}, OwnForward, PlainForward),
     "wrapper": (Wrapper, {}, Own, Counts),
-    **({"compiled": (lambda m: torch.compile(m, backend="eager"), {}, Own, Counts)} if TORCH >= (2, 1) else {}),
+    "compiled": (lambda m: torch.compile(m, backend="eager"), {}, Own, Counts),
     "peft": (peft_of, {}, Own, Counts),
 }
 

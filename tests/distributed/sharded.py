@@ -249,7 +249,7 @@ def train(model, optimizer, methods, mine):
     """Two epochs; each step takes the gradient of one micro-batch per method."""
     for _ in range(2):
         for step, micro_batches in enumerate(mine):
-            for method, batch in zip(methods, micro_batches):
+            for method, batch in zip(methods, micro_batches, strict=True):
                 indices = range(4 * step, 4 * step + 4)
                 backward(method, model, batch, indices, share=1 / len(methods))
             optimizer.step()

@@ -31,7 +31,7 @@ def ranks(tmp_path_factory):
     return [{**torch.load(folder / f"rank{rank}.pt"), "folder": folder} for rank in range(2)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def alone(method):
     return sharded.alone(method, 2)
 
@@ -107,7 +107,7 @@ def test_in_bfloat16_the_ball_keeps_its_radius(ranks, engine, method):
     assert off < 0.05 * norm_of_difference(weights, before)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def trained_alone(method, accumulation):
     model = sharded.Model(sharded.TRAINED[method])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

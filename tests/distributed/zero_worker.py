@@ -81,7 +81,7 @@ def step(engine, method, batch):
 
 def train(engine, methods, micro_batches):
     for each in micro_batches:
-        for method, batch in zip(methods, each):
+        for method, batch in zip(methods, each, strict=True):
             step(engine, method, batch)
 
 

@@ -63,7 +63,7 @@ def test_the_changelog_has_the_same_versions_and_names_the_same_code_in_both_lan
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CHANGELOG.zh-CN.md")]
     first, second = (re.findall(r"^(?:#+|-) .*(?:\n  .*)*", text, flags=re.M) for text in texts)
     assert len(first) == len(second) > 50
-    for each, other in zip(first, second):
+    for each, other in zip(first, second, strict=True):
         assert re.findall(r"\[\d.*", each) == re.findall(r"\[\d.*", other)
         assert sorted(re.findall("`.*?`", " ".join(each.split()))) == sorted(re.findall("`.*?`", other)), each
 
@@ -77,7 +77,9 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
     if name.startswith("docs/methods/"):
         assert space["callback"].method_class.__name__ in callbacks()
     if name == "docs/from_the_tutorial.md":
-        assert all((a == b).all() for a, b in zip(space["before"].parameters(), space["after"].parameters()))
+        assert all(
+            (a == b).all() for a, b in zip(space["before"].parameters(), space["after"].parameters(), strict=True)
+        )
 
 
 def test_the_quickstart_is_that_of_the_readme():

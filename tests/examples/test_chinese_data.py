@@ -1,5 +1,7 @@
 """The Chinese data: fetched as the snippets are, each text once, and nothing on both sides of the split."""
 
+import itertools
+
 import chinese_data
 import data
 import pytest
@@ -37,7 +39,7 @@ def test_reviews_are_fetched_once_and_each_is_there_once(trusted):
     texts, labels = chinese_data.load_reviews()
     trusted.unlink()
     assert chinese_data.load_reviews() == (texts, labels)
-    assert dict(zip(texts, labels)) == {
+    assert dict(zip(texts, labels, strict=True)) == {
         "很好看": "positive",
         "服务不错，下次还来": "positive",
         "送货很快": "positive",
@@ -52,7 +54,7 @@ def test_reviews_are_a_data_set_by_name(trusted):
     loaded = data.load_data("chinese-reviews")
     assert len(loaded.train) + len(loaded.test) == 6 and len(loaded.test) == 1
     assert loaded.num_labels == 2 and "Chinese reviews" in loaded.source
-    assert dict(zip(loaded.train["text"], loaded.train["label"])).get("很好看", 1) == 1
+    assert dict(zip(loaded.train["text"], loaded.train["label"], strict=True)).get("很好看", 1) == 1
     with pytest.raises(ValueError, match=r"peoples-daily has tags: see chinese_ner\.py"):
         data.load_data("peoples-daily")
 
@@ -111,7 +113,7 @@ def test_the_real_newspaper(fetched):
     assert not train & test
     for characters, tags in tagged.train + tagged.test:
         assert len(characters) == len(tags)
-        assert all(tag[:2] != "I-" or before[2:] == tag[2:] for before, tag in zip(["O", *tags], tags))
+        assert all(tag[:2] != "I-" or before[2:] == tag[2:] for before, tag in itertools.pairwise(["O", *tags]))
     assert {tag for _, tags in tagged.test for tag in tags} == {"O"} | {
         f"{part}-{kind}" for part in "BI" for kind in ("PER", "LOC", "ORG")
     }

@@ -116,7 +116,7 @@ def test_the_divergence_of_sequences_is_that_over_all_sequences():
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
     parameters = [*both, crf.trans_m, crf.start_scores, crf.end_scores]
     mine, theirs = (torch.autograd.grad(total, parameters, retain_graph=True) for total in (found, expected))
-    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(mine, theirs))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_the_worst_of_all_edits_is_kept_and_tags_stay_right():

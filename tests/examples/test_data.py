@@ -10,7 +10,6 @@ import hub
 import pytest
 import sdist
 import snippets
-from equal import zip_equal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,7 +101,7 @@ def table(path, rows, header=("text", "label")):
 def test_tables_are_read_with_quotes_tabs_and_lines_inside_texts(tmp_path, name):
     texts, labels = ['"Good", she\nsaid', "a\tb", "NA", "007"], ["yes", "no", "no", "yes"]
     path = tmp_path / name
-    table(tmp_path / name.lower(), zip_equal(labels, texts), header=("label", "text")).rename(path)
+    table(tmp_path / name.lower(), zip(labels, texts, strict=True), header=("label", "text")).rename(path)
     assert data.read_table(path) == (texts, labels)
 
 
@@ -187,7 +186,7 @@ def test_glue_is_evaluated_on_the_split_whose_labels_are_known(hub_copy):
     loaded = data.load_data("glue/sst2")
     assert sorted(loaded.test["text"]) == ["fine", "poor"]
     assert sorted(loaded.train["text"]) == sorted(f"text {i}" for i in range(10))
-    assert dict(zip_equal(loaded.train["text"], loaded.train["label"]))["text 7"] == 1
+    assert dict(zip(loaded.train["text"], loaded.train["label"], strict=True))["text 7"] == 1
     assert "validation" in loaded.source
     assert loaded.num_labels == 2
 

@@ -5,7 +5,6 @@ import json
 import torch
 import train_text_classification as script
 from data import load_data
-from equal import zip_equal
 from processes import torchrun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -15,7 +14,7 @@ def accuracy(folder, data):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         logits = [model.eval()(**tokenizer(text, return_tensors="pt")).logits for text in data.test["text"]]
-    return sum(int(row.argmax()) == label for row, label in zip_equal(logits, data.test["label"])) / len(logits)
+    return sum(int(row.argmax()) == label for row, label in zip(logits, data.test["label"], strict=True)) / len(logits)
 
 
 def test_trains_in_two_processes_under_torchrun(reviews, bert, tmp_path):
@@ -28,4 +27,4 @@ def test_trains_in_two_processes_under_torchrun(reviews, bert, tmp_path):
     assert (metrics["steps"], metrics["test_size"]) == (16, 8)  # 32 texts for two, in batches of 4, 4 epochs
     assert metrics["accuracy"] == accuracy(tmp_path / method, load_data(str(reviews), None))
     trained, before = map(AutoModelForSequenceClassification.from_pretrained, (tmp_path / method, bert))
-    assert any(not torch.equal(*pair) for pair in zip_equal(trained.parameters(), before.parameters()))
+    assert any(not torch.equal(*pair) for pair in zip(trained.parameters(), before.parameters(), strict=True))

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import study
 import torch
-from equal import zip_equal
 from models import load_model
 from study import command, figures, outcomes, page, runs
 from study.attack import by_changes, under_perturbations
@@ -95,7 +94,7 @@ def test_the_attacked_texts_are_kept_to_read(finished):
     assert {row["attack"] for row in rows} <= {"hotflip", "typos"}
     assert rows
     for row in rows:
-        words = zip_equal(row["original"].split(), row["attacked"].split())
+        words = zip(row["original"].split(), row["attacked"].split(), strict=True)
         assert 1 <= sum(a != b for a, b in words) <= (3 if row["attack"] == "hotflip" else 2)
 
 
@@ -109,7 +108,7 @@ def test_the_page_has_the_tables_and_the_figures(words, finished):
     assert text.count("\n| plain |") == 1
     seconds = json.loads((folder / "step_seconds.json").read_text())
     assert seconds.keys() == {"FGM", "plain"}
-    cost = np.median([ours / plain for ours, plain in zip_equal(seconds["FGM"], seconds["plain"])])
+    cost = np.median([ours / plain for ours, plain in zip(seconds["FGM"], seconds["plain"], strict=True)])
     assert len(seconds["plain"]) == TIMED_ROUNDS and re.search(rf"\| FGM \| 2 .*\| {cost:.2f} \|\n", text)
     for name in FIGURES:
         assert f"({name})" in text
@@ -188,7 +187,7 @@ def test_the_committed_pages_say_the_same_numbers_and_link_to_each_other(folder)
     texts = [(folder / words["file"]).read_text(encoding="utf-8") for words in (ENGLISH, CHINESE)]
     first, second = (sorted(re.findall(r"[-+]?\d+(?:\.\d+)?", text)) for text in texts)
     assert first == second
-    for text, other in zip_equal(texts, (CHINESE, ENGLISH)):
+    for text, other in zip(texts, (CHINESE, ENGLISH), strict=True):
         assert f"]({other['file']})" in text.splitlines()[2]
 
 

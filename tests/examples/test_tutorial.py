@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from equal import zip_equal
 from study import tutorial as execute_tutorial
 from study.tutorial import NOTEBOOKS, code_cells, read
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
@@ -53,7 +52,7 @@ def test_outputs_are_those_of_one_whole_run(path):
 def test_both_languages_have_the_same_code_and_outputs():
     first, second = map(read, NOTEBOOKS)
     assert [cell.cell_type for cell in first.cells] == [cell.cell_type for cell in second.cells]
-    for ours, theirs in zip_equal(code_cells(first), code_cells(second)):
+    for ours, theirs in zip(code_cells(first), code_cells(second), strict=True):
         assert ast.dump(ast.parse(ours.source)) == ast.dump(ast.parse(theirs.source))
         assert ours.outputs == theirs.outputs
     headings = [re.findall(r"^#+ ", cell.source, flags=re.M) for cell in first.cells if cell.cell_type == "markdown"]
@@ -87,7 +86,7 @@ def small(tmp_path):
 
 def test_it_runs_from_top_to_bottom_and_keeps_its_outputs(small, tmp_path, monkeypatch):
     copies = [tmp_path / path.name for path in NOTEBOOKS]
-    for path, copy in zip_equal(NOTEBOOKS, copies):
+    for path, copy in zip(NOTEBOOKS, copies, strict=True):
         notebook = read(path)
         (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
         settings.source += small

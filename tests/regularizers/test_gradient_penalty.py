@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from equal import zip_equal
+from fastnlp_adv.callbacks.gradient_penalty import GradientPenaltyCallback
 from references import Siamese, add, assert_same, batch, bert, checkpointed, classifier, gradients, words
 from support import (
     TORCH,
@@ -14,7 +14,6 @@ from support import (
     Classifier,
     assert_untouched,
     collate,
-    compiles,
     loader,
     samples,
     since_torch,
@@ -27,7 +26,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGMCallback, RDropCallback
-from fastnlp_adv.callbacks.gradient_penalty import GradientPenaltyCallback
 from fastnlp_adv.regularizers.gradient_penalty import GradientPenalty
 
 BATCH = collate(samples(5, seed=2))
@@ -54,12 +52,12 @@ def objective(model):
 def by_definition(model, batch, weight):
     """``mean_i L_i + weight / 2 * mean_i |grad L_i|^2``: each example by itself, each position by itself."""
     losses, penalties = [], []
-    for ids, mask, label in zip_equal(batch["input_ids"], batch["attention_mask"], batch["labels"]):
+    for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         embedded = words(model)(ids[None])
         loss = cross_entropy(logits(model, embedded, mask[None]), label[None])
         (grad,) = torch.autograd.grad(loss, embedded, create_graph=True)
         losses.append(loss)
-        penalties.append(sum(g @ g for g, i in zip_equal(grad[0], ids.tolist()) if i != 0))
+        penalties.append(sum(g @ g for g, i in zip(grad[0], ids.tolist(), strict=True) if i != 0))
     n = len(losses)
     return sum(losses) / n + weight / 2 * sum(penalties) / n, sum(penalties) / (2 * n)
 
@@ -113,12 +111,12 @@ def test_gradient_of_the_penalty_by_finite_differences():
         for i, p in enumerate(model.parameters())
     ]
     direction[0][0] = 0  # the padding row is not trained
-    slope = sum((p.grad * d).sum() for p, d in zip_equal(model.parameters(), direction))
+    slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction, strict=True))
     values = []
     for sign in (1, -1):
         moved = copy.deepcopy(model)
         with torch.no_grad():
-            for p, d in zip_equal(moved.parameters(), direction):
+            for p, d in zip(moved.parameters(), direction, strict=True):
                 p += sign * h * d
         values.append(GradientPenalty(moved, 10.0)(objective(moved), BATCH)["loss"].item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
@@ -129,7 +127,7 @@ def test_several_lookups_add_up():
     (left, _), (right, _) = batch(4, 5), batch(4, 3, seed=1)
     GradientPenalty(model, 3.0)(lambda _: {"loss": model(left, right)}, None)["loss"].backward()
     inputs = [twin.emb(left), twin.emb(right)]
-    terms = [twin.compare(a[None], b[None]) for a, b in zip_equal(*inputs)]
+    terms = [twin.compare(a[None], b[None]) for a, b in zip(*inputs, strict=True)]
     grads = [torch.autograd.grad(t, inputs, create_graph=True) for t in terms]
     (sum(terms) / 4 + 3.0 / 2 * sum((g**2).sum() for pair in grads for g in pair) / 4).backward()
     assert_same(gradients(model), gradients(twin))
@@ -258,7 +256,6 @@ def test_custom_functions_without_a_second_derivative_are_refused():
         GradientPenalty(model)(lambda b: {"loss": Once.apply(model(b)).square().mean()}, BATCH["input_ids"])
 
 
-@compiles
 def test_a_compiled_model_is_refused_where_it_has_no_second_derivative():
     model, eager = Classifier(dropout=0.0), Classifier(dropout=0.0)
     model.compile(backend="aot_eager")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from fastnlp_adv.callbacks.r3f import R3FCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -21,7 +22,6 @@ from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import RDrop
-from fastnlp_adv.callbacks.r3f import R3FCallback
 from fastnlp_adv.regularizers.r3f import R3F
 from fastnlp_adv.taps.lookup import Lookup, Record
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -137,7 +136,7 @@ def test_other_divergences(mode, divergence, out, by_hand):
         return {"loss": F.mse_loss(pred, batch["target"]), "pred": pred}
 
     found = RDrop(1.0, divergence=divergence, mode=mode)(step, batch)
-    pairs = zip_equal(found["pred"].flatten(), found["pred2"].flatten())
+    pairs = zip(found["pred"].flatten(), found["pred2"].flatten(), strict=True)
     torch.testing.assert_close(found["kl"], (sum(by_hand(a, b) for a, b in pairs) / ROWS).detach())
 
 
@@ -162,7 +161,7 @@ def kl_of_positions(found, positions):
     total = 0.0
     for i, j in positions:
         p, q = (found[name][i, j].softmax(-1).tolist() for name in ("pred", "pred2"))
-        total += sum((a - b) * (math.log(a) - math.log(b)) for a, b in zip_equal(p, q)) / 2
+        total += sum((a - b) * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 2
     return total / len(positions)
 
 

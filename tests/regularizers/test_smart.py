@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
+from fastnlp_adv.callbacks.smart import SMARTCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -23,7 +23,6 @@ from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM
-from fastnlp_adv.callbacks.smart import SMARTCallback
 from fastnlp_adv.regularizers.smart import SMART
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -41,11 +40,11 @@ def reference(epsilon=1e-2, alpha=1e-2, noise=1e-3, steps=1, weight=1.0, of=both
         for _ in range(steps):
             g = passes.gradient(lambda q: of(clean.detach(), q), d)
             moved = []
-            for each, slope in zip_equal(d, g):
+            for each, slope in zip(d, g, strict=True):
                 largest = max(abs(s) for s in slope.flatten().tolist())
                 new = [
                     min(max(a + alpha * s / largest, -epsilon), epsilon)
-                    for a, s in zip_equal(each.flatten().tolist(), slope.flatten().tolist())
+                    for a, s in zip(each.flatten().tolist(), slope.flatten().tolist(), strict=True)
                 ]
                 moved.append(torch.tensor(new, dtype=d.dtype).view_as(each))
             d = torch.stack(moved)
@@ -69,7 +68,7 @@ def test_with_dropout(family, dropout_mask):
 
 def test_the_squared_error_of_a_regression_is_counted_once():
     def squares(p, q):
-        return sum((a - b) ** 2 for a, b in zip_equal(p.flatten(), q.flatten())) / len(p)
+        return sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)) / len(p)
 
     assert_oracle(lambda m: SMART(m, **WIDE, divergence="mse"), reference(**WIDE, of=squares), Gru)
 
@@ -93,7 +92,7 @@ def test_a_trainer_averages_the_weights_as_a_loop_by_hand(family, accumulation):
 
     def after_step():
         with torch.no_grad():
-            for a, p in zip_equal(average.parameters(), theirs.parameters()):
+            for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
                 a.copy_(0.8 * a + 0.2 * p)
 
     def term(passes, generator):
@@ -125,7 +124,7 @@ def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
     moved(smart, ours)
     theirs = copy.deepcopy(ours)
     with torch.no_grad():
-        for a, p in zip_equal(average.parameters(), theirs.parameters()):
+        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
             a.copy_(0.8 * a + 0.2 * p)
     smart.stream.generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
@@ -170,7 +169,7 @@ def test_under_fgm_the_regularized_objective_is_attacked():
     moved(smart, ours)
     theirs = copy.deepcopy(ours)
     with torch.no_grad():
-        for a, p in zip_equal(average.parameters(), theirs.parameters()):
+        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
             a.copy_(0.8 * a + 0.2 * p)
     smart.stream.generator = torch.Generator().manual_seed(SEED)
     fgm.step(lambda: smart(step_of(Gru, ours), batch)["loss"])

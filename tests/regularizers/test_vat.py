@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
+from fastnlp_adv.callbacks.vat import VATCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from fastnlp_adv import FGM, RDrop
-from fastnlp_adv.callbacks.vat import VATCallback
 from fastnlp_adv.regularizers.vat import VAT
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -85,7 +84,7 @@ def test_direction_in_float32_is_that_of_the_hessian_in_float64():
     d = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(kl(clean, passes(d)), d, create_graph=True)
     (product,) = torch.autograd.grad((g * unit(noise)).sum(), d)
-    for found, expected in zip_equal(seen[-1].deltas({})[0].value.double(), unit(product * passes.real)):
+    for found, expected in zip(seen[-1].deltas({})[0].value.double(), unit(product * passes.real), strict=True):
         assert float((found * expected).sum()) > 0.999
         assert math.hypot(*found.flatten().tolist()) == pytest.approx(1.0, abs=1e-5)
 

@@ -93,7 +93,7 @@ def test_hotflip_flips_characters_and_words_and_says_what_it_did(pair, seed):
     for each in found:
         old, new = (tokenizer(text)["input_ids"] for text in (each.original, each.text))
         assert len(old) == len(new)
-        assert sum(a != b for a, b in zip(old, new)) == len(each.changes)
+        assert sum(a != b for a, b in zip(old, new, strict=True)) == len(each.changes)
         for before, after in each.changes:
             assert before != after
             assert is_han(before[0]) == is_han(after[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from functools import partial
 
 import pytest
 import torch
-from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Bert, Classifier, assert_untouched, collate, samples, snapshot
@@ -86,7 +86,7 @@ def reference(model, data, epsilons, steps, restarts):
         for _ in range(restarts):
             normal = torch.empty(*ids.shape, 16, dtype=torch.float64).normal_(generator=generator) * real
             radius = torch.empty(len(ids), 1, 1, dtype=torch.float64).uniform_(0, 1, generator=generator)
-            starts.append(torch.stack([r * x / length(x) for x, r in zip_equal(normal, radius)]))
+            starts.append(torch.stack([r * x / length(x) for x, r in zip(normal, radius, strict=True)]))
 
         def at(r, batch=batch, ids=ids):
             embedded = table[ids] + r
@@ -114,7 +114,7 @@ def reference(model, data, epsilons, steps, restarts):
                     if step < steps:
                         (g,) = torch.autograd.grad(cross_entropy(logits, labels, reduction="sum"), r)
                         moved = []
-                        for point, grad in zip_equal(r.detach(), g * real):
+                        for point, grad in zip(r.detach(), g * real, strict=True):
                             point = point + 2.5 * epsilon * unit / steps * grad / length(grad)
                             moved.append(point * min(1.0, epsilon * unit / length(point)))
                         r = torch.stack(moved)
@@ -151,7 +151,7 @@ def test_no_loss_falls_and_no_accuracy_rises_with_epsilon(gru, epsilons, alpha, 
     results = list(found.values())
     logits = gru_logits(copy.deepcopy(gru).eval(), DATA[0])
     assert results[0]["loss"] == pytest.approx(cross_entropy(logits, DATA[0]["labels"]).item())
-    for smaller, larger in zip(results, results[1:]):
+    for smaller, larger in itertools.pairwise(results):
         assert larger["loss"] >= smaller["loss"]
         assert larger["accuracy"] <= smaller["accuracy"]
 
@@ -364,7 +364,7 @@ def test_results_are_a_dict_that_is_printed_with_a_title(gru, relative):
     title, names, *rows = str(found).splitlines()
     assert title.endswith("in rows (mean lengths of a word vector)" if relative else "in the units of the embedding")
     assert names.split() == ["epsilon", "loss", "accuracy"]
-    for row, (epsilon, each) in zip_equal(rows, found.items()):
+    for row, (epsilon, each) in zip(rows, found.items(), strict=True):
         assert row.split() == [f"{epsilon:g}", f"{each['loss']:.4g}", f"{each['accuracy']:.1%}"]
     assert found == dict(found) == pickle.loads(pickle.dumps(found))
     assert "accuracy" not in str(evaluate_gru(gru, loss=lambda out, batch: out.sum(-1)))

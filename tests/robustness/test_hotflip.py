@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_untouched, snapshot
@@ -77,7 +76,7 @@ def reference(model, tokenizer, text, label, max_flips, candidates, min_similari
 def test_it_is_the_greedy_search_of_its_definition(max_flips, candidates, min_similarity):
     attack = HotFlip(BERT, PIECES, max_flips=max_flips, candidates=candidates, min_similarity=min_similarity)
     results = attack.attack(TEXTS, LABELS)
-    for text, label, each in zip_equal(TEXTS, LABELS, results):
+    for text, label, each in zip(TEXTS, LABELS, results, strict=True):
         expected = reference(BERT, PIECES, text, label, max_flips, candidates, min_similarity)
         assert (each.text, each.prediction, each.queries) == expected
     assert any(each.changes for each in results)
@@ -85,7 +84,7 @@ def test_it_is_the_greedy_search_of_its_definition(max_flips, candidates, min_si
 
 
 def test_the_first_round_tries_the_flips_of_the_highest_gain():
-    for text, label in zip_equal(TEXTS, LABELS):
+    for text, label in zip(TEXTS, LABELS, strict=True):
         step = Recorder(BERT)
         HotFlip(BERT, PIECES, max_flips=1, candidates=8, step=step).attack([text], [label])
         expected = [PIECES(new)["input_ids"] for _, _, new in flips(BERT, PIECES, text, label)[:8]]
@@ -197,7 +196,7 @@ def test_any_text(texts, labels):
         for each in found:
             old, new = (tokenizer(text, truncation=True)["input_ids"] for text in (each.original, each.text))
             assert len(old) == len(new) <= 48
-            differing = [pair for pair in zip_equal(old, new) if pair[0] != pair[1]]
+            differing = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
             assert len(differing) == len(each.changes)
             assert not {i for pair in differing for i in pair} & set(tokenizer.all_special_ids)
 

@@ -8,7 +8,6 @@ import string
 
 import pytest
 import torch
-from equal import zip_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_untouched, snapshot
@@ -56,7 +55,7 @@ def all_typos(word):
     near |= {word[:i] + x + word[i + 1 :] for i in range(len(word)) for x in letters}
     found = set()
     for new in near - {word}:
-        first = next((i for i, (a, b) in enumerate(zip(word, new)) if a != b), min(len(word), len(new)))
+        first = next((i for i, (a, b) in enumerate(zip(word, new, strict=False)) if a != b), min(len(word), len(new)))
         if len(new) > len(word):  # the letter that is one too many is one that stands before it
             fits = any(new == word[: i + 1] + word[i:] for i in range(1, len(word) - 1))
         elif len(new) == len(word) and sorted(new) != sorted(word):
@@ -112,7 +111,7 @@ def reference(model, tokenizer, text, label, max_typos):
 @pytest.mark.parametrize("max_typos", [1, 3])
 def test_it_is_the_greedy_search_of_its_definition(max_typos):
     results = Typos(BERT, PIECES, max_typos=max_typos, candidates=1000).attack(TEXTS, LABELS)
-    for text, label, each in zip_equal(TEXTS, LABELS, results):
+    for text, label, each in zip(TEXTS, LABELS, results, strict=True):
         assert (each.text, each.prediction, each.queries) == reference(BERT, PIECES, text, label, max_typos)
     assert any(each.changes for each in results)
     assert_honest(results, TEXTS, LABELS, BERT, PIECES, max_typos)

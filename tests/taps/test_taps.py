@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equal import zip_equal
 from references import batch, classifier
 from support import VOCAB, assert_untouched, snapshot
 from torch import nn
@@ -61,7 +60,7 @@ def test_watching_changes_no_bit_of_the_loss_or_the_gradients(make, keep_leaves)
     assert torch.equal(*losses)
     for each in losses:
         each.backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip_equal(plain.parameters(), model.parameters()))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain.parameters(), model.parameters(), strict=True))
 
 
 @GRANULARITY

@@ -10,6 +10,8 @@ import pytest
 import torch
 import versions_row
 
+import fastnlp_adv
+
 SUITE = """
 import pytest
 
@@ -73,6 +75,7 @@ def test_what_is_installed():
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert torch.__version__.startswith(found["torch"])  # which may lack "+cu121"
     assert found["fastNLP"]
+    assert found["fastnlp_adv"] == fastnlp_adv.__version__
 
 
 def test_the_source_is_what_the_suite_runs_on(tmp_path):
@@ -91,7 +94,7 @@ def test_the_source_is_what_the_suite_runs_on(tmp_path):
 
 
 def test_a_row_is_run_again_unless_it_is_green_and_of_this_source_and_these_pins(tmp_path):
-    row, pins = tmp_path / "py3.9-torch2.2.json", {"numpy<2": "why"}
+    row, pins = tmp_path / "py3.11-torch2.2.json", {"numpy<2": "why"}
     assert not versions_row.is_current(row, pins)
     good = {"failed": 0, "source": versions_row.source(), "pins": pins}
     for change, current in (({}, True), ({"failed": 1}, False), ({"source": "other"}, False), ({"pins": {}}, False)):
@@ -100,7 +103,7 @@ def test_a_row_is_run_again_unless_it_is_green_and_of_this_source_and_these_pins
 
 
 def test_the_script(report, tmp_path):
-    row = tmp_path / "rows" / "py3.9-torch2.2.json"
+    row = tmp_path / "rows" / "py3.11-torch2.2.json"
 
     def run(*arguments):
         command = [sys.executable, versions_row.__file__, str(row), "--pin=numpy<2: built for: numpy 1", *arguments]
@@ -110,4 +113,4 @@ def test_the_script(report, tmp_path):
     assert run(f"--report={report('def test_passes(): pass')}") == f"{row}: 1 passed, 0 failed, 0 skipped"
     assert run() == "current"
     found = json.loads(row.read_text())
-    assert found["environment"] == "py3.9-torch2.2" and found["pins"] == {"numpy<2": "built for: numpy 1"}
+    assert found["environment"] == "py3.11-torch2.2" and found["pins"] == {"numpy<2": "built for: numpy 1"}
