@@ -4,13 +4,17 @@ The figures of the study. Panels and markers tell the methods apart, so they can
 
 from __future__ import annotations
 
+import itertools
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from study.runs import Runs, spread
@@ -19,8 +23,11 @@ from study.train import PLAIN
 MARKERS = "os^Dv<>pP*Xdhx"
 COLUMNS = 5
 TITLE_WIDTH = 22  # letters that fit above a panel
+DPI = 150
 #: points of clean accuracy: who loses more than that has learned less than plain training, or nothing
 LOSS = 3
+#: how much a name loses where another point is as close, in typographic points that it could stand further off
+UNCLEAR = 60
 Values = dict[str, list[float]]
 
 
@@ -33,20 +40,26 @@ def draw(runs: Runs, headline: float, folder: Path) -> list[Path]:
     """
     named = f"accuracy under attack at ε = {headline:g} (%)"
     clean, left = table_of(runs, "accuracy", 100), table_of(runs, f"attacked_{headline:g}", 100)
-    cost = in_plain_steps(runs)
+    cost = {method: [float(np.median(times))] for method, times in in_plain_steps(runs).items()}
     beside, price = of_clean(runs, clean, left), of_cost(runs, cost, left, headline)
     figures = {
         "accuracy_by_epsilon.png": by_epsilon(runs),
         "clean_and_robust.png": scatter(runs, clean, left, ("clean accuracy (%)", named), beside),
-        "cost_and_robust.png": scatter(runs, cost, left, ("time of a training step, in plain steps", named), price),
+        "cost_and_robust.png": scatter(
+            runs,
+            cost,
+            left,
+            ("time of a training step, in plain steps", named),
+            price,
+            front(cost, left, [PLAIN, *sound(runs)]),
+        ),
     }
-    draw_front(figures["cost_and_robust.png"].axes[0], front(cost, left, [PLAIN, *sound(runs)]))
     for name, figure in figures.items():
         for axes in figure.axes:
             axes.grid(color="0.9")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(folder / name, dpi=110)
+        figure.savefig(folder / name, dpi=DPI)
         plt.close(figure)
     return [folder / name for name in figures]
 
@@ -135,21 +148,53 @@ def most_robust(runs: Runs, means: Values) -> str:
     )
 
 
-def scatter(runs: Runs, x: Values, y: Values, names: tuple[str, str], title: str) -> Figure:
-    """A point per method, with its name: the mean, with a standard deviation to each side. Plain training is black."""
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+def scatter(
+    runs: Runs,
+    x: Values,
+    y: Values,
+    names: tuple[str, str],
+    title: str,
+    best: Sequence[tuple[float, float]] = (),
+) -> Figure:
+    """
+    A point per method, with its name: the mean, with a standard deviation to each side. Plain training is black, and
+    methods that lose more than :data:`LOSS` points of clean accuracy are hollow.
+
+    :param runs: the runs.
+    :param x: of each method.
+    :param y: of each method.
+    :param names: of the axes.
+    :param title: of the figure.
+    :param best: points to join by steps, see :func:`front`.
+    :return: the figure.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     points = {}
+    learned = {PLAIN, *sound(runs)}
     for place, method in enumerate(runs.methods):
         points[method] = float(np.mean(x[method])), float(np.mean(y[method]))
-        style = {"marker": MARKERS[place % len(MARKERS)], "color": "black" if method == PLAIN else "tab:blue"}
-        errors = {"xerr": spread(x[method]), "yerr": spread(y[method]), "elinewidth": 0.7, "ecolor": "0.75"}
+        color = "black" if method == PLAIN else "tab:blue"
+        style = {"marker": MARKERS[place % len(MARKERS)], "color": color, "zorder": 3}
+        style["markerfacecolor"] = color if method in learned else "white"
+        errors = {"xerr": spread(x[method]), "yerr": spread(y[method]), "elinewidth": 0.7, "ecolor": "0.8"}
         axes.errorbar(*points[method], ls="none", ms=7, **errors, **style)
     if PLAIN in points:
         axes.axhline(points[PLAIN][1], color="black", lw=0.7, ls=":")
     axes.set(xlabel=names[0], ylabel=names[1])
-    axes.set_title(textwrap.fill(title, 90), fontsize=11, loc="left")
+    axes.margins(x=0.08)
+    if len(best) > 1:
+        axes.step(
+            *zip(*best, strict=False),
+            where="post",
+            color="tab:orange",
+            lw=1,
+            zorder=1,
+            label="best at its cost or less",
+        )
+        axes.legend(loc="lower right", frameon=False)
+    axes.set_title(textwrap.fill(title, 80), fontsize=11, loc="left")
     figure.draw_without_rendering()  # places the axes, which labels are placed by
-    label(axes, points)
+    label(axes, points, best)
     return figure
 
 
@@ -170,50 +215,75 @@ def front(cost: Values, left: Values, methods: list[str]) -> list[tuple[float, f
     return [(x, -y) for i, (x, y) in enumerate(points) if not i or y < lowest[i - 1]]
 
 
-def draw_front(axes: Axes, points: list[tuple[float, float]]) -> None:
-    """Join the best that can be had at each cost, as steps."""
-    if len(points) > 1:
-        axes.step(
-            *zip(*points, strict=True),
-            where="post",
-            color="tab:orange",
-            lw=1,
-            zorder=0,
-            label="best at its cost or less",
-        )
-        axes.legend(loc="lower right", frameon=False)
-
-
-def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+def label(axes: Axes, points: dict[str, tuple[float, float]], best: Sequence[tuple[float, float]] = ()) -> None:
     """
-    Write each name beside its point: at the place, of some around it, that covers least of other names and points.
+    Write each name beside its point: at the place, of some around it, that covers least of other names, points and
+    steps. Those with the most points nearby choose first, and all choose again when the others are placed. A line
+    leads to a name that is far from its point.
 
     :param axes: where to, laid out already.
     :param points: by name.
+    :param best: points that are joined by steps.
     """
-    centres = axes.transData.transform(list(points.values()))
-    taken = [Bbox.from_extents(cx - 6, cy - 6, cx + 6, cy + 6) for cx, cy in centres]
-    for name, point in points.items():
+    pixels = axes.figure.dpi / 72
+    centres = dict(zip(points, axes.transData.transform(list(points.values())), strict=False))
+    marks = {name: Bbox.from_extents(*(at - 6 * pixels), *(at + 6 * pixels)) for name, at in centres.items()}
+    nearby = {name: sum(np.abs(at - centres[name]).max() < 60 * pixels for at in centres.values()) for name in points}
+    steps = _steps(axes, best, pixels)
+    placed: dict[str, Bbox] = {}
+    texts: dict[str, Annotation] = {}
+    for name in sorted(points, key=nearby.__getitem__, reverse=True) * 2:
+        if name in texts:
+            texts.pop(name).remove()
+        others = [box for other, box in placed.items() if other != name]
         tried = []
-        for far in (8, 16, 26):
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                text = axes.annotate(
-                    name,
-                    point,
-                    (far * dx, far * dy),
-                    textcoords="offset points",
-                    ha=("right", "center", "left")[dx + 1],
-                    va=("top", "center", "bottom")[dy + 1],
-                    fontsize=9,
-                )
+        for far in (8, 16, 28, 42):
+            for angle in range(0, 360, 30):
+                text = _name_at(axes, name, points[name], far, angle)
                 box = text.get_window_extent()
-                covered = sum(_overlap(box, other) for other in taken)
-                inside = _overlap(box, axes.bbox)
-                tried.append((covered + box.width * box.height - inside + far, len(tried), text, box))
-        tried.sort(key=lambda each: each[:2])
-        taken.append(tried[0][3])
-        for _, _, text, _ in tried[1:]:
-            text.remove()
+                covered = sum(_overlap(box, other) for other in [*marks.values(), *others])
+                crossed = sum(_overlap(box, step) for step in steps) / 4
+                outside = box.width * box.height - _overlap(box, axes.bbox)
+                unclear = UNCLEAR * any(
+                    _distance(box, at) < 1.5 * _distance(box, centres[name])
+                    for each, at in centres.items()
+                    if each != name
+                )
+                tried.append((covered + crossed + outside + (unclear + 2 * far) * pixels, len(tried), text, box))
+                text.remove()
+        _, place, _, placed[name] = min(tried, key=lambda each: each[:2])
+        texts[name] = tried[place][2]
+        axes.add_artist(texts[name])
+
+
+def _steps(axes: Axes, best: Sequence[tuple[float, float]], width: float) -> list[Bbox]:
+    """The room that each line of the steps takes."""
+    corners = [(x, y) for i, (x, _) in enumerate(best) for _, y in best[max(i - 1, 0) : i + 1]]
+    at = axes.transData.transform(corners) if corners else []
+    return [
+        Bbox.from_extents(*(np.minimum(a, b) - 3 * width), *(np.maximum(a, b) + 3 * width))
+        for a, b in itertools.pairwise(at)
+    ]
+
+
+def _name_at(axes: Axes, name: str, point: tuple[float, float], far: float, angle: float) -> Annotation:
+    """Write a name so many typographic points from a point, in the direction of an angle."""
+    dx, dy = float(np.cos(np.radians(angle))), float(np.sin(np.radians(angle)))
+    return axes.annotate(
+        name,
+        point,
+        (far * dx, far * dy),
+        textcoords="offset points",
+        ha="left" if dx > 0.1 else "right" if dx < -0.1 else "center",
+        va="bottom" if dy > 0.6 else "top" if dy < -0.6 else "center",
+        fontsize=10,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines do not strike it through
+        arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.7, "shrinkA": 0, "shrinkB": 4} if far > 20 else None,
+    )
+
+
+def _distance(box: Bbox, at: np.ndarray) -> float:
+    return float(np.hypot(*np.maximum(0, np.maximum(box.min - at, at - box.max))))
 
 
 def _overlap(box: Bbox, other: Bbox) -> float:

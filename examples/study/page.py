@@ -28,7 +28,7 @@ def write(runs: Runs, folder: Path, command: str) -> None:
     :param command: how the study was started.
     """
     radii = sorted(runs.settings["epsilons"])
-    headline = radii[(len(radii) - 1) // 2]
+    headline = radii[0]
     pictures = figures.draw(runs, headline, folder)
     for words in (ENGLISH, CHINESE):
         (folder / words["file"]).write_text(_page(runs, command, pictures, words), encoding="utf-8")

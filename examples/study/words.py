@@ -11,11 +11,12 @@ ENGLISH = {
     "title": "# Results",
     "other": "[中文](results.zh-CN.md)",
     "described": "`{model}` on {train_size} texts of `{dataset}`, {epochs} epochs, batch size {batch_size}, learning "
-    "rate {lr:g}, at most {max_length} tokens; methods are at their defaults where no arguments stand behind them. "
-    "Clean accuracy is over {test_size} test texts, that under attack over the first {attack_size}. ε is the radius "
-    "(l2, a text) of an attack on the word vectors, in units of their mean norm: {attack_steps} steps from each of "
-    "{restarts} starts. HotFlip may swap {max_flips} words, typos may be in {max_typos}. {versions}; {machine}, "
-    "{cores} cores{gpu}.",
+    "rate {lr:g}, at most {max_length} tokens; a row bears the name of the call that trained it: `FGM fraction=0.25 "
+    "replace=True` is `FGMCallback(fraction=0.25, replace=True)`, and arguments that are not named have their "
+    "defaults. Clean accuracy is over {test_size} test texts, that under attack over the first {attack_size}. ε is the "
+    "radius (l2, a text) of an attack on the word vectors, in units of their mean norm: {attack_steps} steps from "
+    "each of {restarts} starts. HotFlip may swap {max_flips} words, typos may be in {max_typos}. {versions}; "
+    "{machine}, {cores} cores{gpu}.",
     "values": "## Accuracy\n\nIn %, mean ± standard deviation over seeds: of the clean test texts, and of what is left "
     "of those attacked. The cost is the time of a training step in plain steps: the median of rounds in which all "
     "methods took turns.",
@@ -36,7 +37,9 @@ CHINESE = {
     "title": "# 结果",
     "other": "[English](results.md)",
     "described": "`{model}`，在 `{dataset}` 的 {train_size} 条文本上训练 {epochs} 轮，批大小 {batch_size}，"
-    "学习率 {lr:g}，每条最多 {max_length} 个 token；未注明参数的方法都用默认值。"
+    "学习率 {lr:g}，每条最多 {max_length} 个 token。"
+    "每行的名字对应训练时的调用：`FGM fraction=0.25 replace=True` 即 "
+    "`FGMCallback(fraction=0.25, replace=True)`，未写出的参数都用默认值。"
     "干净准确率在 {test_size} 条测试文本上计算，受攻击时的准确率在其中前 {attack_size} 条上计算。"
     "ε 是攻击词向量的半径（l2，每条文本一个），以词向量的平均长度为单位：{restarts} 个起点，各走 {attack_steps} 步。"
     "HotFlip 最多换 {max_flips} 个词，错别字最多出现在 {max_typos} 个词里。{versions}；{machine}，{cores} 核{gpu}。",

@@ -15,10 +15,11 @@ ENGLISH = {
         "ner": "BiLSTM + CRF on the characters of {train_size} sentences (`peoples-daily`)",
     },
     "described": "{model}, from scratch: {epochs} epochs, batch size {batch_size}, learning rate {lr:g}, at most "
-    "{max_length} characters; methods are at their defaults where no arguments stand behind them. {metric} on all test "
-    "texts (clean) and on {attacked} of them: without an attack (0 edits), and after 1 or more characters are swapped "
-    "with their neighbours or replaced by homophones. For each edit {candidates} are tried, and the one of the highest "
-    "loss is kept. {versions}; {machine}, {cores} cores.",
+    "{max_length} characters; a row bears the name of the call that trained it: `FGM fraction=0.25 replace=True` is "
+    "`FGMCallback(fraction=0.25, replace=True)`, and arguments that are not named have their defaults. {metric} on all "
+    "test texts (clean) and on {attacked} of them: without an attack (0 edits), and after 1 or more characters are "
+    "swapped with their neighbours or replaced by homophones. For each edit {candidates} are tried, and the one of "
+    "the highest loss is kept. {versions}; {machine}, {cores} cores.",
     "values": "## {metric}\n\nIn %, mean ± standard deviation over seeds. The cost is the processor time of the "
     "training, one thread, in that of plain training.",
     "bases": {PLAIN: "plain training", WHOLE: "FGM"},
@@ -47,7 +48,9 @@ CHINESE = {
         "ner": "BiLSTM + CRF，以字为单位，{train_size} 个句子（`peoples-daily`）",
     },
     "described": "{model}，从头训练：{epochs} 轮，批大小 {batch_size}，学习率 {lr:g}，每条最多 {max_length} 字；"
-    "未注明参数的方法都用默认值。{metric}分别在全部测试数据上（干净）和其中 {attacked} 条上计算：不攻击（0 处改动），"
+    "每行的名字对应训练时的调用：`FGM fraction=0.25 replace=True` 即 "
+    "`FGMCallback(fraction=0.25, replace=True)`，未写出的参数都用默认值。"
+    "{metric}分别在全部测试数据上（干净）和其中 {attacked} 条上计算：不攻击（0 处改动），"
     "以及把一处或几处相邻的字对调、或换成同音字之后。每处改动试 {candidates} 个，留下损失最高的一个。{versions}；"
     "{machine}，{cores} 核。",
     "values": "## {metric}\n\n单位为 %，各种子的均值 ± 标准差。代价是训练所用的处理器时间"

@@ -18,9 +18,10 @@ LEAST_FALL = 0.02
 ENGLISH = {
     "file": "results.md",
     "head": "# With which defaults does FGM learn?\n\n[中文](results.zh-CN.md)\n\nFour models are trained on texts of "
-    "`{dataset}`, plainly and with FGM at `epsilon=1.0`, and with arguments besides where they stand behind it. Clean "
-    "accuracy is that of the test texts. Robust accuracy is what is left of the first of them under an attack on the "
-    "word vectors, ε = {radius:g} rows, {attack_steps} steps from one start. {versions}; one thread of a CPU.",
+    "`{dataset}`, plainly and with FGM: the row `FGM` is `FGMCallback(epsilon=1.0)`, and a row such as `FGM "
+    "warmup=1.0` is `FGMCallback(epsilon=1.0, warmup=1.0)`. Clean accuracy is that of the test texts. Robust "
+    "accuracy is what is left of the first of them under an attack on the word vectors, ε = {radius:g} rows, "
+    "{attack_steps} steps from one start. {versions}; one thread of a CPU.",
     "columns": ["method", "seeds", "learned", "clean", "robust", "clean, difference", "robust, difference"],
     "cells": "In %, mean ± standard deviation over seeds. Differences to plain training are paired by seed: the mean "
     "and, from two seeds on, its 95 % bootstrap interval. *Learned* counts the trainings whose clean loss fell by 2 % "
@@ -38,7 +39,8 @@ ENGLISH = {
 CHINESE = {
     "file": "results.zh-CN.md",
     "head": "# FGM 用什么默认值才学得会？\n\n[English](results.md)\n\n"
-    "在 `{dataset}` 的文本上训练四个模型：普通训练，以及 `epsilon=1.0` 的 FGM，另给的参数写在方法名之后。"
+    "在 `{dataset}` 的文本上训练四个模型：普通训练和 FGM。`FGM` 一行是 `FGMCallback(epsilon=1.0)`，"
+    "`FGM warmup=1.0` 这样的一行是 `FGMCallback(epsilon=1.0, warmup=1.0)`。"
     "干净准确率在测试文本上计算。鲁棒准确率是其中前若干条的词向量受攻击后剩下的准确率："
     "ε = {radius:g} 行长，从一个起点走 {attack_steps} 步。{versions}；CPU 单线程。",
     "columns": ["方法", "种子数", "学会", "干净", "鲁棒", "干净，差", "鲁棒，差"],

@@ -21,7 +21,7 @@ from study.command import TIMED_ROUNDS, build_parser, main
 from study.one_run import load_part
 from study.outcomes import share
 from study.page import accuracies, differences
-from study.train import METHODS, callbacks_of
+from study.train import CALLBACKS, METHODS, callbacks_of
 from study.words import CHINESE, ENGLISH
 from torch import nn
 
@@ -272,3 +272,33 @@ def test_figures_say_what_the_runs_hold_and_leave_out_what_learned_nothing(tmp_p
     assert figures.of_cost(found, cost, left, 0.1) == f"PGD keeps the most at ε = 0.1, 40 %, for 3.0 plain steps {out}"
     (axes,) = figures.scatter(found, cost, left, ("x", "y"), "title").axes
     assert {text.get_text() for text in axes.texts} == {"plain", "FGM", "PGD", "AWP"}  # at the points, not in a legend
+
+
+def compared_with_plain(folder):
+    """Read the table of differences to plain training, in English: cells by method."""
+    text = (folder / "results.md").read_text(encoding="utf-8").split("## Differences to plain training")[1]
+    rows = re.findall(r"^\| (.+) \|$", text.split("\n## ")[0].replace(" – ", " to "), flags=re.M)
+    return {name: cells for name, *cells in (row.split(" | ") for row in rows)}
+
+
+@pytest.mark.parametrize("method", CALLBACKS)
+def test_the_card_of_a_method_cites_the_study_and_the_call(method):
+    """The call is that of the program on the card, and trains at the defaults, as the study did."""
+    callback = CALLBACKS[method]
+    docs = Path(__file__).parents[2] / "docs"
+    cards = [(path, path.read_text(encoding="utf-8")) for path in (docs / "methods").glob("*.md")]
+    ((path, card),) = [each for each in cards if f"\ncallback = {callback.__name__}(" in each[1]]
+    call = re.search(r"^callback = (.*)$", card, flags=re.M)[1]
+    given, defaults = eval(call, {callback.__name__: callback}), callback()
+    assert all(getattr(given, name) == getattr(defaults, name) for name in re.findall(r"(\w+)=", call))
+    (measured,) = re.findall(r"^\| Measured \| (.*) \|$", card, flags=re.M)
+    assert measured.startswith(f"`{call}`")
+    found = {
+        cell for name in ("", "chinese-reviews") for cell in compared_with_plain(docs / "study" / name).get(method, ())
+    }
+    shown = re.findall(r"[+-][\d.]+ \([^)]*\)", measured)
+    assert shown and {*shown} <= found
+    chinese = (docs / "zh-CN" / "methods" / path.name).read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| 实测 \| (.*) \|$", chinese, flags=re.M)
+    assert row.startswith(f"`{call}`")
+    assert re.findall(r"[+-]\d+\.\d", row) == re.findall(r"[+-]\d+\.\d", measured)
