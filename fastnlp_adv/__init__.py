@@ -25,7 +25,7 @@ from .callbacks import (
 from .regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, RDropMixin
 from .robustness import HotFlip, Typos, VocabularyTokenizer, robust_accuracy, robust_evaluate, write_report
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "ATTA",

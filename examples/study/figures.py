@@ -184,7 +184,7 @@ def scatter(
     axes.margins(x=0.08)
     if len(best) > 1:
         axes.step(
-            *zip(*best, strict=False),
+            *zip(*best, strict=True),
             where="post",
             color="tab:orange",
             lw=1,
@@ -226,7 +226,7 @@ def label(axes: Axes, points: dict[str, tuple[float, float]], best: Sequence[tup
     :param best: points that are joined by steps.
     """
     pixels = axes.figure.dpi / 72
-    centres = dict(zip(points, axes.transData.transform(list(points.values())), strict=False))
+    centres = dict(zip(points, axes.transData.transform(list(points.values())), strict=True))
     marks = {name: Bbox.from_extents(*(at - 6 * pixels), *(at + 6 * pixels)) for name, at in centres.items()}
     nearby = {name: sum(np.abs(at - centres[name]).max() < 60 * pixels for at in centres.values()) for name in points}
     steps = _steps(axes, best, pixels)
