@@ -19,18 +19,19 @@ from pathlib import Path
 
 import torch
 from cli import one_line_errors, positive
-from data import load_data
+from data import Data, load_data
+from datasets import concatenate_datasets
 from fastNLP import Callback, logger, prepare_torch_dataloader
 from rich.progress import track
 from study.runs import Runs, read_runs
 from study.train import callbacks_of
 from train_text_classification import build
 
-from fastnlp_adv import robust_evaluate
+from fastnlp_adv import robust_evaluate, schedule
 from study_defaults import page
 from study_defaults.tasks import TASKS
 
-METHODS = ["plain", "FGM", "FGM warmup=1.0"]
+METHODS = ["plain", "FGM", "FGM warmup=1.0", "FGM warmup=auto"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,9 +56,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tasks", type=_names, default=[*TASKS], help=f"of {', '.join(TASKS)}, which are the default")
-    add("--methods", type=_names, default=METHODS, help='as of the study (default: "plain, FGM, FGM warmup=1.0")')
+    add(
+        "--methods",
+        type=_names,
+        default=METHODS,
+        help='as of the study (default: "plain, FGM, FGM warmup=1.0, FGM warmup=auto")',
+    )
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--dataset", default="snippets", help="see the other examples (default: %(default)s)")
+    add(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: other texts, to choose arguments on",
+    )
+    add("--fall", type=float, help="relative fall of the loss at which `warmup=auto` is at its whole epsilon")
     add("--train-size", type=positive, help="texts to train on; as the model has it if not given")
     add("--attack-size", type=positive, help="test texts to attack; as the model has it if not given")
     add("--output-dir", type=Path, default=Path("runs/study-defaults"), help="(default: %(default)s)")
@@ -72,7 +85,8 @@ def _settings(name: str, args: argparse.Namespace) -> dict:
     given = {key: getattr(args, key) for key in ("train_size", "attack_size") if getattr(args, key)}
     if name not in TASKS:
         raise ValueError(f"Expected `--tasks` to be of {', '.join(TASKS)}, but got {name}.")
-    return {"task": name, "dataset": args.dataset, **TASKS[name].settings, **given}
+    fall = {} if args.fall is None else {"fall": args.fall}
+    return {"task": name, "dataset": args.dataset, "split": args.split, **TASKS[name].settings, **given, **fall}
 
 
 class Losses(Callback):
@@ -89,11 +103,26 @@ class Losses(Callback):
         return float(torch.stack(self.seen[part]).mean())
 
 
+def load_part(args: argparse.Namespace) -> Data:
+    """The texts of a run. Those for validation are in neither the training nor the test texts of the study."""
+    data = load_data(args.dataset)
+    train, rest = (data.train.select(part) for part in _parts(len(data.train), args.train_size))
+    test, others = (data.test.select(part) for part in _parts(len(data.test), args.test_size))
+    if args.split == "validation":
+        test = concatenate_datasets([rest, others])
+        test = test.select(_parts(len(test), args.test_size)[0])
+    return replace(data, train=train, test=test)
+
+
+def _parts(length: int, size: int) -> tuple[range, range]:
+    return range(min(size, length)), range(min(size, length), length)
+
+
 def run(name: str, method: str, seed: int, runs: Runs) -> dict:
     """Train, and measure clean and robust accuracy."""
     args = argparse.Namespace(**runs.settings, seed=seed, device="cpu")
-    data = load_data(args.dataset, args.train_size)
-    data = replace(data, test=data.test.select(range(min(args.test_size, len(data.test)))))
+    schedule.FALL = getattr(args, "fall", schedule.FALL)
+    data = load_part(args)
     torch.manual_seed(seed)
     model, bundle = TASKS[name].make(data, args)
     losses = Losses()
