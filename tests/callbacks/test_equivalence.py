@@ -1,6 +1,5 @@
 """FGM and PGD in a Trainer train the same weights as textbook loops that write the embedding weights."""
 
-
 import pytest
 import torch
 from equal import zip_equal
