@@ -778,7 +778,7 @@ def weights_are_rounded_when_restored():
 lookups = area("lookups and masks")
 
 
-@lookups("attacks/test_fgm.py", "attacks/test_pgd.py", "taps/test_perturbation.py")
+@lookups("attacks/test_fgm.py", "attacks/test_pgd.py")
 def padding_is_perturbed():
     """Positions at `padding_idx` are perturbed, and count in norms."""
     from torch import nn
@@ -794,7 +794,7 @@ def frequencies_are_ignored():
     as_seen_by_package(nn.Embedding, "scale_grad_by_freq", False)
 
 
-@lookups("attacks/test_special_lookups.py", "callbacks/test_refusals.py", "taps/test_find.py")
+@lookups("attacks/test_special_lookups.py", "callbacks/test_refusals.py")
 def max_norm_is_accepted():
     """An embedding whose lookups rewrite its rows is attacked."""
     from torch import nn
@@ -857,29 +857,31 @@ def fraction_from_the_default_generator():
 restoring = area("restoring")
 
 
-def _without_exit_after_errors():
-    """What takes the place of a context manager that puts things back even if its block raises."""
-    kept = []  # or it would be closed
+_kept = []
 
-    @contextmanager
-    def enclosing(old, *args, **kwargs):
-        kept.append(old(*args, **kwargs))
-        block = kept[-1]
-        yield block.__enter__()
-        block.__exit__(None, None, None)
 
-    return enclosing
+class _Unguarded:
+    """A context manager that puts things back, but not if its block raises."""
+
+    def __init__(self, old, *args, **kwargs):
+        self.block = old(*args, **kwargs)
+        _kept.append(self.block)  # or it would be closed
+
+    def __enter__(self):
+        return self.block.__enter__()
+
+    def __exit__(self, kind, *error):
+        return kind is None and self.block.__exit__(kind, *error)
 
 
 @restoring("attacks/test_awp.py", "attacks/test_sam.py", "attacks/test_interruption.py", "callbacks/test_alongside.py")
 def perturbation_stays_after_a_step():
     """A step leaves the perturbation on embeddings, and weights where it moved them."""
-    kept = []  # or it would be closed
 
     @contextmanager
     def running(old, *args, **kwargs):
-        kept.append(old(*args, **kwargs))
-        yield kept[-1].__enter__()
+        _kept.append(old(*args, **kwargs))  # or it would be closed
+        yield _kept[-1].__enter__()
 
     around_all(attacks(), "running", running)
 
@@ -887,15 +889,14 @@ def perturbation_stays_after_a_step():
 @restoring("test_method.py", "callbacks/test_safety.py")
 def failing_step_leaves_the_perturbation():
     """A step that raises leaves the perturbation on embeddings, and weights where it moved them."""
-
-    around_all(attacks(), "running", _without_exit_after_errors())
+    around_all(attacks(), "running", _Unguarded)
 
 
 @restoring("attacks/test_interruption.py", "attacks/test_attack_api.py")
 def failing_block_leaves_the_perturbation():
     """A `with attack():` block that raises leaves the perturbation on."""
     for cls in methods("FGM", "PGD"):
-        around(cls, "attack", _without_exit_after_errors())
+        around(cls, "attack", _Unguarded)
 
 
 @restoring("attacks/test_attack_api.py", "attacks/test_plain_loop.py")
@@ -910,7 +911,7 @@ def restore_takes_all_off():
     around_all(methods("FGM", "PGD"), "restore", lambda old, self, emb_name=None: old(self))
 
 
-@restoring("attacks/test_attack_api.py", "taps/test_taps.py", "test_method.py")
+@restoring("attacks/test_attack_api.py", "test_method.py")
 def hooks_are_left_on():
     """Hooks stay on the model when they should be taken off."""
     from torch.utils.hooks import RemovableHandle
@@ -1153,7 +1154,7 @@ def mixin_weight_is_1():
 @mixin(MIXIN, "callbacks/test_safety.py")
 def rdrop_as_outlives_an_error():
     """A model keeps the settings of `rdrop_as` when the block raises."""
-    around(method("RDropMixin"), "rdrop_as", _without_exit_after_errors())
+    around(method("RDropMixin"), "rdrop_as", _Unguarded)
 
 
 smoothness = area("VAT, SMART, R3F, gradient penalty")
@@ -1482,20 +1483,15 @@ def attacks_resume_from_the_seed():
 
 
 @checkpoints("callbacks/test_compiled.py", "callbacks/test_safety.py", "attacks/test_interruption.py")
-def models_are_saved_with_hooks():
-    """A copy of the model that is made in a step keeps the hooks at work."""
+def copies_are_perturbed_as_well():
+    """A copy of the model that is made in a step has hooks that act, or cannot be saved."""
     from torch import nn
 
     def register(old, self, hook, **kwargs):
-        if not asked_by_package():
-            return old(self, hook, **kwargs)
-        return old(self, functools.partial(_called, hook), **kwargs)
+        acting = (lambda module, *rest: hook(self, *rest)) if asked_by_package() else hook
+        return old(self, acting, **kwargs)
 
     around(nn.Module, "register_forward_hook", register)
-
-
-def _called(hook, *args):
-    return hook(*args)
 
 
 # Distributed training.
@@ -1641,7 +1637,7 @@ def evaluation_metrics_see_the_clean_batch():
 
 
 @evaluation(EVALUATE, EVALUATION_CALLBACK)
-def evaluation_counts_the_last_point():
+def evaluation_reports_the_clean_accuracy():
     """Accuracies under attack are those of the clean input."""
 
     def evaluate(old, *args, **kwargs):
@@ -1669,6 +1665,12 @@ def evaluation_callback_ignores_its_data():
 def refused_evaluation_has_no_way_out():
     """`robust_evaluate` does not tell what to do about what it refuses."""
     without_way_out(robustness(), "robust_evaluate")
+
+
+@evaluation(EVALUATION_CALLBACK)
+def refused_evaluation_in_training_has_no_way_out():
+    """RobustEvaluateCallback does not tell what to do about a Trainer that it refuses."""
+    without_way_out(in_fastnlp("RobustEvaluateCallback"), "on_after_trainer_initialized")
 
 
 texts = area("attacked texts")
@@ -1763,10 +1765,16 @@ def reports_run_what_texts_hold():
 
 
 @texts("robustness/test_report.py")
-def reports_call_outcomes_by_their_prediction():
+def reports_name_the_next_label():
     """A report names labels by the next name."""
 
     def write(old, attacked, path, *, names=None, **kwargs):
         return old(attacked, path, names=names and [*names[1:], names[0]], **kwargs)
 
     around(robustness(), "write_report", write)
+
+
+@texts("robustness/test_report.py")
+def refused_reports_have_no_way_out():
+    """`write_report` does not tell what to do about what it refuses."""
+    without_way_out(robustness(), "write_report", "robust_accuracy")

@@ -151,13 +151,14 @@ class Results:
         self.rows[fault.name] = {**row, "seconds": round(time.monotonic() - begun)}
         self.save()
 
+    def outcome(self, fault: Fault) -> str:
+        """Return how many tests have caught a fault, or why that is not known."""
+        row = self.rows[fault.name]
+        return row.get("broken") or str(len(row["caught_by"]) or "not caught")
+
     def table(self, faults: list[Fault]) -> Table:
         """Lay out what was found of these faults."""
-        cells = []
-        for fault in faults:
-            row = self.rows[fault.name]
-            caught = row.get("broken") or str(len(row["caught_by"]) or "not caught")
-            cells.append([fault.area, fault.name, fault.wrong, caught])
+        cells = [[fault.area, fault.name, fault.wrong, self.outcome(fault)] for fault in faults]
         return Table(["area", "fault", "what is wrong", "tests that fail"], cells, left=3)
 
 
@@ -176,10 +177,14 @@ def run(faults: list[Fault], results: Results, *, whole: bool, again: bool) -> l
     columns = [BarColumn(), TimeElapsedColumn(), TextColumn("{task.completed}/{task.total} {task.description}")]
     with Progress(*columns) as progress:
         bar = progress.add_task("the same tests without a fault", total=len(left))
-        results.without_fault(tuple(dict.fromkeys(test for fault in left for test in tests[fault.name])))
+        needed = tuple(dict.fromkeys(test for fault in left for test in tests[fault.name]))
+        for test in needed if again else ():
+            results.baseline.pop(test, None)
+        results.without_fault(needed)
         for fault in left:
             progress.update(bar, description=f"{fault.name}: {fault.wrong}")
             results.with_fault(fault, tests[fault.name])
+            progress.console.print(f"{fault.name}: {results.outcome(fault)}")
             progress.advance(bar)
     return [fault for fault in faults if not results.rows[fault.name]["caught_by"]]
 

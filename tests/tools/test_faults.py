@@ -37,7 +37,8 @@ def everything():
     package = [module for name, module in sys.modules.items() if name.split(".")[0] == "fastnlp_adv"]
     classes = [value for module in package for value in vars(module).values() if isinstance(value, type)]
     owners = [*package, *classes, fastNLP.Trainer, fastNLP.logger, TorchDriver, TorchDDPDriver, RemovableHandle]
-    owners += [torch.autograd, torch.amp.GradScaler, nn.Module, nn.Embedding, html, warnings]
+    scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)
+    owners += [torch.autograd, scaler, nn.Module, nn.Embedding, html, warnings]
     return {id(owner): dict(vars(owner)) for owner in owners}
 
 
