@@ -203,7 +203,10 @@ def main() -> None:
             print(f"{fault.area:34} {fault.name:46} {fault.wrong}")
         return
     results = Results()
-    uncaught = run(faults, results, whole=args.whole, again=args.again)
+    try:
+        uncaught = run(faults, results, whole=args.whole, again=args.again)
+    except BrokenError as error:
+        sys.exit(f"Without a fault: {error}")
     print(results.table(faults).markdown())
     print(f"\n{len(faults) - len(uncaught)} of {len(faults)} faults are caught.")
     sys.exit(bool(uncaught))

@@ -92,7 +92,7 @@ def tiny(tmp_path, monkeypatch):
     return types.SimpleNamespace(fault=fault.__class__(**{**vars(fault), "tests": ("test_tiny.py",)}), folder=tmp_path)
 
 
-def test_what_fails_for_the_fault_alone_has_caught_it_and_is_found_once(tiny, monkeypatch):
+def test_what_fails_for_the_fault_alone_has_caught_it_and_is_found_once(tiny):
     assert faults.run([tiny.fault], faults.Results(), whole=False, again=False) == []
     found = json.loads(faults.RESULTS.read_text())
     assert found["baseline"] == {"test_tiny.py": ["test_tiny.py::test_down"]}
@@ -101,7 +101,15 @@ def test_what_fails_for_the_fault_alone_has_caught_it_and_is_found_once(tiny, mo
 
     (tiny.folder / "test_tiny.py").unlink()  # so nothing can be run any more
     assert faults.run([tiny.fault], faults.Results(), whole=False, again=False) == []
-    assert faults.run([tiny.fault], faults.Results(), whole=False, again=True) == [tiny.fault]
+    with pytest.raises(faults.BrokenError, match="status 4"):
+        faults.run([tiny.fault], faults.Results(), whole=False, again=True)
+
+
+def test_tests_that_cannot_be_run_catch_nothing(tiny):
+    (tiny.folder / "test_tiny.py").unlink()
+    results = faults.Results()
+    results.baseline["test_tiny.py"] = []
+    assert faults.run([tiny.fault], results, whole=False, again=False) == [tiny.fault]
     (cells,) = faults.Results().table([tiny.fault]).rows
     assert cells[1] == "ascent_goes_down" and "status 4" in cells[3]
 
