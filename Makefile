@@ -7,13 +7,13 @@ STAMP := $(VENV)/.fastnlp_adv
 # Two processes of one thread each are faster on the small models of the tests than one process of many threads.
 JOBS ?= 2
 
-.PHONY: help demo bench test lint format docs matrix dist smoke upstream clean
+.PHONY: help demo bench test faults lint format docs matrix dist smoke upstream clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=DIR      use or make the environment in DIR instead of .venv"
 	@echo "  PYTHON=EXE    make the environment with this Python, 3.11 for the main one"
-	@echo "  ARGS=...      for bench: ARGS='--only methods --again', ARGS=--help; for matrix: ARGS='-s py3.10-torch2.1.2'"
+	@echo "  ARGS=...      for bench and faults: ARGS='--only NAME --again', ARGS=--help; for matrix: ARGS='-s py3.10-torch2.1.2'"
 	@echo "  FASTNLP=DIR   for upstream: a clone of fastNLP's repository, or its address"
 
 demo: $(STAMP)  ## Train on movie reviews: plain, with FGM and with R-Drop, and compare
@@ -24,6 +24,9 @@ bench: $(STAMP)  ## Measure what each method costs, beside textbook loops, into 
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term
+
+faults: $(STAMP)  ## Switch deliberate faults on, one by one, and note which tests catch them: about half an hour
+	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python tools/faults.py $(ARGS)
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check .

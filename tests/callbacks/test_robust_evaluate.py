@@ -205,9 +205,9 @@ def test_after_a_failure_the_model_is_as_before(at):
     [
         ({"epsilon": -1.0}, {}, "`epsilons` to be a finite"),
         ({"steps": 0}, {}, "`steps` to be an integer"),
-        ({"dataloaders": None}, {}, "to have data"),
-        ({"labels": "target"}, {}, "`labels` to name a field"),
-        ({"emb_name": "nothing"}, {}, "`emb_name` to be part"),
+        ({"dataloaders": None}, {}, "to have data.* Give one of them"),
+        ({"labels": "target"}, {}, "`labels` to name a field.* Name the field that holds them"),
+        ({"emb_name": "nothing"}, {}, "`emb_name` to be part.* Give part of one of these names"),
     ],
 )
 def test_refuses_when_the_trainer_is_built(arguments, trainer, message):

@@ -272,7 +272,7 @@ def test_progress_wraps_the_batches_and_nothing_is_shown_without(capfd):
         ({"emb_name": ""}, "`emb_name`"),
         ({"emb_name": "embeddings.weight"}, "`emb_name` to match one embedding"),
         ({"emb_name": "nowhere"}, "`emb_name` to be part of the name"),
-        ({"emb_name": "token_type"}, "hold words of at least 2 letters"),
+        ({"emb_name": "token_type"}, "hold words of at least 2 letters.* Use a tokenizer of words or of subwords"),
         ({"step": 3}, "`step` to be a function"),
     ],
 )
@@ -282,11 +282,11 @@ def test_what_it_refuses(arguments, message):
 
 
 def test_what_it_refuses_of_tokenizers_and_texts():
-    with pytest.raises(ValueError, match="`tokenizer` to be a fast tokenizer of transformers"):
+    with pytest.raises(ValueError, match=r"`tokenizer` to be a fast tokenizer of transformers.* Load it with"):
         HotFlip(BERT, str.split)
     unpadded = word_piece()
     unpadded.pad_token = None
-    with pytest.raises(ValueError, match="to have a padding token"):
+    with pytest.raises(ValueError, match=r"to have a padding token.* Set `tokenizer\.pad_token"):
         HotFlip(BERT, unpadded)
     attack = HotFlip(BERT, PIECES)
     for texts, labels, message in [
@@ -294,7 +294,7 @@ def test_what_it_refuses_of_tokenizers_and_texts():
         (["good", None], [1, 1], "`texts` to be a sequence of strings"),
         (["good"], [1, 2], "as many `labels` as `texts`, but got 2 for 1"),
         (["good"], [-100], "`labels` to be an integer of at least 0"),
-        (["good"], [3], "with a class for each label"),
+        (["good"], [3], "with a class for each label.* Give `step`, a function"),
     ]:
         with pytest.raises(ValueError, match=message):
             attack.attack(texts, labels)

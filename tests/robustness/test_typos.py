@@ -231,7 +231,9 @@ def test_what_it_refuses(arguments, message):
 
 
 def test_the_embedding_must_be_looked_up_with_the_ids_of_the_text():
-    with pytest.raises(ValueError, match=r"look up the tokenizer's ids in embedding `bert\.embeddings\.position"):
+    with pytest.raises(
+        ValueError, match=r"embedding `bert\.embeddings\.position.* Name the embedding that is looked up"
+    ):
         Typos(BERT, PIECES, emb_name="position").attack(TEXTS[:2], LABELS[:2])
 
 
