@@ -326,7 +326,8 @@ class Method(Scheduled, ModelMethod):
         super()._forget()
         #: where the training stands
         self.progress = Progress()
-        self.has_described = False
+        #: the line about what is perturbed, and a warning, until they are logged
+        self.opening = "", ""
 
     @property
     def cost(self) -> Cost:
@@ -337,17 +338,20 @@ class Method(Scheduled, ModelMethod):
         """Return a warning of perturbations so large that models often fail to learn; empty where they are not."""
         return ""
 
+    def attach(self, model: nn.Module) -> Self:
+        super().attach(model)
+        # now, since it reads the weights: a step must not wait for the device
+        self.opening = self.describe(), self.size_warning()
+        return self
+
     def describe_once(self) -> None:
         """Log, in a loop of one's own, what is perturbed."""
-        if self.has_described:
-            return
-        self.has_described = True
-        if is_first_process():
-            line, warning = self.describe(), self.size_warning()
-            if line:
-                logger.info(line)
-            if warning:
-                logger.warning(warning)
+        line, warning = self.opening
+        self.opening = "", ""
+        if line and is_first_process():
+            logger.info(line)
+        if warning and is_first_process():
+            logger.warning(warning)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

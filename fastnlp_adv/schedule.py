@@ -154,7 +154,7 @@ class Pacing:
     def begin_step(self, step: int) -> None:
         """Average the losses of the optimizer step before, if this is another one."""
         if self.step is not None and step != self.step and self.current:
-            self._take(_mean_over_processes(torch.stack([loss.reshape(()) for loss in self.current]).mean()))
+            self._take(mean_over_processes(torch.stack([loss.reshape(()) for loss in self.current]).mean()))
             self.current = []
         self.step = step
 
@@ -205,7 +205,7 @@ class Pacing:
         self.early, self.current = ([loss.to(device) for loss in state[name]] for name in ("early", "current"))
 
 
-def _mean_over_processes(loss: Tensor) -> Tensor:
+def mean_over_processes(loss: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return loss
     dist.all_reduce(loss)

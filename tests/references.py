@@ -22,8 +22,11 @@ from fastnlp_adv import FGM, PGD
 ATTACKS = pytest.mark.parametrize(
     ("build", "reference"),
     [
-        (lambda m, *a, **k: FGM(m, 0.7, *a, **k), {"steps": [0.7]}),
-        (lambda m, *a, **k: PGD(m, 0.5, 0.3, 3, False, *a, **k), {"steps": [0.3] * 3, "radius": 0.5}),
+        (lambda m, emb_name=None, **k: FGM(m, 0.7, emb_name=emb_name, **k), {"steps": [0.7]}),
+        (
+            lambda m, emb_name=None, **k: PGD(m, 0.5, alpha=0.3, steps=3, emb_name=emb_name, **k),
+            {"steps": [0.3] * 3, "radius": 0.5},
+        ),
     ],
     ids=["fgm", "pgd"],
 )

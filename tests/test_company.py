@@ -91,10 +91,13 @@ ATTACKS = {
     **{f"FGM-{g}": lambda m, g=g: FGM(m, 0.8, granularity=g) for g in ("vocab", "sequence", "token")},
     "FGM-replace": lambda m: FGM(m, 0.8, granularity="sequence", replace=True),
     **{f"FGSM-{g}": lambda m, g=g: FGSM(m, 0.1, granularity=g) for g in ("vocab", "sequence")},
-    **{f"PGD-{g}": lambda m, g=g: PGD(m, 0.6, 0.4, 2, granularity=g) for g in ("vocab", "sequence", "token")},
+    **{
+        f"PGD-{g}": lambda m, g=g: PGD(m, 0.6, alpha=0.4, steps=2, granularity=g)
+        for g in ("vocab", "sequence", "token")
+    },
     "FGM-vocab-part": lambda m: seeded(FGM(m, 0.8, fraction=0.6)),
     "FGM-replace-part": lambda m: seeded(FGM(m, 0.8, granularity="sequence", replace=True, fraction=0.6)),
-    "PGD-token-part": lambda m: seeded(PGD(m, 0.6, 0.4, 2, granularity="token", fraction=0.6)),
+    "PGD-token-part": lambda m: seeded(PGD(m, 0.6, alpha=0.4, steps=2, granularity="token", fraction=0.6)),
     "FreeLB": lambda m: seeded(FreeLB(m, epsilon=0.6, alpha=0.4, steps=3, init=0.5)),
     "TAVAT": lambda m: seeded(TAVAT(m, epsilon=0.9, alpha=0.4, steps=2, init=0.5)),
     "ATTA": lambda m: ATTA(m, epsilon=0.6, alpha=0.5, storage_dtype=torch.float64),
@@ -103,7 +106,7 @@ ATTACKS = {
 
 def objective_of(model, regularizer, mode):
     step = step_of(model)
-    objective = step if mode is None else partial(RDrop(1.5, mode=mode), step)
+    objective = step if mode is None else partial(RDrop(kl_weight=1.5, mode=mode), step)
     return objective if regularizer is None else lambda fields: regularizer(objective, fields, step)
 
 

@@ -208,7 +208,7 @@ def acting(name: str, **changes: Callable[[Any], Any]) -> None:
             return original(self, *args, **kwargs)
 
     cls = method(name)
-    around(cls, *(("passes", passes) if hasattr(cls, "passes") else ("__call__", term)))
+    around(cls, *(("passes", passes) if hasattr(cls, "passes") else ("regularize", term)))
 
 
 def passes_of(*names: str, change: Callable[[int, Any], dict[str, Any]]) -> None:
@@ -1265,6 +1265,153 @@ def warmup_is_half_as_long():
     given(*names, warmup=lambda warmup: warmup / 2)
 
 
+pacing = area("warmup by the loss")
+
+
+@pacing("test_schedule.py")
+def auto_is_whole_at_once():
+    """`warmup="auto"` has the whole perturbation after the first steps."""
+    around(module("schedule").Pacing, "strength", lambda old, self: 1.0 if self.first else 0.0)
+
+
+@pacing("test_schedule.py")
+def auto_begins_at_once():
+    """`warmup="auto"` has no plain steps."""
+    around(module("schedule").Pacing, "strength", lambda old, self: old(self) if self.first else 0.01)
+
+
+@pacing("test_schedule.py")
+def auto_never_grows():
+    """`warmup="auto"` stays at no perturbation."""
+    around(module("schedule").Pacing, "strength", lambda old, self: 0 * old(self))
+
+
+@pacing("test_schedule.py")
+def auto_counts_micro_batches():
+    """`warmup="auto"` takes each micro-batch for an optimizer step."""
+    numbers = count()
+    around(module("schedule").Pacing, "note", lambda old, self, loss, step: old(self, loss, next(numbers)))
+
+
+@pacing("test_schedule.py")
+def auto_follows_losses_that_are_not_finite():
+    """A loss that is not finite spoils the strength for good."""
+    around(module("schedule").Pacing, "note", lambda old, self, loss, step: old(self, loss.nan_to_num(9.0), step))
+
+
+@pacing("test_schedule.py")
+def auto_is_not_saved():
+    """A resumed training begins to follow the loss anew."""
+    around(module("schedule").Pacing, "load_state_dict", lambda old, self, state, device: None)
+
+
+@pacing("test_schedule.py")
+def auto_follows_the_adversarial_loss():
+    """`warmup="auto"` follows the last loss of a batch."""
+
+    def observe(old, self, loss, each):
+        old(self, loss, each)
+        self.losses["first"] = loss.detach()
+
+    around(method("Attack"), "observe", observe)
+
+
+@pacing("distributed")
+def auto_differs_between_ranks():
+    """Each rank follows the loss of its own."""
+    import torch.distributed as dist
+
+    around(dist, "all_reduce", lambda old, tensor, *args, **kwargs: tensor.mul_(dist.get_world_size()))
+
+
+in_loops = area("schedules and models of one's own")
+
+
+@in_loops("test_schedule.py")
+def loops_do_not_count():
+    """Every batch of a loop is the first."""
+
+    def begin(old, self, *told):
+        old(self, *told)
+        self.batches = 0
+
+    around(module("schedule").Progress, "begin_batch", begin)
+
+
+@in_loops("test_schedule.py")
+def loops_do_not_accumulate():
+    """A loop's `accumulation_steps` are ignored."""
+    around(module("schedule").Progress, "begin_batch", lambda old, self, steps, total: old(self, 1, total))
+
+
+@in_loops("test_schedule.py")
+def passes_are_batches_of_a_regularizer():
+    """A regularizer counts each pass of an attack."""
+    around(module("forwards"), "one_batch", lambda old: nullcontext(object()))
+
+
+@in_loops("test_schedule.py")
+def fractions_are_guessed():
+    """Where a loop does not tell its steps, they are taken to be 1000."""
+    around(module("schedule").Progress, "begin_batch", lambda old, self, steps, total: old(self, steps, total or 1000))
+
+
+@in_loops("test_schedule.py")
+def attack_leaves_no_step_out_in_silence():
+    """`attack()` ignores `start` and `every` without a word."""
+    for cls in methods("FGM", "PGD"):
+        given(cls, start=lambda start: 0, every=lambda every: 1)
+
+
+@in_loops("test_unattached.py")
+def attaching_forgets():
+    """A state that is loaded before attaching is lost."""
+    around(
+        module("method").ModelMethod,
+        "attach",
+        lambda old, self, model: [setattr(self, "_remembered", None), old(self, model)][1],
+    )
+
+
+@in_loops("test_unattached.py")
+def detaching_forgets():
+    """Detaching loses what a method remembers."""
+    around(module("method").ModelMethod, "detach", lambda old, self: [old(self), setattr(self, "_remembered", None)][0])
+
+
+@in_loops("test_unattached.py")
+def another_training_goes_on_with_the_memory_of_the_first():
+    """A callback takes what it remembers to another Trainer."""
+    around(module("method").ModelMethod, "forget", lambda old, self: self)
+
+
+@in_loops("test_unattached.py")
+def hooks_are_rebuilt_in_silence():
+    """`emb_name` of an attached method can be assigned, to no effect."""
+    around(module("method").ModelMethod, "check_change", lambda old, self, name, value: None)
+
+
+@in_loops("test_unattached.py")
+def misspelt_arguments_are_kept():
+    """Assigning a misspelt argument makes an attribute."""
+    around(module("options"), "check_assignment", lambda old, owner, names, name: None)
+
+
+@in_loops("test_unattached.py", "test_schedule.py")
+def unattached_methods_have_no_way_out():
+    """Running an unattached method does not tell what to do."""
+    cls = module("method").ModelMethod
+    attached = vars(cls)["attached"].fget
+
+    def get(self):
+        try:
+            return attached(self)
+        except RuntimeError as error:
+            raise RuntimeError(str(error).split(". ")[0]) from None
+
+    put(cls, "attached", property(get))
+
+
 trainers = area("Trainer")
 
 
@@ -1362,7 +1509,7 @@ def training_does_not_end():
     around_all(callbacks(), "on_train_end", lambda old, self, trainer: None)
 
 
-@trainers("arguments/test_live.py", "callbacks/test_warmup.py")
+@trainers("callbacks/test_live.py", "callbacks/test_warmup.py")
 def assigned_arguments_reach_no_method():
     """Arguments that are assigned to a callback in training have no effect."""
     for cls in callbacks():
@@ -1385,14 +1532,14 @@ def refused_trainers_have_no_way_out():
 options = area("arguments")
 
 
-@options("arguments/test_table.py")
+@options("test_options.py")
 def arguments_are_not_checked():
     """Arguments out of range are taken."""
     for cls in [*attacks(), *methods("RDrop", "VAT", "SMART", "R3F", "GradientPenalty")]:
         put(cls, "__setattr__", object.__setattr__)
 
 
-@options("arguments/test_table.py", "attacks/test_inner_autocast.py", "attacks/test_fraction.py")
+@options("test_options.py", "attacks/test_inner_autocast.py", "attacks/test_fraction.py")
 def refused_arguments_have_no_way_out():
     """Refusing arguments of an attack does not tell what to do."""
     for cls in methods("FGM", "PGD", "AWP"):
@@ -1435,9 +1582,9 @@ def warnings_have_no_way_out():
 
 
 @saying("callbacks/test_step.py", "callbacks/test_log_callback.py")
-def log_every_is_ignored():
-    """A callback writes nothing to the log, whatever `log_every` is."""
-    given(*callbacks(), log_every=lambda every: 0)
+def log_callback_writes_nothing():
+    """LogCallback writes nothing."""
+    around(in_fastnlp("LogCallback"), "on_train_batch_end", lambda old, self, trainer: None)
 
 
 @saying("callbacks/test_log_callback.py")

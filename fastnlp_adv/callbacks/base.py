@@ -144,9 +144,8 @@ class MethodCallback(Callback):
         self._check_begins()
         self.method.detach().attach(model)
         self.method.close()  # hooks are on during a step only
-        self.method.has_described = True
         self.tell_progress(trainer)
-        line, warning = self.method.describe(), self.method.size_warning()
+        (line, warning), self.method.opening = self.method.opening, ("", "")
         if line:
             self._say(trainer, line + self._described_growth())
         if warning:

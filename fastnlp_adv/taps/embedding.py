@@ -77,7 +77,9 @@ class EmbeddingTap(Tap):
         Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device. ``None`` where the
         weight is sharded: all processes would have to ask at once.
         """
-        return None if is_shard(self.weight) else group_norm(self.weight.detach(), dims=(1,)).mean().item()
+        if is_shard(self.weight) or self.weight.is_meta:
+            return None
+        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
     def open(self) -> None:
         if self._handles:

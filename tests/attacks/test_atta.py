@@ -101,7 +101,7 @@ class Definition:
 def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, dtype):
     model, definition = make(), Definition(dtype)
     other = copy.deepcopy(model)
-    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=dtype)
+    atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=dtype)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other)]
     for number, (indices, length, side) in enumerate(BATCHES):
         ids, labels = padded(indices, length, side)
@@ -184,7 +184,7 @@ def test_start_and_every_keep_what_is_stored():
 def test_cut_inputs_keep_what_is_left():
     model, ids = classifier(), SENTENCES[1].unsqueeze(0)
     label = LABELS[1:2]
-    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+    atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
     atta.step(lambda: classifier_loss(model, ids, label), [1])
     ((_, row),) = atta.store._rows.items()
     loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
@@ -199,7 +199,7 @@ def test_every_lookup_has_its_own_perturbation():
     other = copy.deepcopy(model)
     lefts, _ = batch(8, 5)
     rights, _ = batch(8, 4, seed=1)
-    atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+    atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
     for indices in ([4, 0, 7], [7, 4, 1]):
         sides = [lefts[indices], rights[indices]]
         model.zero_grad()
@@ -223,7 +223,7 @@ def test_copies_of_an_example_share_a_perturbation():
     found = []
     for indices, copies in (([0, 1, 1], 1), ([0, 1, 1], 2), ([0, 1], 2)):
         model = classifier()
-        atta = ATTA(model, EPSILON, ALPHA, storage_dtype=torch.float64)
+        atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
         rows = list(range(len(indices))) * copies
         n = len(indices)
 
@@ -292,13 +292,13 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
 
 def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
     model = classifier()
-    atta = ATTA(model, EPSILON, ALPHA)
+    atta = ATTA(model, EPSILON, alpha=ALPHA)
     for indices, length, side in BATCHES:
         ids, labels = padded(indices, length, side)
         atta.step(lambda: classifier_loss(model, ids, labels), indices)  # noqa: B023
     torch.save(atta.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
-    other = ATTA(classifier(), EPSILON, ALPHA)
+    other = ATTA(classifier(), EPSILON, alpha=ALPHA)
     other.load_state_dict(state)
     assert len(state["examples"]) == 1  # one lookup
     assert other.store._rows.keys() == atta.store._rows.keys()
@@ -311,7 +311,7 @@ def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
 def test_perturbations_are_transferred_once_each_way(monkeypatch):
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, ALPHA)
+    atta = ATTA(model, EPSILON, alpha=ALPHA)
     calls = []
     for name in ("read", "rows"):
         method = getattr(atta.store, name)
@@ -325,7 +325,7 @@ def test_perturbations_are_transferred_once_each_way(monkeypatch):
 def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, ALPHA)
+    atta = ATTA(model, EPSILON, alpha=ALPHA)
     atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
     kept = copy.deepcopy(atta.store._rows)
     atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])

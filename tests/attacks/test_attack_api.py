@@ -110,7 +110,7 @@ def test_names_choose_among_the_embeddings_of_the_attack():
         return m(input_ids=IDS, labels=LABELS).loss
 
     names = {n.split(".")[-2]: n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")}
-    fgm = FGM(model, 0.7, "*_embeddings.weight")
+    fgm = FGM(model, 0.7, emb_name="*_embeddings.weight")
     for emb_name in ("word_embeddings", "*position*"):
         model.zero_grad()
         backward(model, loss)
@@ -129,7 +129,7 @@ def test_restore_takes_off_the_named_perturbation_alone():
     def loss(m):
         return m(input_ids=IDS, labels=LABELS).loss
 
-    fgm = FGM(model, 0.7, "*_embeddings.weight")
+    fgm = FGM(model, 0.7, emb_name="*_embeddings.weight")
     clean = loss(model).item()
     backward(model, loss)
     fgm.attack()
@@ -199,7 +199,7 @@ def test_two_attacks_in_a_row_need_a_backward_pass_in_between():
 
 def test_two_attacks_on_one_model_do_not_meet():
     model = classifier()
-    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5, 0.3)
+    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5, alpha=0.3)
     expected = on_weights(model, LOSS, WORDS, steps=[0.7])
     assert_same(step(fgm, model, LOSS), expected)
     expected = on_weights(model, LOSS, WORDS, steps=[0.3] * 3, radius=0.5)

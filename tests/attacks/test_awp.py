@@ -7,7 +7,6 @@ import gc
 
 import pytest
 import torch
-from fastnlp_adv.callbacks.awp import AWPCallback
 from references import (
     add,
     assert_same,
@@ -24,6 +23,7 @@ from support import Bert, Classifier, assert_untouched, build, distance, snapsho
 from torch import nn
 
 from fastnlp_adv.attacks.awp import AWP
+from fastnlp_adv.callbacks import AWPCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0

@@ -186,7 +186,7 @@ def test_several_embeddings_have_a_norm_each():
     model = bert()
     names = [n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")]
     assert len(names) == 3
-    found = step(FGM(model, 0.7, "_embeddings"), model, bert_loss)
+    found = step(FGM(model, 0.7, emb_name="_embeddings"), model, bert_loss)
     assert_same(found, on_weights(model, bert_loss, names, steps=[0.7]))
     assert differ(found, step(FGM(model, 0.7), model, bert_loss)) > 1e-3
 

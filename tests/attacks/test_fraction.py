@@ -64,7 +64,7 @@ def closure_of(model, mode=None):
         assert batch["nothing"] is None
         return model.train_step(batch.pop("ids"), batch.pop("labels"))
 
-    rdrop = RDrop(1.5, mode=mode) if mode in ("concat", "two_pass") else None
+    rdrop = RDrop(kl_weight=1.5, mode=mode) if mode in ("concat", "two_pass") else None
     return lambda batch: (step(batch) if rdrop is None else rdrop(step, batch))["loss"]
 
 
@@ -148,8 +148,8 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
 
 ATTACKS = {
     "FGM": (lambda m, **k: FGM(m, 0.7, **k), ([0.7], 10.0)),
-    "PGD-1": (lambda m, **k: PGD(m, 0.5, 0.8, 1, **k), ([0.8], 0.5)),
-    "PGD-3": (lambda m, **k: PGD(m, 0.5, 0.3, 3, **k), ([0.3] * 3, 0.5)),
+    "PGD-1": (lambda m, **k: PGD(m, 0.5, alpha=0.8, steps=1, **k), ([0.8], 0.5)),
+    "PGD-3": (lambda m, **k: PGD(m, 0.5, alpha=0.3, steps=3, **k), ([0.3] * 3, 0.5)),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS)
 each_granularity = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
@@ -497,7 +497,7 @@ def test_batches_of_fields_by_position(batch):
 def test_whatever_raises_the_next_step_is_as_if_nothing_had_been():
     for number, replace in itertools.product(range(4), (False, True)):
         model = Model()
-        pgd = PGD(model, 0.5, 0.3, 3, fraction=0.5, replace=replace)
+        pgd = PGD(model, 0.5, alpha=0.3, steps=3, fraction=0.5, replace=replace)
         before, calls, closure = snapshot(model), itertools.count(), closure_of(model)
 
         def failing(batch, calls=calls, closure=closure, number=number):

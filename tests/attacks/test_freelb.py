@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from fastNLP import Callback
-from fastnlp_adv.callbacks.freelb import FreeLBCallback
 from references import (
     Siamese,
     assert_same,
@@ -24,6 +23,7 @@ from support import Bert, Classifier, assert_untouched, distance, loader, snapsh
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.freelb import FreeLB
+from fastnlp_adv.callbacks import FreeLBCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example

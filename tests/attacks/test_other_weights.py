@@ -45,11 +45,11 @@ def test_any_parameter_by_name(build, reference, emb_name):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_norms_and_a_random_start(norm):
     model = classifier()
-    fgm = FGM(model, 0.7, "head", norm=norm)
+    fgm = FGM(model, 0.7, emb_name="head", norm=norm)
     expected = on_weights(model, LOSSES[0], names_in(model, "head"), steps=[0.7], norm=norm)
     assert_same(step(fgm, model, LOSSES[0]), expected)
     fgm.close()
-    pgd = PGD(model, 0.5, 0.0, 1, random_init=True, emb_name="head.weight", norm=norm)
+    pgd = PGD(model, 0.5, alpha=0.0, steps=1, random_init=True, emb_name="head.weight", norm=norm)
     origin = model.head.weight.detach().clone()
     LOSSES[0](model).backward()
     with pgd.attack(lambda: LOSSES[0](model)):
@@ -122,7 +122,7 @@ def test_tied_weights_named_as_a_linear_layer_are_looked_up(build, reference):
 def test_bits_come_back(dtype):
     model = classifier().to(dtype)
     before = snapshot(model)
-    fgm = FGM(model, 3.0, "*")
+    fgm = FGM(model, 3.0, emb_name="*")
     LOSSES[0](model).backward()
     with fgm.attack():
         written = [n for n, p in model.named_parameters() if not torch.equal(p, before[0][n])]
@@ -136,7 +136,7 @@ def test_bits_come_back(dtype):
 @pytest.mark.parametrize("bad", [0.0, float("inf"), float("nan")])
 def test_gradients_without_a_direction_perturb_nothing(bad):
     model = classifier()
-    fgm = FGM(model, 3.0, "head")
+    fgm = FGM(model, 3.0, emb_name="head")
     (LOSSES[0](model) * bad).backward()
     with fgm.attack():
         assert torch.equal(model.head.weight, classifier().head.weight)
@@ -200,7 +200,7 @@ def test_shared_parameters_get_all_their_gradient():
     expected = on_weights(Model(False), LOSSES[0], ["layer.weight"], steps=[0.7])
     for checkpoint in (False, True):
         model = Model(checkpoint)
-        assert_same(step(FGM(model, 0.7, "layer.weight"), model, LOSSES[0]), expected)
+        assert_same(step(FGM(model, 0.7, emb_name="layer.weight"), model, LOSSES[0]), expected)
 
 
 def test_a_name_that_fits_more_than_embeddings_says_so_once():

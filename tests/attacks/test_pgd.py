@@ -39,7 +39,7 @@ WORDS = ["word_embeddings.weight"]
 def test_vocab_is_a_perturbation_of_the_weight(epsilon, alpha, steps, norm):
     model = classifier()
     before = snapshot(model)
-    pgd = PGD(model, epsilon, alpha, steps, norm=norm)
+    pgd = PGD(model, epsilon, alpha=alpha, steps=steps, norm=norm)
     found = step(pgd, model, LOSS)
     pgd.close()
     assert_same(found, on_weights(model, LOSS, WORDS, steps=[alpha] * steps, radius=epsilon, norm=norm))
@@ -51,7 +51,7 @@ def test_vocab_is_a_perturbation_of_the_weight(epsilon, alpha, steps, norm):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_positions_are_a_perturbation_of_the_embedded_input(steps, granularity, norm):
     model = classifier()
-    found = step(PGD(model, 0.5, 0.3, steps, granularity=granularity, norm=norm), model, LOSS)
+    found = step(PGD(model, 0.5, alpha=0.3, steps=steps, granularity=granularity, norm=norm), model, LOSS)
     expected = on_positions(
         model,
         IDS,
@@ -77,7 +77,7 @@ def test_bert(granularity, adv_weight, replace):
         return m(inputs_embeds=embedded, attention_mask=(IDS != 0).long(), labels=LABELS).loss
 
     arguments = {"adv_weight": adv_weight, "replace": replace}
-    found = step(PGD(model, 0.5, 0.3, granularity=granularity, **arguments), model, loss)
+    found = step(PGD(model, 0.5, alpha=0.3, granularity=granularity, **arguments), model, loss)
     arguments.update({"steps": [0.3] * 3, "radius": 0.5})
     if granularity == "vocab":
         expected = on_weights(model, loss, [name_of(model)], **arguments)
@@ -93,7 +93,7 @@ def test_several_embeddings_have_a_ball_each():
         return m(input_ids=IDS, labels=LABELS).loss
 
     names = [n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")]
-    found = step(PGD(model, 0.5, 0.3, emb_name="_embeddings"), model, loss)
+    found = step(PGD(model, 0.5, alpha=0.3, emb_name="_embeddings"), model, loss)
     assert_same(found, on_weights(model, loss, names, steps=[0.3] * 3, radius=0.5))
 
 
@@ -102,7 +102,7 @@ def test_several_embeddings_have_a_ball_each():
 def test_a_random_start_of_the_weight_is_reproducible(norm, replace):
     """The start is read off the lookups of the first inner pass; the reference ascends from it."""
     model = classifier()
-    pgd = PGD(model, 0.5, 0.3, 2, random_init=True, norm=norm, replace=replace)
+    pgd = PGD(model, 0.5, alpha=0.3, steps=2, random_init=True, norm=norm, replace=replace)
     starts = []
     for _ in range(2):
         pgd.stream.generator = torch.Generator().manual_seed(7)
@@ -125,7 +125,7 @@ def test_a_random_start_of_the_weight_is_reproducible(norm, replace):
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_a_random_start_of_positions(granularity, norm):
     model = classifier()
-    pgd = PGD(model, 0.5, 0.3, 2, random_init=True, granularity=granularity, norm=norm)
+    pgd = PGD(model, 0.5, alpha=0.3, steps=2, random_init=True, granularity=granularity, norm=norm)
     found, start = step_and_start(pgd, model)
     assert start[IDS == 0].eq(0).all()
     groups = start.flatten(0, 1) if granularity == "token" else start
@@ -164,7 +164,7 @@ def step_and_start(pgd, model):
 def test_each_step_starts_elsewhere():
     torch.manual_seed(0)
     model = classifier()
-    pgd = PGD(model, 0.5, 0.3, 2, random_init=True)
+    pgd = PGD(model, 0.5, alpha=0.3, steps=2, random_init=True)
     starts = [step_and_start(pgd, model)[1] for _ in range(2)]
     pgd.close()
     assert not torch.equal(*starts)
@@ -186,7 +186,7 @@ def test_each_step_starts_elsewhere():
 
 def test_one_step_as_long_as_the_ball_is_fgm():
     model = classifier()
-    assert_same(step(PGD(model, 0.7, 0.7, 1), model, LOSS), step(FGM(model, 0.7), model, LOSS))
+    assert_same(step(PGD(model, 0.7, alpha=0.7, steps=1), model, LOSS), step(FGM(model, 0.7), model, LOSS))
 
 
 @NORM
@@ -196,7 +196,7 @@ def test_more_steps_find_a_higher_loss(norm):
     epsilon = 0.5 if norm == "l2" else 0.1
     losses = []
     for steps in (1, 2, 6):
-        pgd = PGD(model, epsilon, epsilon / 2, steps, norm=norm)
+        pgd = PGD(model, epsilon, alpha=epsilon / 2, steps=steps, norm=norm)
         LOSS(model).backward()
         with pgd.attack(lambda: LOSS(model)), torch.no_grad():
             losses.append(LOSS(model).item())

@@ -139,7 +139,7 @@ def test_all_padding():
             attack.close()
 
 
-@pytest.mark.parametrize("attack", [lambda m: AWP(m, 0.5), lambda m: FGM(m, 1.0, "head")], ids=["awp", "fgm"])
+@pytest.mark.parametrize("attack", [lambda m: AWP(m, 0.5), lambda m: FGM(m, 1.0, emb_name="head")], ids=["awp", "fgm"])
 def test_weights_that_are_written_are_cast_anew(attack):
     """An autocast around the step keeps the weights that it has cast; the perturbed ones are others."""
     losses = {}

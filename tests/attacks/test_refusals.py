@@ -90,7 +90,9 @@ def test_a_model_without_an_embedding():
     model = model.double()
     x, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     loss = loss_on(x, labels)
-    assert_same(step(FGM(model, 0.7, "0.weight"), model, loss), on_weights(model, loss, ["0.weight"], steps=[0.7]))
+    assert_same(
+        step(FGM(model, 0.7, emb_name="0.weight"), model, loss), on_weights(model, loss, ["0.weight"], steps=[0.7])
+    )
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from fastNLP import Callback
-from fastnlp_adv.callbacks.tavat import TAVATCallback
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
 from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
+from fastnlp_adv.callbacks import TAVATCallback
 from fastnlp_adv.taps.lookup import Lookup, Record
 
 IDS, LABELS = batch(4, 7)

@@ -55,6 +55,7 @@ NONE = 1e-30  # noise that vanishes in rounding: ranks draw other noise than one
 METHODS = {
     "none": list,
     "fgm": lambda: [FGMCallback()],
+    "fgm auto": lambda: [FGMCallback(granularity="sequence", warmup="auto")],
     "fgm replace": lambda: [FGMCallback(replace=True, granularity="sequence")],
     "fgm part": lambda: [FGMOnSomeCallback(fraction=0.5)],
     "fgm part replace + rdrop": lambda: [FGMOnSomeCallback(fraction=0.5, replace=True), RDropCallback()],

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from fastnlp_adv.callbacks.gradient_penalty import GradientPenaltyCallback
 from references import Siamese, add, assert_same, batch, bert, checkpointed, classifier, gradients, words
 from support import (
     TORCH,
@@ -26,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGMCallback, RDropCallback
+from fastnlp_adv.callbacks import GradientPenaltyCallback
 from fastnlp_adv.regularizers.gradient_penalty import GradientPenalty
 
 BATCH = collate(samples(5, seed=2))

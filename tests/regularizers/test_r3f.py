@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from fastnlp_adv.callbacks.r3f import R3FCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -22,6 +21,7 @@ from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import RDrop
+from fastnlp_adv.callbacks import R3FCallback
 from fastnlp_adv.regularizers.r3f import R3F
 from fastnlp_adv.taps.lookup import Lookup, Record
 
@@ -73,7 +73,7 @@ def test_noise_has_the_size_it_should_and_none_at_padding(noise, size):
     r3f = R3F(model, epsilon=0.1, noise=noise)
     ids = batches(10, size=40)[0]["input_ids"]
     lookup = Lookup(Record(), 0, model.word_embeddings, ids)
-    z = r3f.start(lookup, torch.zeros(*ids.shape, 64))
+    z = r3f.start_at(lookup, torch.zeros(*ids.shape, 64))
     assert (z[ids == 0] == 0).all()
     assert z[ids != 0].std().item() == pytest.approx(0.1 * size, rel=0.05)
     assert noise == "normal" or z.abs().max() <= 0.1
@@ -82,7 +82,7 @@ def test_noise_has_the_size_it_should_and_none_at_padding(noise, size):
 def test_with_r_drop_inside_it_compares_with_the_first_half():
     ours, batch = Gru.make(dropout=0.2), batches()[0]
     theirs = copy.deepcopy(ours)
-    r3f, rdrop = R3F(ours, 0.3), RDrop(2.0, mode="two_pass")
+    r3f, rdrop = R3F(ours, 0.3), RDrop(kl_weight=2.0, mode="two_pass")
     r3f.stream.generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
     forward = step_of(Gru, ours)

@@ -61,7 +61,7 @@ def kl_as_written_in_tutorials(p, q):
 def test_two_pass_equals_two_forwards_written_out(reduction, divisor, kl_weight):
     net, batch = make()
     torch.manual_seed(1)
-    found = RDrop(kl_weight, reduction=reduction, mode="two_pass")(step_of(net), batch)
+    found = RDrop(kl_weight=kl_weight, reduction=reduction, mode="two_pass")(step_of(net), batch)
     torch.manual_seed(1)
     pred, pred2 = net(batch["x"]), net(batch["x"])
     ce = 0.5 * (F.cross_entropy(pred, batch["labels"]) + F.cross_entropy(pred2, batch["labels"]))
@@ -77,7 +77,7 @@ def test_two_pass_equals_two_forwards_written_out(reduction, divisor, kl_weight)
 def test_concat_equals_a_doubled_batch_written_out():
     net, batch = make()
     torch.manual_seed(1)
-    found = RDrop(2.0)(step_of(net), batch)
+    found = RDrop(kl_weight=2.0)(step_of(net), batch)
     torch.manual_seed(1)
     both = net(torch.cat([batch["x"], batch["x"]]))
     ce = F.cross_entropy(both, torch.cat([batch["labels"], batch["labels"]]))
@@ -99,7 +99,7 @@ def test_without_dropout_both_modes_are_the_plain_step(rows, tokens, kl_weight, 
     net, batch = make(dropout=0.0, shape=(rows,) if tokens is None else (rows, tokens))
     plain = step_of(net)(batch)
     for mode in ("concat", "two_pass"):
-        found = RDrop(kl_weight, reduction=reduction, mode=mode)(step_of(net), batch)
+        found = RDrop(kl_weight=kl_weight, reduction=reduction, mode=mode)(step_of(net), batch)
         assert found["kl"].item() == pytest.approx(0, abs=1e-12)
         for name in ("loss", "pred"):
             torch.testing.assert_close(found[name], plain[name])
@@ -110,7 +110,7 @@ def test_without_dropout_both_modes_are_the_plain_step(rows, tokens, kl_weight, 
 def test_a_weight_of_zero_leaves_the_mean_of_the_losses(mode):
     net, batch = make()
     torch.manual_seed(2)
-    found = RDrop(0, mode=mode)(step_of(net), batch)
+    found = RDrop(kl_weight=0, mode=mode)(step_of(net), batch)
     losses = [F.cross_entropy(found[name], batch["labels"]) for name in ("pred", "pred2")]
     torch.testing.assert_close(found["loss"], sum(losses) / 2)
     assert found["kl"] > 0
@@ -135,7 +135,7 @@ def test_other_divergences(mode, divergence, out, by_hand):
         pred = net(batch["x"])
         return {"loss": F.mse_loss(pred, batch["target"]), "pred": pred}
 
-    found = RDrop(1.0, divergence=divergence, mode=mode)(step, batch)
+    found = RDrop(kl_weight=1.0, divergence=divergence, mode=mode)(step, batch)
     pairs = zip(found["pred"].flatten(), found["pred2"].flatten(), strict=True)
     torch.testing.assert_close(found["kl"], (sum(by_hand(a, b) for a, b in pairs) / ROWS).detach())
 
@@ -148,7 +148,7 @@ def test_regression_with_one_number_per_example(mode):
         pred = net(batch["x"]).squeeze(-1)
         return {"loss": pred.square().mean(), "pred": pred}
 
-    found = RDrop(1.0, divergence="mse", mode=mode)(step, batch)
+    found = RDrop(kl_weight=1.0, divergence="mse", mode=mode)(step, batch)
     assert found["pred"].shape == found["pred2"].shape == (ROWS,)
     torch.testing.assert_close(found["kl"], (found["pred"] - found["pred2"]).square().mean().detach())
 
@@ -447,7 +447,7 @@ def test_an_error_in_the_model_passes_through():
 
 
 def test_it_can_be_copied():
-    rdrop = RDrop(0.5, reduction="sum", divergence="bernoulli", mode="two_pass", mask="attention_mask")
+    rdrop = RDrop(kl_weight=0.5, reduction="sum", divergence="bernoulli", mode="two_pass", mask="attention_mask")
     assert copy.deepcopy(rdrop).values() == rdrop.values()
 
 

@@ -322,7 +322,7 @@ def test_rdrop_as_replaces_the_settings_and_gives_them_back():
     model, batch = Tuned(), data()
     with model.rdrop_as(None):
         assert set(model.train_step(**batch)) == {"loss", "pred"}
-        with model.rdrop_as(RDrop(2.0, mode="two_pass")):
+        with model.rdrop_as(RDrop(kl_weight=2.0, mode="two_pass")):
             torch.manual_seed(1)
             found = model.train_step(**batch)["loss"]
             torch.manual_seed(1)

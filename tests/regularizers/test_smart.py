@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from fastnlp_adv.callbacks.smart import SMARTCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -23,6 +22,7 @@ from support import Classifier, distance, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM
+from fastnlp_adv.callbacks import SMARTCallback
 from fastnlp_adv.regularizers.smart import SMART
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from fastnlp_adv.callbacks.vat import VATCallback
 from references import assert_same, gradients
 from smoothness import (
     FAMILIES,
@@ -25,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from fastnlp_adv import FGM, RDrop
+from fastnlp_adv.callbacks import VATCallback
 from fastnlp_adv.regularizers.vat import VAT
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -114,7 +114,7 @@ def test_under_fgm_the_regularized_objective_is_attacked():
 def test_with_r_drop_inside_it_compares_with_the_first_half():
     ours, batch = Gru.make(dropout=0.2), batches()[0]
     theirs = copy.deepcopy(ours)
-    vat, rdrop = VAT(ours, 0.5), RDrop(2.0)
+    vat, rdrop = VAT(ours, 0.5), RDrop(kl_weight=2.0)
     vat.stream.generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
     forward = step_of(Gru, ours)
