@@ -46,6 +46,7 @@ __all__ = [
     "optional",
     "options",
     "unknown",
+    "with_options",
 ]
 
 _T = TypeVar("_T", bound=type)
@@ -133,6 +134,7 @@ class Options:
 
     #: the checks of the arguments, by name, those of the class itself first
     _checks: ClassVar[dict[str, Check]] = {}
+    _docs: ClassVar[dict[str, str]] = {}
 
     if not TYPE_CHECKING:  # so that type checkers refuse misspelt assignments, too
 
@@ -227,8 +229,8 @@ def options(cls: _T) -> _T:
     fields.sort(key=lambda field: (field.kw_only, field.name in inherited))
     made._checks = {field.name: field.metadata["check"] for field in fields}
     _name_unknown_arguments(made)
-    if doc and ":options:" in doc:
-        made.__doc__ = _described(doc, fields)
+    made._docs = {field.name: field.metadata["doc"] for field in fields}
+    made.__doc__ = doc and with_options(doc, made)
     return made
 
 
@@ -245,18 +247,17 @@ def _name_unknown_arguments(cls: Any) -> None:
     cls.__init__ = __init__
 
 
-def _described(doc: str, fields: list[dataclasses.Field[Any]]) -> str:
-    (line,) = [each for each in doc.splitlines() if each.strip() == ":options:"]
-    indent = line[: len(line) - len(line.lstrip())]
-    entries = [
-        textwrap.fill(
-            f":param {field.name}: {field.metadata['doc']}.",
-            width=120,
-            initial_indent=indent,
-            subsequent_indent=indent + "    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for field in fields
-    ]
-    return doc.replace(line, "\n".join(entries))
+def with_options(doc: str, cls: type[Options]) -> str:
+    """Return a docstring with the descriptions of a class's arguments in the place of ``:options:``."""
+    lines = []
+    for line in doc.splitlines():
+        if line.strip() != ":options:":
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        for name, described in cls._docs.items():
+            text = f"{indent}:param {name}: {described}."
+            lines += textwrap.wrap(
+                text, width=120, subsequent_indent=indent + "    ", break_long_words=False, break_on_hyphens=False
+            )
+    return "\n".join(lines)

@@ -20,6 +20,9 @@ CORE = [
     for p in sorted(ROOT.rglob("*.py"))
     if p != ROOT / "__init__.py" and p.relative_to(ROOT).with_suffix("").parts[0] not in FASTNLP
 ]
+#: what users read; functions of the inside have one line
+DOCUMENTED = ["fastnlp_adv", *(f"fastnlp_adv.{name}" for name in ("callbacks", "compat", "divergences", "functional"))]
+DOCUMENTED += ["fastnlp_adv.robustness", "fastnlp_adv.schedule"]
 MODULES = ["fastnlp_adv", *(m.name for m in pkgutil.walk_packages([str(ROOT)], "fastnlp_adv."))]
 
 
@@ -47,8 +50,9 @@ def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
 
 #: what may import what: each from those that stand before it
 LAYERS = [
-    {"versions", "functional", "forwards", "random_state", "arguments", "batch"},
-    {"divergences", "taps"},
+    {"versions", "functional", "forwards", "random_state", "options", "batch"},
+    {"divergences", "taps", "schedule"},
+    {"learning"},
     {"method"},
     {"attacks", "regularizers"},
     {"robustness"},
@@ -98,7 +102,7 @@ def test_no_import_hides_inside_a_function(path):
 
 
 def test_the_root_holds_few_modules():
-    assert len([p for p in ROOT.iterdir() if p.suffix == ".py"]) <= 8
+    assert len([p for p in ROOT.iterdir() if p.suffix == ".py"]) <= 11
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -113,7 +117,7 @@ def test_public_names_exist_once(module):
 def public():
     """Public functions and classes, where they are defined."""
     found = {}
-    for name in MODULES:
+    for name in DOCUMENTED:
         module = importlib.import_module(name)
         for each in module.__all__:
             thing = getattr(module, each)

@@ -6,7 +6,6 @@ import re
 import sys
 
 import pytest
-from equal import zip_equal
 from pages import ROOT, blocks, broken_links, callbacks, without_comments
 from processes import run
 
@@ -54,7 +53,7 @@ def test_the_quickstart_runs_in_an_empty_folder(tmp_path):
     for name in (*READMES, "docs/quickstart.md", "docs/zh-CN/quickstart.md"):
         shown = re.findall(ROWS, (ROOT / name).read_text(encoding="utf-8"), flags=re.M)
         assert [row[0] for row in shown] == ["plain", "FGM"]
-        for row, now in zip_equal(shown, rows):  # another build of torch may round otherwise
+        for row, now in zip(shown, rows, strict=True):  # another build of torch may round otherwise
             assert [float(each) for each in row[1:]] == pytest.approx([float(each) for each in now[1:]], abs=3), name
 
 

@@ -149,9 +149,10 @@ class Attack(Growing, Method, ABC):
         :param loss: the loss, not divided for accumulation.
         :param each: the pass.
         """
-        self.losses.setdefault("first", loss.detach())
+        loss = loss.detach() if loss.requires_grad else loss
+        self.losses.setdefault("first", loss)
         if each.adversarial:
-            self.losses["adversarial"] = loss.detach()
+            self.losses["adversarial"] = loss
 
     def count_batch(self) -> None:
         """Count a batch that has been trained, and follow its losses."""

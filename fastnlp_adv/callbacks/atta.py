@@ -24,8 +24,7 @@ class ATTACallback(AttackCallback):
     of the examples that it has seen, and an example new to a rank starts at 0; a checkpoint holds those of the first
     rank, which all ranks resume from.
 
-    Arguments are those of :class:`~fastnlp_adv.ATTA`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``, or
         if the dataloader does not know the indices.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..attacks import Attack
 from ..method import Method
-from ..options import check_assignment, unknown
+from ..options import check_assignment, unknown, with_options
 from ..regularizers import Regularizer
 from ..schedule import Growing, Progress
 from ..versions import has_compiled_parts
@@ -58,6 +58,11 @@ class MethodCallback(Callback):
     #: the class of the method
     method_class: ClassVar[type[Method]]
     method: Method
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__doc__ and "method_class" in vars(cls):
+            cls.__doc__ = with_options(cls.__doc__, cls.method_class)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()

@@ -33,8 +33,7 @@ class FGMCallback(AttackCallback):
     Train with the fast gradient method, :class:`~fastnlp_adv.FGM`: each batch clean and at
     :math:`e + \epsilon g/\lVert g\rVert`.
 
-    Arguments are those of :class:`~fastnlp_adv.FGM`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
 
     Example::
@@ -54,8 +53,7 @@ class FGSMCallback(AttackCallback):
     Train with the fast gradient sign method, :class:`~fastnlp_adv.FGSM`: each batch clean and at
     :math:`e + \epsilon\,\mathrm{sign}(g)`.
 
-    Arguments are those of :class:`~fastnlp_adv.FGSM`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
 
     Example::
@@ -75,8 +73,7 @@ class PGDCallback(AttackCallback):
     Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and where ``steps`` ascent steps
     within a ball lead.
 
-    Arguments are those of :class:`~fastnlp_adv.PGD`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
 
     Example::
@@ -95,8 +92,7 @@ class FreeLBCallback(AttackCallback):
     r"""
     Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the way that a perturbation takes.
 
-    Arguments are those of :class:`~fastnlp_adv.FreeLB`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -116,8 +112,7 @@ class TAVATCallback(AttackCallback):
     Train with token-aware virtual adversarial training, :class:`~fastnlp_adv.TAVAT`: as FreeLB, with perturbations of
     tokens that are kept from step to step, and are part of a checkpoint.
 
-    Arguments are those of :class:`~fastnlp_adv.TAVAT`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -136,8 +131,7 @@ class NEFTuneCallback(AttackCallback):
     r"""
     Train with noisy embeddings, :class:`~fastnlp_adv.NEFTune`: each batch once, with noise on its lookups.
 
-    Arguments are those of :class:`~fastnlp_adv.NEFTune`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -157,8 +151,7 @@ class AWPCallback(AttackCallback):
     Train with adversarial weight perturbation, :class:`~fastnlp_adv.AWP`: each batch at the weights, and at the weights
     moved along their gradient. They are put back before the optimizer steps.
 
-    Arguments are those of :class:`~fastnlp_adv.AWP`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if no trainable parameter
         matches ``params``.
 
@@ -179,8 +172,7 @@ class SAMCallback(AttackCallback):
     Train with sharpness-aware minimization, :class:`~fastnlp_adv.SAM`: each batch at the weights moved along their
     gradient, by ``rho`` in all. They are put back before the optimizer steps.
 
-    Arguments are those of :class:`~fastnlp_adv.SAM`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if the model has no trainable
         parameter.
 
@@ -201,8 +193,7 @@ class RDropCallback(RegularizerCallback):
     Train with R-Drop, :class:`~fastnlp_adv.RDrop`, any model whose ``train_step`` returns ``loss`` and ``pred`` (or
     ``logits``). A model with :class:`~fastnlp_adv.RDropMixin` is run with the callback's settings instead of its own.
 
-    Arguments are those of :class:`~fastnlp_adv.RDrop`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range.
 
     Example::
@@ -231,8 +222,7 @@ class VATCallback(RegularizerCallback):
     direction in which it changes most. Batches whose outputs hold no ``loss`` train on this term alone; with
     ``start`` or ``every`` they would not train in the steps between.
 
-    Arguments are those of :class:`~fastnlp_adv.VAT`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -251,8 +241,7 @@ class SMARTCallback(RegularizerCallback):
     r"""
     Train with smoothness-inducing regularization and, if asked, Bregman proximal points, :class:`~fastnlp_adv.SMART`.
 
-    Arguments are those of :class:`~fastnlp_adv.SMART`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -271,8 +260,7 @@ class R3FCallback(RegularizerCallback):
     r"""
     Train with :class:`~fastnlp_adv.R3F`: the prediction should not change under noise.
 
-    Arguments are those of :class:`~fastnlp_adv.R3F`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::
@@ -291,8 +279,7 @@ class GradientPenaltyCallback(RegularizerCallback):
     r"""
     Train with a penalty on the squared gradient at the embeddings, :class:`~fastnlp_adv.GradientPenalty`.
 
-    Arguments are those of :class:`~fastnlp_adv.GradientPenalty`, without the model.
-
+    :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
 
     Example::

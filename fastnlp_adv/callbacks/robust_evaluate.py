@@ -141,7 +141,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         self.metrics = {**self.metrics, "robust": RobustMetric()}
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
-        self._attack.detach().attach(driver.unwrap_model()).close()
+        self._attack.detach().attach(driver.unwrap_model())
         self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))

@@ -167,7 +167,7 @@ class _Run:
 
     def loss(self, outputs: Any, each: Pass) -> Tensor:
         loss = self.trainer.extract_loss_from_outputs(outputs)
-        self.state["adv_loss" if each.adversarial else "loss"] = loss.detach()
+        self.state["adv_loss" if each.adversarial else "loss"] = value = loss.detach()
         if self.attack is not None:
-            self.attack.observe(loss, each)
+            self.attack.observe(value, each)
         return loss / self.trainer.accumulation_steps

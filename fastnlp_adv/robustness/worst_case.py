@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..forwards import announced
 from ..functional import ascend, project, random_in_ball
@@ -93,6 +94,11 @@ class WorstCase(OnEmbeddings, ModelMethod):
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         return taps_on(model, self.emb_name, "sequence")
+
+    def attach(self, model: nn.Module) -> Self:
+        super().attach(model)
+        self.close()
+        return self
 
     def make_memory(self, model: nn.Module) -> None:
         self._radii = sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0})
