@@ -35,7 +35,8 @@ def group_norm(x: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:
         return x.new_zeros([1 if d - x.dim() in dims or d in dims else n for d, n in enumerate(x.shape)])
     if norm == "linf":
         return x.abs().amax(dim=dims, keepdim=True)  # vector_norm takes 16 times as long on the CPU
-    return torch.linalg.vector_norm(x, NORMS[norm], dim=dims, keepdim=True)
+    size: Tensor = torch.linalg.vector_norm(x, NORMS[norm], dim=dims, keepdim=True)
+    return size
 
 
 def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:

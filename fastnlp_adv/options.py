@@ -231,7 +231,7 @@ def options(cls: _T) -> _T:
     _name_unknown_arguments(made)
     made._docs = {field.name: field.metadata["doc"] for field in fields}
     made.__doc__ = doc and with_options(doc, made)
-    return made
+    return cls
 
 
 def _name_unknown_arguments(cls: Any) -> None:

@@ -72,7 +72,7 @@ def _loss(entries: dict[str, Any]) -> Tensor:
 
 
 def _prediction(entries: dict[str, Any]) -> Tensor:
-    candidates = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), Tensor)]
+    candidates: list[Tensor] = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), Tensor)]
     for candidate in candidates:
         if candidate.is_floating_point():
             return candidate

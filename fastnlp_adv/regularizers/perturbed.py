@@ -112,7 +112,7 @@ class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer
         for tap in self.taps:
             tap.begin_pass(keep_leaves=inner)
         begin_pass()
-        pred = read_outputs(forwards.run(forward, batch, bare=True, last=not inner), needs_loss=False)["pred"]
+        pred: Tensor = read_outputs(forwards.run(forward, batch, bare=True, last=not inner), needs_loss=False)["pred"]
         if not any(tap.looked_up for tap in self.embedding_taps):
             self.check_reached()  # says why nothing was perturbed, where nothing ever was
         return pred

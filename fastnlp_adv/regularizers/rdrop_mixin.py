@@ -164,7 +164,8 @@ def _users_step(cls: type) -> Callable[..., Any] | None:
     """Return the ``train_step`` that ``cls`` would have without the mixin."""
     for base in cls.__mro__:
         if "train_step" in vars(base) and not vars(base).get("_rdrop_from_forward"):
-            return vars(base)["train_step"]
+            step: Callable[..., Any] = vars(base)["train_step"]
+            return step
     return None
 
 

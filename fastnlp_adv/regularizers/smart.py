@@ -167,7 +167,9 @@ class SMART(PerturbedRegularizer):
             for name, p in self._averaged.items():
                 p.copy_(self._average[name])
             torch.clear_autocast_cache()  # an autocast around the call keeps what it has cast
-            return read_outputs(forwards.run(forward, batch, bare=True, last=False), needs_loss=False)["pred"]
+            outputs = read_outputs(forwards.run(forward, batch, bare=True, last=False), needs_loss=False)
+            pred: Tensor = outputs["pred"]
+            return pred
         finally:
             for name, p in self._averaged.items():
                 p.copy_(backup[name])

@@ -67,7 +67,8 @@ def import_pinyin() -> Callable[..., list[str]]:
     :raises ImportError: it is not installed.
     """
     try:
-        return importlib.import_module("pypinyin").lazy_pinyin
+        found: Callable[..., list[str]] = importlib.import_module("pypinyin").lazy_pinyin
+        return found
     except ImportError as error:
         raise ImportError(
             "Expected the package `pypinyin` to be installed, which says how Chinese characters sound, but it is not. "

@@ -188,7 +188,7 @@ def _written(tokenizer: Any, token: str) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.decoder is None:  # which transformers before 4.39 does not expect
         return token
-    return tokenizer.convert_tokens_to_string([token])
+    return str(tokenizer.convert_tokens_to_string([token]))
 
 
 def _is_word(text: str) -> bool:

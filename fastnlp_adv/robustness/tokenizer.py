@@ -113,7 +113,8 @@ class VocabularyTokenizer:
         :param token: the token.
         :return: its id, or that of the unknown entry.
         """
-        return self._ids.get(token, self._ids[self.unk_token])
+        found: int = self._ids.get(token, self._ids[self.unk_token])
+        return found
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """
