@@ -205,7 +205,7 @@ class ModelMethod(Options):
         self.close()
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
+    def running(self) -> Iterator[Any]:
         """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
         was_open = self.is_open
         try:

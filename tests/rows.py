@@ -98,7 +98,7 @@ def step_of(method, model, fields):
         else:
             method.step(lambda each: model.train_step(**each)["loss"], fields)
     else:
-        with method.hooked():
+        with method.running():
             method(lambda each: model.train_step(**each), fields)["loss"].backward()
 
 

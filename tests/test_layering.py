@@ -22,7 +22,7 @@ CORE = [
 ]
 #: what users read; functions of the inside have one line
 DOCUMENTED = ["fastnlp_adv", *(f"fastnlp_adv.{name}" for name in ("callbacks", "compat", "divergences", "functional"))]
-DOCUMENTED += ["fastnlp_adv.robustness", "fastnlp_adv.schedule"]
+DOCUMENTED += ["fastnlp_adv.robustness"]
 MODULES = ["fastnlp_adv", *(m.name for m in pkgutil.walk_packages([str(ROOT)], "fastnlp_adv."))]
 
 

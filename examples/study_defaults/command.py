@@ -114,8 +114,9 @@ def load_part(args: argparse.Namespace) -> Data:
     return replace(data, train=train, test=test)
 
 
-def _parts(length: int, size: int) -> tuple[range, range]:
-    return range(min(size, length)), range(min(size, length), length)
+def _parts(length: int, size: int) -> tuple[list[int], list[int]]:
+    rows = [*range(length)]
+    return rows[:size], rows[size:]
 
 
 def run(name: str, method: str, seed: int, runs: Runs) -> dict:

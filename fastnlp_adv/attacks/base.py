@@ -124,7 +124,7 @@ class Attack(Growing, Method, ABC):
             if not self.acts:
                 yield iter([Pass(last=True)])
             else:
-                with self.hooked(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
+                with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
                     yield passes
         self.count_batch()
 

@@ -148,7 +148,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
 
     def _attacked(self, evaluator: Any, batch: Any) -> None:
         """Takes the place of fastNLP's step for a batch."""
-        with self._attack.hooked():
+        with self._attack.running():
             *_, (_, worst) = self._attack.search(
                 lambda: score(self._trainer.train_step(batch), batch, self._labels, self._loss)
             )

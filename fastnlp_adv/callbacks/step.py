@@ -54,7 +54,7 @@ class BatchStep:
         run = _Run(trainer, objective, batch, has_terms=self.has_terms or bool(regularizers))
         with ExitStack() as running:
             for regularizer in regularizers:
-                running.enter_context(regularizer.hooked())
+                running.enter_context(regularizer.running())
             if attack is None:
                 run.train(run.forward(batch), Pass(last=True))
             else:

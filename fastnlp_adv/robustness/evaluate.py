@@ -124,7 +124,7 @@ def robust_evaluate(
     run = _step_of(model) if step is None else step
     device = next(model.parameters()).device
     sums: dict[float, Any] = defaultdict(int)
-    with modes_kept(model), attack.hooked():
+    with modes_kept(model), attack.running():
         model.eval()
         for each in dataloader if progress is None else progress(dataloader):
             batch = _moved(each, device)

@@ -88,7 +88,7 @@ class TextAttack(ModelMethod, ABC):
         self.prepare([text for text, _ in pairs])
         batches = [pairs[i : i + self._batch_size] for i in range(0, len(pairs), self._batch_size)]
         found: list[Attacked] = []
-        with modes_kept(self._model), self.hooked():
+        with modes_kept(self._model), self.running():
             self._model.eval()
             for batch in batches if progress is None else progress(batches):
                 found += self._attack(batch)

@@ -68,7 +68,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
 
     Padding (``padding_idx``) is not perturbed; where a forward looks up several times, each lookup has a ball of its
     own. Costs ``restarts * (steps + 1)`` forward passes for each epsilon, and a backward pass to the embeddings for
-    nearly all of them. Its hooks are on the model inside :meth:`hooked` only.
+    nearly all of them. Its hooks are on the model inside :meth:`running` only.
 
     :param model: the model; its weights and gradients are never written.
     :options:
@@ -112,7 +112,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """
-        Attack a batch, inside :meth:`hooked`.
+        Attack a batch, inside :meth:`running`.
 
         :param forward: runs the model on the batch and scores what it returns.
         :return: the worst points at 0, then at each epsilon in turn; a larger one keeps what smaller ones found.
