@@ -263,12 +263,13 @@ def trainer(model, method, batches, accumulation, driver="torch", **kwargs):
     """A Trainer that sees these micro-batches in this order, for three optimizer steps at least."""
     batches = [support.collate(batch) for batch in batches]
     bare = getattr(model, "module", model)
+    n_epochs = 1 if len(batches) // accumulation >= 3 and method != "atta" else 2  # the first of ATTA is plain
     return Trainer(
         model=model,
         driver=driver,
         train_dataloader=Batches(batches),
         optimizers=torch.optim.SGD(bare.parameters(), lr=0.05),
-        n_epochs=1 if len(batches) // accumulation >= 3 and method != "atta" else 2,  # the first of ATTA is plain
+        n_epochs=8 if method == "fgm auto" else n_epochs,  # until the loss has fallen
         callbacks=CALLBACKS[method](),
         accumulation_steps=accumulation,
         progress_bar=None,
