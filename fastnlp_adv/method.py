@@ -261,7 +261,7 @@ class ModelMethod(Options):
         :raises RuntimeError: if no pass has ever reached one of the taps.
         """
         for tap in self.taps:
-            if tap.reached:
+            if tap.has_grad:
                 return True
         for tap in self.taps:
             tap.deltas()  # raises where there never was a gradient
@@ -281,7 +281,7 @@ class ModelMethod(Options):
             return self._remembered
         return {
             "noise": self.stream.state_dict(),
-            "seen": [tap.name for tap in self.taps if tap.seen],
+            "seen": [tap.name for tap in self.taps if tap.had_grad],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,7 +300,7 @@ class ModelMethod(Options):
             return
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
-            tap.seen = tap.seen or tap.name in state.get("seen", ())
+            tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
 
 
 def _nothing() -> None: ...

@@ -226,18 +226,17 @@ class Attack(Growing, Method, ABC):
         with closing(self.passes()) as passes:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
-                    tap.begin_pass(keep_leaves=not each.trains)
+                    is_read = number == 0 or not each.last
+                    tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
                 if part is not None:
-                    for lookups in self.embedding_taps:
-                        lookups.part, lookups.alone = part, each.part
                     each = replace(each, batch=taken if each.part else None)
                 begin_pass()
                 yield each
                 trained += each.weight * each.trains
-                if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
+                if number == 0 and not self.check_reached():  # the batch does not use the embedding: train plainly
                     self.unreached += len(self.taps)
-                    for lookups in self.embedding_taps if part is not None else ():
-                        lookups.part = None
+                    for tap in self.taps:
+                        tap.begin_pass(is_read=False)
                     if not each.last:
                         yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
                     return

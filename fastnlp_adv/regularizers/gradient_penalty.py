@@ -88,7 +88,7 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         _check_whole(self.attached)  # again, since a model that is sharded later would crash
         try:
             for tap in self.taps:
-                tap.begin_pass(keep_leaves=True)
+                tap.begin_pass(inner=True)
             outputs = read_loss(objective(batch))
             penalty = self._penalty(outputs["loss"])
         finally:
