@@ -41,11 +41,7 @@ compat.repair()  # fastNLP's dataloaders on torch 2
 
 NONE = "none"
 #: the callback of each method
-METHODS = {
-    each.method_class.__name__.lower(): each
-    for each in (getattr(callbacks, name) for name in callbacks.__all__)
-    if hasattr(getattr(each, "method_class", None), "paper")
-}
+METHODS = {name.lower(): entry.callback for name, entry in callbacks.METHODS.items()}
 
 
 def method(text: str) -> str:

@@ -185,7 +185,7 @@ class ModelMethod(Options):
 
     def open(self) -> None:
         """Put the hooks on the model; :meth:`attach` does it."""
-        if not self.is_open:
+        if self.is_unattached:
             _ = self.attached
         for tap in self.taps:
             tap.open()

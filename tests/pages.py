@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 
-import fastnlp_adv
-
 ROOT = Path(__file__).parents[1]
+
+
+def read(name):
+    """Return the text of a file, whose path is relative to the root."""
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def blocks(name):
@@ -58,12 +60,21 @@ def broken_links(name):
     return broken
 
 
-def callbacks():
-    """Return the callbacks that have a method, by the name of the method's class."""
-    public = [getattr(fastnlp_adv, name) for name in fastnlp_adv.__all__ if name.endswith("Callback")]
-    return {each.method_class.__name__: each for each in public if hasattr(each, "method_class")}
+def pages_of_methods():
+    """Return the name of each method's page, without its folder, by the name of the method's class."""
+    found = {}
+    for path in sorted((ROOT / "docs/methods").glob("*.md")):
+        program = blocks(str(path.relative_to(ROOT)))[0]
+        found[re.search(r"^callback = (\w+)Callback\(", program, flags=re.M)[1]] = path.name
+    return found
 
 
-def paper(method):
-    """Return the link of a method's paper, which its docstring gives."""
-    return re.search(r"https://arxiv\.org/abs/[\d.]+\d", inspect.getdoc(method))[0]
+def linked_methods(name):
+    """Return the rows of a page's table of methods: the file of each method's page, and the row."""
+    rows = re.finditer(r"^\| \[[^]]+\]\((?:\S*/)?methods/(\w+\.md)\) .*$", read(name), flags=re.M)
+    return [(row[1], row[0]) for row in rows]
+
+
+def papers(line):
+    """Return the papers that a line links to."""
+    return re.findall(r"\((https://arxiv\.org/abs/[^)]+)\)", line)

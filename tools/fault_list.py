@@ -1319,9 +1319,7 @@ def auto_follows_the_adversarial_loss():
 @pacing("distributed")
 def auto_differs_between_ranks():
     """Each rank follows the loss of its own."""
-    import torch.distributed as dist
-
-    around(dist, "all_reduce", lambda old, tensor, *args, **kwargs: tensor.mul_(dist.get_world_size()))
+    around(module("schedule"), "mean_over_processes", lambda old, loss: loss)
 
 
 in_loops = area("schedules and models of one's own")

@@ -19,43 +19,13 @@ from fastNLP import Callback
 from models import load_model
 from train_text_classification import TextClassifier, build, tokenize
 
-from fastnlp_adv import (
-    ATTACallback,
-    AWPCallback,
-    FGMCallback,
-    FGSMCallback,
-    FreeLBCallback,
-    GradientPenaltyCallback,
-    NEFTuneCallback,
-    PGDCallback,
-    R3FCallback,
-    RDropCallback,
-    SAMCallback,
-    SMARTCallback,
-    TAVATCallback,
-    VATCallback,
-)
+from fastnlp_adv import callbacks
 
 PLAIN = "plain"  # what the others are compared with
 WHOLE = "FGM"  # and what a cheaper method is compared with
 TIMED_STEPS = 8  # a multiple of 4, for `every=4`
 
-CALLBACKS: dict[str, type[Callback]] = {
-    "FGM": FGMCallback,
-    "PGD": PGDCallback,
-    "FreeLB": FreeLBCallback,
-    "ATTA": ATTACallback,
-    "R-Drop": RDropCallback,
-    "FGSM": FGSMCallback,
-    "TA-VAT": TAVATCallback,
-    "AWP": AWPCallback,
-    "VAT": VATCallback,
-    "SMART": SMARTCallback,
-    "R3F": R3FCallback,
-    "gradient penalty": GradientPenaltyCallback,
-    "NEFTune": NEFTuneCallback,
-    "SAM": SAMCallback,
-}
+CALLBACKS: dict[str, type[Callback]] = {entry.title: entry.callback for entry in callbacks.METHODS.values()}
 
 #: what is studied unless something else is asked for: all but two, at their defaults
 METHODS = [

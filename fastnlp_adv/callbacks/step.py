@@ -59,10 +59,11 @@ class BatchStep:
                 run.train(run.forward(batch), Pass(last=True))
             else:
                 run.under(attack)
-        skipped = 0 if attack is None else attack.skipped
+        acted = attack is not None and attack.acts
+        skipped = attack.skipped if attack is not None and acted else 0
         for regularizer in regularizers:
             skipped = skipped + regularizer.unreached
-        if (attack is not None and attack.acts) or skipped:
+        if acted or skipped:
             run.state["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()

@@ -35,6 +35,11 @@ class Entry:
         return self.method.__name__
 
     @property
+    def title(self) -> str:
+        """The name as papers write it."""
+        return _TITLES.get(self.name, self.name)
+
+    @property
     def paper(self) -> str:
         """The address of the paper."""
         return self.method.paper
@@ -49,6 +54,7 @@ class Entry:
         return self.method(**arguments).cost
 
 
+_TITLES = {"RDrop": "R-Drop", "TAVAT": "TA-VAT", "GradientPenalty": "gradient penalty"}
 _CALLBACKS = [ATTACallback, *(getattr(methods, name) for name in methods.__all__)]
 _ENTRIES = sorted((Entry(each) for each in _CALLBACKS), key=lambda entry: (entry.kind, entry.name))
 

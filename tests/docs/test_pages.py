@@ -5,9 +5,20 @@ from __future__ import annotations
 import re
 
 import pytest
-from pages import ROOT, blocks, broken_links, callbacks, paper, structure, without_comments
+from pages import (
+    ROOT,
+    blocks,
+    broken_links,
+    linked_methods,
+    pages_of_methods,
+    papers,
+    read,
+    structure,
+    without_comments,
+)
 
 import fastnlp_adv
+from fastnlp_adv.callbacks import METHODS
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/") or name.endswith(".zh-CN.md")]
@@ -75,7 +86,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
     if name.startswith("docs/methods/"):
-        assert space["callback"].method_class.__name__ in callbacks()
+        assert type(space["callback"]) in [entry.callback for entry in METHODS.values()]
     if name == "docs/from_the_tutorial.md":
         assert all(
             (a == b).all() for a, b in zip(space["before"].parameters(), space["after"].parameters(), strict=True)
@@ -94,13 +105,35 @@ def test_excerpts_of_the_package_stand_in_it():
             assert not line.strip() or line.strip() == "..." or " ".join(line.split()) in lines, line
 
 
-@pytest.mark.parametrize("method", callbacks())
-def test_every_method_has_a_page(method):
-    callback = callbacks()[method]
-    programs = {name: blocks(name) for name in PAGES if name.startswith("docs/methods/")}
-    (page,) = [name for name, code in programs.items() if f"callback = {method}Callback(" in code[0]]
-    for name in (page, page.replace("docs/", "docs/zh-CN/")):
-        assert paper(callback.method_class) in (ROOT / name).read_text(encoding="utf-8")
+def test_every_method_has_one_page():
+    pages = pages_of_methods()
+    assert sorted(pages) == sorted(METHODS)
+    for folder in ("docs/methods", "docs/zh-CN/methods"):
+        assert sorted(path.name for path in (ROOT / folder).glob("*.md")) == sorted(pages.values())
+
+
+@pytest.mark.parametrize("folder", ["docs/methods", "docs/zh-CN/methods"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_card_of_a_method_has_its_paper_and_its_class(method, folder):
+    text = read(f"{folder}/{pages_of_methods()[method]}")
+    (card,) = re.findall(r"^\| (?:Paper|论文) \| .*$", text, flags=re.M)
+    assert papers(card)[:1] == [METHODS[method].paper]
+    assert f"from fastnlp_adv import {method}\n" in text
+
+
+@pytest.mark.parametrize("name", ["docs/methods.md", "docs/zh-CN/methods.md"])
+def test_the_table_and_the_list_of_pages_have_the_methods_of_the_package(name):
+    methods = {page: method for method, page in pages_of_methods().items()}
+    rows = linked_methods(name)
+    assert sorted(methods[page] for page, _ in rows) == sorted(METHODS)
+    for page, row in rows:
+        entry = METHODS[methods[page]]
+        assert f"| `{entry.callback.__name__}` |" in row
+        assert papers(row) == [entry.paper]
+    listed = re.findall(r"^methods/(\w+)$", read(name), flags=re.M)
+    assert [f"{page}.md" for page in listed] == [page for page, _ in rows]
+    kinds = [METHODS[methods[page]].kind for page, _ in rows]
+    assert kinds == sorted(kinds)  # attacks come first, as the sentence below the table has it
 
 
 def test_the_reference_has_every_public_name():
