@@ -49,7 +49,7 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
         """Move the weights that have a gradient, and return what :meth:`record` takes."""
 
-    def check_reached(self) -> bool:
+    def check_grad(self) -> bool:
         if any(tap.has_grad for tap in self.taps):
             return True
         if not any(tap.had_grad for tap in self.taps):

@@ -105,7 +105,7 @@ class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer
             tap.had_grad = tap.had_grad or tap.has_lookups
         if any(tap.has_lookups for tap in self.embedding_taps) or not all(tap.had_grad for tap in self.embedding_taps):
             return False
-        self.unreached += 1
+        self.without_grad += 1
         return True
 
     def _predict(self, forward: Forward, batch: Any, begin_pass: Callable[[], None], *, inner: bool = False) -> Tensor:
@@ -114,5 +114,5 @@ class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer
         begin_pass()
         pred: Tensor = read_outputs(forwards.run(forward, batch, bare=True, last=not inner), needs_loss=False)["pred"]
         if not any(tap.has_lookups for tap in self.embedding_taps):
-            self.check_reached()  # says why nothing was perturbed, where nothing ever was
+            self.check_grad()  # says why nothing was perturbed, where nothing ever was
         return pred

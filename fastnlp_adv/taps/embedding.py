@@ -243,7 +243,7 @@ class EmbeddingTap(Tap):
             copies = 1 if part is None else len(ids) // (len(part) if self._pass.alone else part.of)
             return Lookup(table, ids, copies, self._pass.rows(ids, copies, self.name))
         alive = list(self._pass.alive)
-        same = [v.looked_up.shape == ids.shape and v.looked_up.data_ptr() == ids.data_ptr() for v in alive]
+        same = [v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr() for v in alive]
         found = [v for v, is_same in zip(alive, same, strict=True) if is_same] or alive
         if len({lookup.number for lookup in found}) != 1:
             raise RuntimeError(

@@ -27,7 +27,7 @@ class Lookup:
     One call of an embedding.
 
     :param table: the embedding.
-    :param looked_up: all ids of the call.
+    :param all_ids: all ids of the call.
     :param copies: how many copies of the batch they hold, one after the other.
     :param rows: the attacked rows of a copy; ``None`` for all.
     :param trained: False in a forward with gradients on that looks up without.
@@ -36,7 +36,7 @@ class Lookup:
     """
 
     table: nn.Embedding
-    looked_up: Tensor
+    all_ids: Tensor
     copies: int = 1
     rows: Tensor | None = None
     trained: bool = True
@@ -47,7 +47,7 @@ class Lookup:
     leaf: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.ids = self.of_one_copy(self.looked_up)
+        self.ids = self.of_one_copy(self.all_ids)
         if self.rows is not None:
             self.ids = self.ids.index_select(0, self.rows)
 
