@@ -13,6 +13,7 @@ change what you like.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import report
@@ -33,6 +34,7 @@ from fastNLP.io import DataBundle
 from launch import finish, is_first, place
 from models import load_model
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastnlp_adv import callbacks, compat
 
@@ -127,16 +129,22 @@ def adamw(model: nn.Module, lr: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, lr=lr)
 
 
-def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser, **options) -> report.Result:
+def prepare(
+    callbacks: list[Callback], data: Data, args: argparse.Namespace, fused: bool = True, **options
+) -> tuple[Trainer, PreTrainedModel, PreTrainedTokenizerBase]:
+    torch.manual_seed(args.seed)
+    backbone, tokenizer = load_model(args.model, data.num_labels, fused=fused)
+    bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
+    model, where = place(TextClassifier(backbone), args.device)
+    return build(model, bundle, callbacks, args, **where, **options), backbone, tokenizer
+
+
+def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser) -> report.Result:
     timer = report.StepTimer(args.device)
     with one_line_errors(parser):
         folder.mkdir(parents=True, exist_ok=True)
         chosen = callbacks_of(method, args.epsilon, args.kl_weight)
-        torch.manual_seed(args.seed)
-        backbone, tokenizer = load_model(args.model, data.num_labels, fused="gradientpenalty" not in method)
-        bundle = tokenize(data, tokenizer, max_length=min(args.max_length, tokenizer.model_max_length))
-        model, where = place(TextClassifier(backbone), args.device)
-        trainer = build(model, bundle, [*chosen, timer], args, **where, **options)
+        trainer, backbone, tokenizer = prepare([*chosen, timer], data, args, fused="gradientpenalty" not in method)
     trainer.run(catch_KeyboardInterrupt=False)  # Ctrl-C stops the program, not only the training
     accuracy = trainer.evaluator.run()["acc#accuracy"]
     result = report.Result(method, accuracy, timer.median, len(timer.seconds), len(data.test))
@@ -144,7 +152,7 @@ def run(method: str, data: Data, args: argparse.Namespace, folder: Path, parser,
         return result
     backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # so that `--model` can name the folder
-    report.save(result, vars(args), folder)
+    report.save(asdict(result), vars(args), folder)
     return result
 
 

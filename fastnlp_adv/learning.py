@@ -68,7 +68,9 @@ class Learning:
             return ""
         before = fmean(map(float, self.first[: self.stretch]))
         clean, under_attack = fmean(float(loss) for loss, _ in last), fmean(map(float, adversarial))
-        if before <= SMALL_LOSS or clean <= (1 - LEAST_FALL) * before or under_attack < clean:
+        # early in a short training less can have fallen
+        least = LEAST_FALL * min(1.0, progress.step / min(progress.total_steps or 1, 4 * LATEST))
+        if before <= SMALL_LOSS or clean <= (1 - least) * before or under_attack < clean:
             return ""
         self.has_warned = True
         return (

@@ -30,7 +30,7 @@ ENGLISH = {
     "tasks": {
         "bilstm": "BiLSTM from scratch",
         "cnn": "fastNLP's `CNNText` from scratch",
-        "minilm-2e-4": "MiniLM, learning rate 2e-4 (that of the demo)",
+        "minilm-2e-4": "MiniLM, learning rate 2e-4",
         "minilm-1e-4": "MiniLM, learning rate 1e-4",
     },
     "settings": "{train_size} texts, number of epochs {epochs}, batch size {batch_size}, learning rate {lr:g}: {steps} "
@@ -50,7 +50,7 @@ CHINESE = {
     "tasks": {
         "bilstm": "从头训练的 BiLSTM",
         "cnn": "从头训练的 fastNLP `CNNText`",
-        "minilm-2e-4": "MiniLM，学习率 2e-4（与演示相同）",
+        "minilm-2e-4": "MiniLM，学习率 2e-4",
         "minilm-1e-4": "MiniLM，学习率 1e-4",
     },
     "settings": "{train_size} 条文本，{epochs} 轮，批大小 {batch_size}，学习率 {lr:g}：{steps} 步。"

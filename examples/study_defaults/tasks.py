@@ -87,7 +87,7 @@ def _words(data: Data, args: argparse.Namespace) -> tuple[DataBundle, Vocabulary
     return DataBundle(datasets=parts), vocabulary
 
 
-# that of examples/demo.py: short, at a high rate
+# short, at a high rate
 _ENCODER = {"train_size": 1600, "max_length": 64, "epochs": 1, "batch_size": 16, "test_size": 2000}
 _SCRATCH = {"train_size": 8000, "max_length": 64, "epochs": 3, "batch_size": 32, "test_size": 1000, "lr": 2e-3}
 _ATTACK = {"attack_steps": 5, "radius": 0.1}

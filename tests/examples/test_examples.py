@@ -1,6 +1,5 @@
 """The example scripts from end to end, on a small table of reviews and a BERT of one layer."""
 
-import csv
 import json
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 from pathlib import Path
 
 import custom_model_rdrop
-import demo
 import models
 import pytest
 import report
@@ -141,21 +139,6 @@ def test_the_custom_model_trains_with_and_without_the_mixin(reviews, capsys):
     assert plain.accuracy == rdrop.accuracy == 1
     assert plain.steps == rdrop.steps == 80
     assert "R-Drop" in capsys.readouterr().out
-
-
-def test_the_demo_compares_three_methods_and_saves_them(arguments, tmp_path, capsys):
-    plain, fgm, rdrop = demo.main(arguments)
-    out = capsys.readouterr().out
-    with (tmp_path / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["plain", "FGM", "R-Drop"]
-    assert [float(row["accuracy"]) for row in rows] == [plain.accuracy, fgm.accuracy, rdrop.accuracy]
-    assert plain.steps == fgm.steps == rdrop.steps == 8
-    for name in ("plain", "fgm", "r-drop"):
-        assert {"metrics.json", "config.json"} <= set(os.listdir(tmp_path / name))
-        assert state(tmp_path / name)
-    assert "ratio to plain" in out
-    assert "results.csv" in out[out.rindex("Saved in") :]  # a long path takes more lines
 
 
 def test_the_table_shows_accuracy_with_its_standard_error_and_the_ratio(capsys):
