@@ -99,7 +99,7 @@ class EmbeddingTap(Tap):
                 lookup.leaf.grad = None  # a gradient with a graph holds its leaf
         # `attack()` may be called too early; keep the lookups so that a later `backward()` counts.
         if self._perturbation is not None or self._pass.driven or self._pass.lookups:
-            self._forget_pass()
+            self._pass, self._before = TapPass(), None
         self._perturbation = self.start = None
         if self._ids_of_part:
             self._ids_of_part = None
@@ -107,10 +107,7 @@ class EmbeddingTap(Tap):
     def begin_pass(
         self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
     ) -> None:
-        self._forget_pass(TapPass(True, is_read, part, alone))
-
-    def _forget_pass(self, new: TapPass | None = None) -> None:
-        self._pass, self._before = new or TapPass(), None
+        self._pass, self._before = TapPass(True, is_read, part, alone), None
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -145,13 +142,13 @@ class EmbeddingTap(Tap):
         if not lookups and (self._perturbation is None or not self._pass.driven):
             self._check_elsewhere()
             return []
-        if self._perturbation is None:
-            self._perturbation = self._perturbation_for(lookups)
+        if self._perturbation is None and self._granularity == "vocab":
+            self._perturbation = ByToken(lookups)
+        elif self._perturbation is None:
+            self._perturbation = self._by_position(lookups)
         return self._perturbation.deltas(lookups)
 
-    def _perturbation_for(self, lookups: list[Lookup]) -> Perturbation:
-        if self._granularity == "vocab":
-            return ByToken(lookups)
+    def _by_position(self, lookups: list[Lookup]) -> ByPosition:
         last, first = self._last, 0
         if not last.driven and not last.announced:
             # Forwards without a backward pass may have come before: count from the first lookup with a gradient.
@@ -163,7 +160,7 @@ class EmbeddingTap(Tap):
     def perturb(self, values: Sequence[Tensor]) -> None:
         if self._perturbation is not None:
             self._perturbation.set(values)
-        self._forget_pass()
+        self._pass, self._before = TapPass(), None
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
         """Return the output of a lookup plus ``scale`` times the leaf."""
@@ -179,7 +176,12 @@ class EmbeddingTap(Tap):
         if trains and self._pass.is_read:
             delta = delta.detach().requires_grad_()
         if trains and not repeated:
-            self._keep(lookup, delta)
+            self._pass.has_lookups = True
+            if self._pass.driven:
+                lookup.leaf = delta
+                self._pass.lookups.append(lookup)
+            else:
+                self._await(lookup, delta)
         if isinstance(scale, Tensor) or scale != 1:  # comparing a tensor would synchronize
             delta = (delta * scale).to(output.dtype)
         return lookup.add(output, delta)
@@ -195,7 +197,8 @@ class EmbeddingTap(Tap):
         elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
-        lookup = Lookup(table, ids, copies, self._pass.rows(ids, copies, self.name), trained)
+        rows = None if self._pass.part is None else self._pass.rows(ids, copies, self.name)
+        lookup = Lookup(table, ids, copies, rows, trained)
         if numbered:
             lookup.number = self._pass.number(self, forward)
             self._pass.alive.add(lookup)
@@ -203,14 +206,9 @@ class EmbeddingTap(Tap):
                 self._check_order(lookup)
         return lookup
 
-    def _keep(self, lookup: Lookup, leaf: Tensor) -> None:
-        """Keep a lookup of this pass. In a plain loop only the graph holds its leaf, until that has its gradient."""
-        self._pass.has_lookups = True
+    def _await(self, lookup: Lookup, leaf: Tensor) -> None:
+        """Keep a lookup of a plain loop when its leaf has a gradient; until then only the graph holds that."""
         lookups = self._pass.lookups
-        if self._pass.driven:
-            lookup.leaf = leaf
-            lookups.append(lookup)
-            return
 
         def keep(leaf: Tensor) -> None:
             handle.remove()  # otherwise the leaf would hold itself
@@ -226,7 +224,8 @@ class EmbeddingTap(Tap):
             delta = self._perturbation.at(lookup.number, lookup.ids)
         elif self.start is not None and lookup.trained and lookup.number >= 0:
             if lookup.number not in self._pass.starts:
-                self._pass.starts[lookup.number] = self.start(lookup, lookup.of_one_copy(output).detach())
+                one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
+                self._pass.starts[lookup.number] = self.start(lookup, one.detach())
             delta = self._pass.starts[lookup.number]
         return None if delta is None else delta.to(output.dtype)
 
@@ -240,7 +239,9 @@ class EmbeddingTap(Tap):
         if self._granularity == "vocab" or (self._perturbation is None and self.start is None):
             part = self._pass.part
             # The number of copies is not announced now, but the first time there was a row for each example.
-            copies = 1 if part is None else len(ids) // (len(part) if self._pass.alone else part.of)
+            if part is None:
+                return Lookup(table, ids)
+            copies = len(ids) // (len(part) if self._pass.alone else part.of)
             return Lookup(table, ids, copies, self._pass.rows(ids, copies, self.name))
         alive = list(self._pass.alive)
         same = [v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr() for v in alive]

@@ -47,7 +47,7 @@ class Lookup:
     leaf: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.ids = self.of_one_copy(self.all_ids)
+        self.ids = self.all_ids if self.copies == 1 else self.all_ids[: len(self.all_ids) // self.copies]
         if self.rows is not None:
             self.ids = self.ids.index_select(0, self.rows)
 
@@ -55,10 +55,6 @@ class Lookup:
     def grad(self) -> Tensor | None:
         """The gradient at the leaf, the sum over the copies."""
         return None if self.leaf is None else self.leaf.grad
-
-    def of_one_copy(self, x: Tensor) -> Tensor:
-        """Return the part of ids or of an output that belongs to the first copy."""
-        return x if self.copies == 1 else x[: len(x) // self.copies]
 
     def add(self, output: Tensor, delta: Tensor) -> Tensor:
         """Return the output with ``delta``, of shape ``(*ids, features)``, added to the attacked rows of each copy."""
@@ -119,12 +115,11 @@ class TapPass:
 
     def rows(self, ids: Tensor, copies: int, name: str) -> Tensor | None:
         """
-        Return which rows of a copy of the batch are attacked; ``None`` for all.
+        Return which rows of a copy of the batch are attacked, if some are; ``None`` for all that there are.
 
         :raises RuntimeError: if ``ids`` lack a row for each example.
         """
-        if self.part is None:
-            return None
+        assert self.part is not None
         examples = len(self.part) if self.alone else self.part.of
         if not ids.dim() or len(ids) != copies * examples:
             raise RuntimeError(
