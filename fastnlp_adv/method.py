@@ -71,7 +71,8 @@ class ModelMethod(Options):
         """Begin anew."""
         self.taps: list[Tap] = []
         self.stream = Noise()
-        self.unreached = 0
+        #: how often a batch had no gradient at the taps, though others had
+        self.without_grad = 0
         #: whether the hooks are on the model
         self.is_open = False
         vars(self).pop("_flat", None)
@@ -163,8 +164,8 @@ class ModelMethod(Options):
 
     @property
     def skipped(self) -> Tensor | int:
-        """How often there was nothing to perturb, since the batch did not reach a tap."""
-        return self.unreached
+        """How often there was nothing to perturb, since a batch had no gradient at the taps."""
+        return self.without_grad
 
     def describe(self) -> str:
         """
@@ -226,7 +227,7 @@ class ModelMethod(Options):
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
         leaves = [tap.leaves for tap in self.taps]
         if not any(leaves):
-            self.check_reached()
+            self.check_grad()
             return
         try:
             inputs = [leaf for each in leaves for leaf in each]
@@ -253,15 +254,15 @@ class ModelMethod(Options):
         """The model's flat parameters; in the first inner pass, when they are looked for, it is wrapped."""
         return [] if self.model is None else [param for param in self.model.parameters() if is_flat(param)]
 
-    def check_reached(self) -> bool:
+    def check_grad(self) -> bool:
         """
-        Tell whether the pass reached any tap.
+        Return whether any tap has a gradient of this pass.
 
-        :return: False where it did not, but others have: some batches of a multi-task training go elsewhere.
-        :raises RuntimeError: if no pass has ever reached one of the taps.
+        :return: False if none has, but others had: some batches of a multi-task training do not use the embedding.
+        :raises RuntimeError: if no pass has ever had a gradient at one of the taps.
         """
         for tap in self.taps:
-            if tap.reached:
+            if tap.has_grad:
                 return True
         for tap in self.taps:
             tap.deltas()  # raises where there never was a gradient
@@ -276,12 +277,12 @@ class ModelMethod(Options):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: noise, and which taps a gradient has reached."""
+        """Return what a checkpoint has to hold: noise, and which taps have had a gradient."""
         if self._remembered is not None:
             return self._remembered
         return {
             "noise": self.stream.state_dict(),
-            "seen": [tap.name for tap in self.taps if tap.seen],
+            "seen": [tap.name for tap in self.taps if tap.had_grad],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,7 +301,7 @@ class ModelMethod(Options):
             return
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
-            tap.seen = tap.seen or tap.name in state.get("seen", ())
+            tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
 
 
 def _nothing() -> None: ...

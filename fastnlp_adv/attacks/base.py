@@ -81,8 +81,8 @@ class Attack(Growing, Method, ABC):
 
     @property
     def skipped(self) -> Tensor | int:
-        """How often a gradient was zero or not finite, or did not come, so that nothing was perturbed."""
-        return self.norms["skipped"] + self.unreached if "skipped" in self.norms else self.unreached
+        """How often a gradient was missing, zero or not finite, so that nothing was perturbed."""
+        return self.norms["skipped"] + self.without_grad if "skipped" in self.norms else self.without_grad
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -96,7 +96,10 @@ class Attack(Growing, Method, ABC):
 
     @abstractmethod
     def passes(self) -> Iterator[Pass]:
-        """Yield the passes of one step, and set the perturbation for each before it is yielded."""
+        """
+        Yield the passes of one step, and set the perturbation for each before it is yielded. The gradients at the taps
+        can be read after each pass, but not after the last of several: they are not computed there.
+        """
 
     @contextmanager
     def running(
@@ -226,18 +229,17 @@ class Attack(Growing, Method, ABC):
         with closing(self.passes()) as passes:  # type: ignore[type-var]
             for number, each in enumerate(passes):
                 for tap in self.taps:
-                    tap.begin_pass(keep_leaves=not each.trains)
+                    is_read = number == 0 or not each.last
+                    tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
                 if part is not None:
-                    for lookups in self.embedding_taps:
-                        lookups.part, lookups.alone = part, each.part
                     each = replace(each, batch=taken if each.part else None)
                 begin_pass()
                 yield each
                 trained += each.weight * each.trains
-                if number == 0 and not self.check_reached():  # a batch that goes elsewhere: train on it plainly
-                    self.unreached += len(self.taps)
-                    for lookups in self.embedding_taps if part is not None else ():
-                        lookups.part = None
+                if number == 0 and not self.check_grad():  # the batch does not use the embedding: train plainly
+                    self.without_grad += len(self.taps)
+                    for tap in self.taps:
+                        tap.begin_pass(is_read=False)
                     if not each.last:
                         yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
                     return
@@ -318,7 +320,7 @@ class Attack(Growing, Method, ABC):
                 peak = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax()
                 without = without + (~(peak.isfinite() & (peak > 0))).long()
             else:
-                self.unreached += 1
+                self.without_grad += 1
         if grads:
             self.norms["grad"] = _total(grads)
             self.norms["perturbation"] = _total(values)

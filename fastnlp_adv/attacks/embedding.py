@@ -161,7 +161,7 @@ class EmbeddingAttack(_InRows, Attack):
     def gradient_of(self, closure: Callable[[], Tensor]) -> None:
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
-            tap.begin_pass(keep_leaves=True)
+            tap.begin_pass(inner=True)
         with self.precision():
             loss = closure()
         self.differentiate(loss)

@@ -193,7 +193,7 @@ class TAVAT(FreeLB):
 
 def _new_rows(table: Tensor, parts: list[_Parts]) -> tuple[Tensor, Tensor]:
     """
-    Return the ids at all positions and the new row of each, the same wherever an id stands. As in ``VocabPerturbation``
+    Return the ids at all positions and the new row of each, the same wherever an id stands. As in ``ByToken``
     the mean is taken in a buffer of the size of the batch, so that the device tells the host nothing.
     """
     ids = torch.cat([part.ids.flatten() for part in parts]).long()

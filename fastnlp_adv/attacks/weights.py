@@ -42,17 +42,17 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
-        self.record(self.move([tap for tap in self.taps if isinstance(tap, WeightTap) and tap.reached]))
+        self.record(self.move([tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad]))
         yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
     @abstractmethod
     def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
-        """Move the weights that a gradient came to, and return what :meth:`record` takes."""
+        """Move the weights that have a gradient, and return what :meth:`record` takes."""
 
-    def check_reached(self) -> bool:
-        if any(tap.reached for tap in self.taps):
+    def check_grad(self) -> bool:
+        if any(tap.has_grad for tap in self.taps):
             return True
-        if not any(tap.seen for tap in self.taps):
+        if not any(tap.had_grad for tap in self.taps):
             chosen = f" that matches `params={self.params!r}`" if "params" in self.names() else ""
             raise RuntimeError(
                 f"Expected the first pass to bring a gradient to a parameter{chosen}, but got none. See that the loss "

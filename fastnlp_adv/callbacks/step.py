@@ -62,7 +62,7 @@ class BatchStep:
         acted = attack is not None and attack.acts
         skipped = attack.skipped if attack is not None and acted else 0
         for regularizer in regularizers:
-            skipped = skipped + regularizer.unreached
+            skipped = skipped + regularizer.without_grad
         if acted or skipped:
             run.state["skipped"] = skipped
         trainer.step()

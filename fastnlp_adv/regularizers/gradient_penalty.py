@@ -88,7 +88,7 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         _check_whole(self.attached)  # again, since a model that is sharded later would crash
         try:
             for tap in self.taps:
-                tap.begin_pass(keep_leaves=True)
+                tap.begin_pass(inner=True)
             outputs = read_loss(objective(batch))
             penalty = self._penalty(outputs["loss"])
         finally:
@@ -98,8 +98,8 @@ class GradientPenalty(OnEmbeddings, Regularizer):
 
     def _penalty(self, loss: Tensor) -> Tensor:
         self.differentiate(loss, create_graph=True)
-        if not self.check_reached():
-            self.unreached += 1
+        if not self.check_grad():
+            self.without_grad += 1
             return torch.zeros_like(loss)
         penalty = torch.stack([_half_square(delta) for tap in self.taps for delta in tap.deltas()]).sum()
         if _dead_ends(penalty):

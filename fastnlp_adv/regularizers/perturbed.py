@@ -60,7 +60,7 @@ class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer
         try:
             begin_pass()
             for tap in self.taps:
-                tap.begin_pass(keep_leaves=False)
+                tap.begin_pass(is_read=False)
             outputs = read_outputs(forwards.run(objective, batch, last=False), needs_loss=self.needs_loss)
             mask = find_mask(self.mask, batch, outputs)
             elsewhere = self._elsewhere()
@@ -102,17 +102,17 @@ class PerturbedRegularizer(SharesDropout, Predictions, OnEmbeddings, Regularizer
         distributed training expects it.
         """
         for tap in self.embedding_taps:
-            tap.seen = tap.seen or tap.looked_up
-        if any(tap.looked_up for tap in self.embedding_taps) or not all(tap.seen for tap in self.embedding_taps):
+            tap.had_grad = tap.had_grad or tap.has_lookups
+        if any(tap.has_lookups for tap in self.embedding_taps) or not all(tap.had_grad for tap in self.embedding_taps):
             return False
-        self.unreached += 1
+        self.without_grad += 1
         return True
 
     def _predict(self, forward: Forward, batch: Any, begin_pass: Callable[[], None], *, inner: bool = False) -> Tensor:
         for tap in self.taps:
-            tap.begin_pass(keep_leaves=inner)
+            tap.begin_pass(inner=inner, is_read=inner)
         begin_pass()
         pred: Tensor = read_outputs(forwards.run(forward, batch, bare=True, last=not inner), needs_loss=False)["pred"]
-        if not any(tap.looked_up for tap in self.embedding_taps):
-            self.check_reached()  # says why nothing was perturbed, where nothing ever was
+        if not any(tap.has_lookups for tap in self.embedding_taps):
+            self.check_grad()  # says why nothing was perturbed, where nothing ever was
         return pred

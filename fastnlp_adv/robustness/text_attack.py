@@ -98,7 +98,7 @@ class TextAttack(ModelMethod, ABC):
         """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
         batch, spans = self._encode([each.text for each in searches])
         for tap in self.taps:
-            tap.begin_pass(keep_leaves=True)
+            tap.begin_pass(inner=True)
         with torch.enable_grad(), differentiable(self._model):
             total = self._score(batch, [each.label for each in searches])[0].heights.sum()
         self.differentiate(total)
@@ -178,7 +178,7 @@ class TextAttack(ModelMethod, ABC):
         return score(logits, {"labels": torch.tensor(labels, device=logits.device)}), logits.argmax(-1)
 
     def _at(self, ids: Tensor) -> Tensor:
-        lookups = [each for each in self.embedding_taps[0].received if torch.equal(each.ids, ids)]
+        lookups = [each for each in self.embedding_taps[0].lookups if torch.equal(each.ids, ids)]
         if not lookups:
             raise ValueError(
                 f"Expected the model to look up the tokenizer's ids in embedding `{self.taps[0].name}`, and its logits "

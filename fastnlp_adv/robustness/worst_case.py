@@ -141,7 +141,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
     def run(self, forward: Callable[[], Any]) -> Any:
         """Run one forward, with gradients on: without them a lookup does not know its place."""
         for tap in self.taps:
-            tap.begin_pass(keep_leaves=True)
+            tap.begin_pass(inner=True)
         with torch.enable_grad(), differentiable(self.attached), announced(bare=True):
             return forward()
 

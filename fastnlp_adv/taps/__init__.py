@@ -3,9 +3,8 @@
 from .base import Delta, Tap
 from .embedding import EmbeddingTap
 from .find import Embedding, Matches, find_embeddings, fits
-from .lookup import Lookup
 from .on_model import taps_on
-from .perturbation import Granularity
+from .perturbation import Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
 from .weight import WeightTap
 

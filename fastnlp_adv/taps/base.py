@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..batch import Part
+
 __all__ = ["Delta", "Tap", "described"]
 
 
@@ -60,8 +62,8 @@ class Tap(ABC):
     name: str
     #: what lengths are given in: 1, or the length of a row
     unit = 1.0
-    #: whether a gradient has ever come here; a place that none ever comes to is probably the wrong one
-    seen = False
+    #: True once any pass had a gradient here; a place that never has one is probably the wrong one
+    had_grad = False
 
     @abstractmethod
     def describe(self) -> str:
@@ -82,24 +84,33 @@ class Tap(ABC):
 
     @abstractmethod
     def receive(self, grads: Sequence[Tensor | None]) -> None:
-        """Take the gradients at ``leaves``; ``None`` where the loss does not depend on one."""
+        """Set the gradients at ``leaves``; ``None`` where the loss does not depend on one."""
 
     @property
     @abstractmethod
-    def reached(self) -> bool:
-        """Whether the last pass brought a gradient."""
+    def has_grad(self) -> bool:
+        """True if the last pass had a gradient here."""
 
     @abstractmethod
-    def begin_pass(self, *, keep_leaves: bool) -> None:
-        """Forget the gradients of the last pass; ``keep_leaves`` when this one ends in a gradient at the taps alone."""
+    def begin_pass(
+        self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
+    ) -> None:
+        """
+        Forget the gradients of the last pass.
+
+        :param inner: True if this one computes gradients at the taps only.
+        :param is_read: False if its gradients at the taps are not read, which saves computing them.
+        :param part: the attacked rows; ``None`` for all.
+        :param alone: True if the pass runs on these rows only.
+        """
 
     @abstractmethod
     def deltas(self) -> list[Delta]:
         """
-        Return the perturbations with their gradients in the last pass; none where the batch did not come here, though
-        others did.
+        Return the perturbations with their gradients in the last pass; none if the batch had no gradient here, though
+        others had.
 
-        :raises RuntimeError: if no gradient has ever come here.
+        :raises RuntimeError: if no pass has ever had a gradient here.
         """
 
     @abstractmethod

@@ -1,62 +1,172 @@
-"""What is added to lookups: one perturbation per token type, or one per position."""
+"""Lookups, and their perturbation: one per token type, or one per position."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ..batch import Part
+from ..forwards import Forward
 from .base import Delta
-from .lookup import Lookup
 
-__all__ = ["Granularity", "Perturbation", "PositionPerturbation", "VocabPerturbation", "perturbation_for"]
+__all__ = ["ByPosition", "ByToken", "Granularity", "Lookup", "Perturbation", "TapPass"]
 
 Granularity = Literal["vocab", "sequence", "token"]
 
 
-class VocabPerturbation:
+@dataclass(eq=False)
+class Lookup:
+    """
+    One call of an embedding.
+
+    :param table: the embedding.
+    :param all_ids: all ids of the call.
+    :param copies: how many copies of the batch they hold, one after the other.
+    :param rows: the attacked rows of a copy; ``None`` for all.
+    :param trained: False in a forward with gradients on that looks up without.
+    :param number: its place in its forward; in another forward of the pass, the same number is the same place. -1 if it
+        is not known.
+    """
+
+    table: nn.Embedding
+    all_ids: Tensor
+    copies: int = 1
+    rows: Tensor | None = None
+    trained: bool = True
+    number: int = -1
+    #: of the attacked rows of one copy
+    ids: Tensor = field(init=False)
+    #: the tensor that is added to the output, of shape ``(*ids, features)``; in a plain loop, once it has a gradient
+    leaf: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = self.all_ids if self.copies == 1 else self.all_ids[: len(self.all_ids) // self.copies]
+        if self.rows is not None:
+            self.ids = self.ids.index_select(0, self.rows)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient at the leaf, the sum over the copies."""
+        return None if self.leaf is None else self.leaf.grad
+
+    def add(self, output: Tensor, delta: Tensor) -> Tensor:
+        """Return the output with ``delta``, of shape ``(*ids, features)``, added to the attacked rows of each copy."""
+        if self.copies == 1 and self.rows is None:
+            return output + delta
+        by_copy = output.view(self.copies, len(output) // self.copies, *output.shape[1:])
+        if self.rows is None:
+            return (by_copy + delta).flatten(0, 1)
+        return by_copy.index_add(1, self.rows, delta.expand(self.copies, *delta.shape)).flatten(0, 1)
+
+    def real(self) -> Tensor:
+        """Return False at ``padding_idx``, whose row of the weight never gets a gradient; shape ``(*ids, 1)``."""
+        return _real(self.ids, self.table.padding_idx)
+
+
+@dataclass
+class TapPass:
+    """The lookups of one pass at one tap."""
+
+    #: False in a plain loop, where a pass ends at the first lookup after a backward pass
+    driven: bool = False
+    #: False if no gradient at the lookups is read after the pass
+    is_read: bool = True
+    #: the attacked rows; ``None`` for all
+    part: Part | None = None
+    #: True if the pass runs on the attacked rows only
+    alone: bool = False
+    #: in a plain loop only those that have a gradient, since the graph keeps the others
+    lookups: list[Lookup] = field(default_factory=list)
+    #: all that exist, for checkpoints
+    alive: WeakSet[Lookup] = field(default_factory=WeakSet)
+    #: how many numbers there are
+    total: int = 0
+    #: the numbers of lookups in announced forwards, by their place there
+    numbers: dict[int, int] = field(default_factory=dict)
+    #: True if the first lookup was in an announced forward
+    announced: bool = False
+    #: True if there was a lookup with gradients on
+    has_lookups: bool = False
+    #: the perturbations that the pass starts at, by number
+    starts: dict[int, Tensor] = field(default_factory=dict)
+
+    def number(self, tap: object, forward: Forward | None) -> int:
+        """
+        Number a lookup, in the order in which the places of the pass first came. Unannounced lookups are numbered
+        separately: they need not belong to the examples of announced forwards.
+        """
+        new = self.total
+        if forward is None:
+            self.total += 1
+            return new
+        self.announced = self.announced or not new
+        place = forward.lookups.get(id(tap), 0)
+        forward.lookups[id(tap)] = place + 1
+        number = self.numbers.setdefault(place, new)
+        self.total += number == new
+        return number
+
+    def rows(self, ids: Tensor, copies: int, name: str) -> Tensor | None:
+        """
+        Return which rows of a copy of the batch are attacked, if some are; ``None`` for all that there are.
+
+        :raises RuntimeError: if ``ids`` lack a row for each example.
+        """
+        assert self.part is not None
+        examples = len(self.part) if self.alone else self.part.of
+        if not ids.dim() or len(ids) != copies * examples:
+            raise RuntimeError(
+                f"Expected embedding `{name}` to be asked for ids with a row for each of the {copies * examples} "
+                f"examples of a pass, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. "
+                "Use `fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
+            )
+        return None if self.alone else self.part.rows(ids.device)
+
+
+class ByToken:
     r"""
     One perturbation per token type, as if the rows of the weight were perturbed: :math:`G_v=\sum_{i:\,id_i=v} g_i`.
 
-    The table has one slot per position of the micro-batch, not one per row of the vocabulary. The ids are sorted; the
-    slot of a token is the first place at which its id stands. So neither the cost nor the shapes depend on the
-    vocabulary or on how many distinct tokens there are, which a device would have to tell the host.
+    The table has one slot per position of the micro-batch. The ids are sorted; the slot of a token is the first place
+    where its id stands. So neither the cost nor the shapes depend on the vocabulary or on the number of distinct
+    tokens, which would take a synchronization.
 
-    :param lookups: those of the pass that it begins at, by number.
+    :param lookups: the lookups of the first pass that have a gradient.
     """
 
-    def __init__(self, lookups: dict[int, list[Lookup]]):
-        self._lookups: list[Lookup] = list(chain.from_iterable(lookups.values()))
-        self._keys = torch.cat([lookup.ids.flatten() for lookup in self._lookups]).sort().values
-        grad = self._lookups[0].grad
+    def __init__(self, lookups: Sequence[Lookup]):
+        # Kept without the leaves, which hold gradients.
+        self._places = [(lookup.ids, lookup.table.padding_idx) for lookup in lookups]
+        self._keys = torch.cat([ids.flatten() for ids, _ in self._places]).sort().values
+        grad = lookups[0].grad
         assert grad is not None
         dtype = torch.promote_types(grad.dtype, torch.float32)
         self._table = grad.new_zeros((self._keys.numel(), grad.shape[-1]), dtype=dtype)
 
-    def at(self, number: int | None, ids: Tensor) -> Tensor | None:
-        """
-        Return what is added to a lookup of these ids, those of one copy of the batch: of shape ``(*ids, features)``, or
-        ``None`` for nothing. Its number in its forward is ``None`` where that is not known.
-        """
+    def at(self, number: int, ids: Tensor) -> Tensor | None:
+        """Return the perturbation of a lookup of these ids, of shape ``(*ids, features)``; ``None`` for zeros."""
         if not self._keys.numel():
             return None
         slots, known = self._slots(ids)
         return functional.embedding(slots, self._table) * known.unsqueeze(-1)
 
-    def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
-        """Return the values, and their gradients given those at the lookups of a pass, which are by number."""
+    def deltas(self, lookups: Sequence[Lookup]) -> list[Delta]:
+        """Return the values, with their gradients in the pass of these lookups."""
         size, features = self._table.shape
-        total = self._table.new_zeros((size + 1, features))  # in the last row lands what does not count
-        for lookup in chain.from_iterable(lookups.values()):
+        total = self._table.new_zeros((size + 1, features))  # the last row is for what does not count
+        for lookup in lookups:
             slots, known = self._slots(lookup.ids)
             slots = torch.where(lookup.real().squeeze(-1) & known, slots, size)
             assert lookup.grad is not None
             grad = lookup.grad.to(total.dtype)
-            if lookup.scale_grad_by_freq:
+            if lookup.table.scale_grad_by_freq:
                 grad = grad / _counts(lookup.ids).unsqueeze(-1)
             total.index_add_(0, slots.flatten(), grad.reshape(-1, features))
         return [Delta(self._table, total[:size], (0, 1), find_free=self._free)]
@@ -66,10 +176,10 @@ class VocabPerturbation:
         (self._table,) = values
 
     def _free(self) -> Tensor:
-        """Return which slots belong to a token that is no padding."""
+        """Return True for the slots of tokens other than padding."""
         used = torch.zeros_like(self._keys, dtype=torch.long)
-        for lookup in self._lookups:
-            used.index_add_(0, self._slots(lookup.ids)[0].flatten(), lookup.real().flatten().long())
+        for ids, padding_idx in self._places:
+            used.index_add_(0, self._slots(ids)[0].flatten(), _real(ids, padding_idx).flatten().long())
         return (used > 0).unsqueeze(-1)
 
     def _slots(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,97 +188,82 @@ class VocabPerturbation:
         return slots, self._keys[slots] == ids
 
 
-class PositionPerturbation:
+class ByPosition:
     """
-    One perturbation per position of an example, normalized over each example (``"sequence"``) or each position. All
+    One perturbation per position, normalized over each example (``"sequence"``) or each position (``"token"``). All
     forwards of a pass share it.
 
-    :param lookups: those of the pass that it begins at, by number.
-    :param total: how many lookups a forward of this pass had, with those that no gradient came to.
-    :param starts: what was added to them in this pass, if it was not clean, by number.
+    :param lookups: the lookups of the first pass that have a gradient.
+    :param total: how many lookups a forward of this pass had, with or without a gradient.
+    :param starts: the values in this pass, by number; zeros for others.
     :param per_token: normalize each position by itself.
     """
 
-    def __init__(
-        self, lookups: dict[int, list[Lookup]], total: int, starts: dict[int, Tensor] | None = None, *, per_token: bool
-    ):
+    def __init__(self, lookups: Sequence[Lookup], total: int, starts: dict[int, Tensor], *, per_token: bool):
         self._per_token = per_token
         self._total = total
-        self._lookups = {number: each[0] for number, each in lookups.items()}
-        starts = starts or {}
-        self._values = {}
-        for number, lookup in self._lookups.items():
-            grad = lookup.grad
-            assert grad is not None
-            dtype = torch.promote_types(grad.dtype, torch.float32)
-            start = starts.get(number)
-            self._values[number] = torch.zeros_like(grad, dtype=dtype) if start is None else start.to(dtype)
+        self._values: dict[int, Tensor] = {}
+        #: computes, by number, where the perturbation may move
+        self._free: dict[int, Callable[[], Tensor]] = {}
+        for lookup in sorted(lookups, key=lambda each: each.number):
+            if lookup.number not in self._values:
+                grad, start = lookup.grad, starts.get(lookup.number)
+                assert grad is not None
+                dtype = torch.promote_types(grad.dtype, torch.float32)
+                self._free[lookup.number] = partial(_real, lookup.ids, lookup.table.padding_idx)
+                self._values[lookup.number] = torch.zeros_like(grad, dtype=dtype) if start is None else start.to(dtype)
 
-    def at(self, number: int | None, ids: Tensor) -> Tensor | None:
-        if number is not None and number >= self._total:
+    def at(self, number: int, ids: Tensor) -> Tensor | None:
+        """Return the perturbation of the lookup of this number, of shape ``(*ids, features)``; ``None`` for zeros."""
+        if number >= self._total:
             raise RuntimeError(
                 f"Expected every pass over a batch to look up as often as the first pass, {self._total} times, but "
                 "got another lookup. Use `granularity='vocab'`, which follows tokens, not positions, or "
                 "`torch.no_grad()` for what is not trained."
             )
-        if number not in self._values:
-            return None
-        value = self._values[number]
-        if ids.shape != value.shape[:-1]:
-            raise RuntimeError(
-                f"Expected every pass over a batch to look up ids of the same shape, but got {tuple(ids.shape)} where "
-                f"the first pass had {tuple(value.shape[:-1])}. Use `granularity='vocab'`, which follows tokens, not "
-                "positions."
-            )
+        value = self._values.get(number)
+        if value is not None:
+            _check_shape(ids, value)
         return value
 
-    def deltas(self, lookups: dict[int, list[Lookup]]) -> list[Delta]:
+    def deltas(self, lookups: Sequence[Lookup]) -> list[Delta]:
+        """Return the values, with their gradients in the pass of these lookups."""
+        totals: dict[int, Tensor] = {}
+        for lookup in lookups:
+            value = self._values.get(lookup.number)
+            if value is not None:
+                _check_shape(lookup.ids, value)
+                assert lookup.grad is not None
+                grad = torch.where(lookup.real(), lookup.grad.to(value.dtype), 0)
+                totals[lookup.number] = totals[lookup.number] + grad if lookup.number in totals else grad
         found = []
         for number, value in self._values.items():
             dims = (-1,) if self._per_token else tuple(range(1, value.dim()))
-            grad = self._collect(value, lookups.get(number, []))
-            found.append(Delta(value, grad, dims, number, self._lookups[number].real))
+            grad = totals[number] if number in totals else torch.zeros_like(value)
+            found.append(Delta(value, grad, dims, number, self._free[number]))
         return found
 
     def set(self, values: Sequence[Tensor]) -> None:
+        """Take other values, in the order of :meth:`deltas`."""
         self._values = dict(zip(self._values, values, strict=True))
 
-    @staticmethod
-    def _collect(value: Tensor, lookups: list[Lookup]) -> Tensor:
-        total = None
-        for lookup in lookups:
-            grad = lookup.grad
-            assert grad is not None
-            if grad.shape != value.shape:
-                raise RuntimeError(
-                    "Expected all forwards of a pass to look up ids of the same shape, since they share an example's "
-                    f"perturbation, but got {tuple(grad.shape[:-1])} and {tuple(value.shape[:-1])}. Use "
-                    "`granularity='vocab'`, which follows tokens, not positions."
-                )
-            grad = torch.where(lookup.real(), grad.to(value.dtype), 0)
-            total = grad if total is None else total + grad
-        return torch.zeros_like(value) if total is None else total
+
+#: how values reach the outputs of lookups, and how gradients return from there
+Perturbation = ByToken | ByPosition
 
 
-#: how values reach the outputs of lookups, and how gradients come back from there
-Perturbation = VocabPerturbation | PositionPerturbation
+def _check_shape(ids: Tensor, value: Tensor) -> None:
+    if ids.shape != value.shape[:-1]:
+        raise RuntimeError(
+            f"Expected every forward over a batch to look up ids of the same shape, but got {tuple(ids.shape)} where "
+            f"the first pass had {tuple(value.shape[:-1])}. Use `granularity='vocab'`, which follows tokens, not "
+            "positions."
+        )
 
 
-def perturbation_for(
-    granularity: str, lookups: dict[int, list[Lookup]], total: int, starts: dict[int, Tensor] | None = None
-) -> Perturbation:
-    """
-    Build the perturbation that the lookups of a pass begin with.
-
-    :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
-    :param lookups: those that a gradient came to, by their number in a forward.
-    :param total: how many lookups a forward had in all.
-    :param starts: what was added to them, by number; nothing if ``None``.
-    :return: the perturbation.
-    """
-    if granularity == "vocab":
-        return VocabPerturbation(lookups)
-    return PositionPerturbation(lookups, total, starts, per_token=granularity == "token")
+def _real(ids: Tensor, padding_idx: int | None) -> Tensor:
+    real = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
+    return real.unsqueeze(-1)
 
 
 def _counts(ids: Tensor) -> Tensor:

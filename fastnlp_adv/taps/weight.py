@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..batch import Part
 from .base import Delta, Tap, described
 
 __all__ = ["WeightTap"]
@@ -29,7 +30,7 @@ class WeightTap(Tap):
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._grad: Tensor | None = None
-        self._keep_leaves = False
+        self._inner = False
         self._backward = -1  # the backward pass that it came from
 
     def describe(self) -> str:
@@ -47,17 +48,19 @@ class WeightTap(Tap):
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [self.param] if self._keep_leaves and self.param.requires_grad else []
+        return [self.param] if self._inner and self.param.requires_grad else []
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
         """Do nothing: the hook on the parameter has the gradient already."""
 
     @property
-    def reached(self) -> bool:
+    def has_grad(self) -> bool:
         return self._grad is not None
 
-    def begin_pass(self, *, keep_leaves: bool) -> None:
-        self._keep_leaves = keep_leaves
+    def begin_pass(
+        self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
+    ) -> None:
+        self._inner = inner
         self._grad = None
 
     def reset(self) -> None:
@@ -66,10 +69,10 @@ class WeightTap(Tap):
                 self.param.copy_(self._backup)
             torch.clear_autocast_cache()  # an autocast around the step keeps what it has cast
         self._value = self._backup = None
-        self.begin_pass(keep_leaves=False)
+        self.begin_pass()
 
     def deltas(self) -> list[Delta]:
-        if self._grad is None and not self.seen:
+        if self._grad is None and not self.had_grad:
             raise RuntimeError(
                 f"Expected a backward pass through parameter `{self.name}` before the attack, but got no gradient. "
                 "Call `loss.backward()` first, on a loss that depends on it, or name another with `emb_name`."
@@ -92,14 +95,14 @@ class WeightTap(Tap):
         with torch.no_grad():
             torch.add(self._backup, by, out=self.param)
         torch.clear_autocast_cache()
-        self.begin_pass(keep_leaves=False)
+        self.begin_pass()
 
     def _on_gradient(self, grad: Tensor) -> None:
-        self.seen = True
+        self.had_grad = True
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()
         earlier = self._grad if backward == self._backward else None
         if earlier is not None:
             self._grad = earlier + grad
         else:  # what goes on to `.grad` may be added to there; what an inner pass computes goes nowhere else
-            self._grad = grad if self._keep_leaves else grad.clone()
+            self._grad = grad if self._inner else grad.clone()

@@ -508,7 +508,6 @@ def test_whatever_raises_the_next_step_is_as_if_nothing_had_been():
         with pytest.raises(KeyboardInterrupt):
             pgd.step(failing, fields())
         assert_untouched(model, before)
-        assert all(tap.part is None for tap in pgd.embedding_taps)
         model.zero_grad()
         with torch.no_grad():
             assert torch.equal(model.words(IDS), model.words.weight[IDS])

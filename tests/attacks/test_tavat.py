@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
 from fastnlp_adv.callbacks import TAVATCallback
-from fastnlp_adv.taps.lookup import Lookup, Record
+from fastnlp_adv.taps import Lookup
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -331,7 +331,7 @@ def test_a_model_that_was_moved_is_refused():
 def classifier_on_meta(attack):
     """Runs the hook as a model on another device would."""
     ids = IDS.to("meta")
-    lookup = Lookup(Record(), 0, attack.model.word_embeddings, ids)
+    lookup = Lookup(attack.model.word_embeddings, ids, number=0)
     return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
 
 

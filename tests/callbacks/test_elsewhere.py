@@ -142,7 +142,7 @@ def test_one_of_several_embeddings_may_be_left_out(callback):
     class Seen(Callback):
         def on_train_begin(self, trainer):
             for tap in method.method.taps:
-                tap.seen = True
+                tap.had_grad = True
 
     trainer = build(model, [method, Seen()], train_dataloader=Batches(data), n_epochs=1, n_batches=-1)
     before = weights(model).clone()

@@ -40,7 +40,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize(
-    "callbacks, files, functions", [([FGMCallback], 14, 70), ([PGDCallback, RDropCallback], 19, 124)]
+    "callbacks, files, functions", [([FGMCallback], 13, 67), ([PGDCallback, RDropCallback], 18, 124)]
 )
 def test_a_batch_crosses_few_files_and_functions(callbacks, files, functions):
     watch = Watch()

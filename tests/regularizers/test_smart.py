@@ -210,7 +210,7 @@ def test_an_example_without_a_gradient_keeps_its_noise():
 
     smart(forward, batch)
     noise = 0.05 * Passes(Gru, model, batch).normal(torch.Generator().manual_seed(SEED))
-    found = seen[-1].deltas({})[0].value
+    found = seen[-1].deltas([])[0].value
     assert torch.equal(found[2], noise[2])
     assert [(found[i] - noise[i]).abs().max().item() for i in (0, 1, 3)] == pytest.approx([0.5] * 3)
 

@@ -8,27 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fastnlp_adv.taps.lookup import Lookup, Record
-from fastnlp_adv.taps.perturbation import perturbation_for as build_perturbation
+from fastnlp_adv.taps import Lookup
+from fastnlp_adv.taps.perturbation import ByPosition, ByToken
 
 HIDDEN = 3
 GRANULARITIES = ("vocab", "sequence", "token")
 
 
-def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False):
+def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False, number=0):
     module = nn.Embedding(50, HIDDEN, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
-    lookup = Lookup(Record(), 0, module, ids)
-    lookup.receive(grad)
+    lookup = Lookup(module, ids, number=number)
+    lookup.leaf = torch.zeros_like(grad, requires_grad=True)
+    lookup.leaf.grad = grad
     return lookup
 
 
 def perturbation_for(granularity, lookups, total=None):
+    if granularity == "vocab":
+        return ByToken(list(lookups.values()))
     total = max(lookups) + 1 if total is None else total
-    return build_perturbation(granularity, {number: [lookup] for number, lookup in lookups.items()}, total)
+    return ByPosition(list(lookups.values()), total, {}, per_token=granularity == "token")
 
 
 def collect(perturbation, lookups):
-    return [delta.grad for delta in perturbation.deltas({number: [lookup] for number, lookup in lookups.items()})]
+    return [delta.grad for delta in perturbation.deltas(list(lookups.values()))]
 
 
 @st.composite
@@ -40,7 +43,7 @@ def passes(draw):
         shape = draw(st.lists(st.integers(1, 4), max_size=3))
         ids = torch.randint(0, 6, shape, generator=g).to(draw(st.sampled_from([torch.int32, torch.int64])))
         grad = torch.randn(*shape, HIDDEN, generator=g, dtype=torch.float64)
-        lookups[index] = lookup_of(ids, grad, draw(st.sampled_from([None, 0, 5])), draw(st.booleans()))
+        lookups[index] = lookup_of(ids, grad, draw(st.sampled_from([None, 0, 5])), draw(st.booleans()), index)
     return lookups
 
 
@@ -55,9 +58,9 @@ def by_token(lookups):
         seen = lookup.ids.flatten().tolist()
         for place in positions(lookup.ids):
             token = lookup.ids[place].item()
-            if token == lookup.padding_idx:
+            if token == lookup.table.padding_idx:
                 continue
-            share = seen.count(token) if lookup.scale_grad_by_freq else 1
+            share = seen.count(token) if lookup.table.scale_grad_by_freq else 1
             rows[token] = rows.get(token, 0) + lookup.grad[place] / share
     return rows
 
@@ -77,7 +80,7 @@ def test_vocab_sums_the_gradients_of_a_token_and_reaches_all_its_places(lookups)
 @given(passes())
 def test_vocab_has_one_norm_that_of_the_gradient_of_the_weight(lookups):
     perturbation = perturbation_for("vocab", lookups)
-    (delta,) = perturbation.deltas({number: [lookup] for number, lookup in lookups.items()})
+    (delta,) = perturbation.deltas(list(lookups.values()))
     grad = delta.grad
     assert delta.dims == (0, 1)
     expected = sum(float((row**2).sum()) for row in by_token(lookups).values()) ** 0.5
@@ -86,7 +89,7 @@ def test_vocab_has_one_norm_that_of_the_gradient_of_the_weight(lookups):
 
 @given(passes())
 def test_vocab_frees_one_slot_for_every_token_that_can_move(lookups):
-    (delta,) = perturbation_for("vocab", lookups).deltas({})
+    (delta,) = perturbation_for("vocab", lookups).deltas([])
     free = delta.free
     tokens = {int(t) for lookup in lookups.values() for t in lookup.ids[lookup.real().squeeze(-1)].flatten()}
     assert int(free.sum()) == len(tokens)
@@ -110,7 +113,7 @@ def test_a_position_keeps_its_own_gradient_unless_it_is_padding(granularity, loo
     for index, lookup in lookups.items():
         delta = perturbation.at(index, lookup.ids)
         for place in positions(lookup.ids):
-            expected = lookup.grad[place] * (lookup.ids[place].item() != lookup.padding_idx)
+            expected = lookup.grad[place] * (lookup.ids[place].item() != lookup.table.padding_idx)
             torch.testing.assert_close(delta[place], expected)
 
 
@@ -118,14 +121,14 @@ def test_a_position_keeps_its_own_gradient_unless_it_is_padding(granularity, loo
 def test_positions_share_a_norm_by_example_or_not_at_all(granularity):
     lookups = {0: lookup_of(torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 4, HIDDEN))}
     perturbation = perturbation_for(granularity, lookups)
-    (delta,) = perturbation.deltas({})
+    (delta,) = perturbation.deltas([])
     shared = [d % 4 for d in delta.dims]
     assert shared == ([1, 2, 3] if granularity == "sequence" else [3])
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_positions_stay_still_where_no_gradient_came_and_keep_their_shape(granularity):
-    lookups = {1: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
+    lookups = {1: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN), number=1)}
     perturbation = perturbation_for(granularity, lookups)
     assert perturbation.at(0, torch.tensor([[4, 2]])) is None
     assert collect(perturbation, {})[0].eq(0).all()
@@ -148,7 +151,7 @@ def test_half_precision_gradients_are_summed_in_single(granularity, dtype):
     lookups = {0: lookup_of(torch.tensor([[1, 1]]), torch.ones(1, 2, HIDDEN, dtype=dtype))}
     perturbation = perturbation_for(granularity, lookups)
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    (delta,) = perturbation.deltas({0: [lookups[0]]})
+    (delta,) = perturbation.deltas([lookups[0]])
     assert delta.value.dtype == delta.grad.dtype == expected
 
 

@@ -9,6 +9,7 @@ from support import VOCAB, assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fastnlp_adv.forwards import announced
 from fastnlp_adv.taps import Embedding, EmbeddingTap, WeightTap
 
 IDS, LABELS = batch(4, 7)
@@ -52,10 +53,10 @@ def test_open_and_close_are_symmetric_and_idempotent(make):
 
 
 @BOTH
-@pytest.mark.parametrize("keep_leaves", [False, True])
-def test_watching_changes_no_bit_of_the_loss_or_the_gradients(make, keep_leaves):
+@pytest.mark.parametrize("how", [{}, {"inner": True}, {"is_read": False}])
+def test_watching_changes_no_bit_of_the_loss_or_the_gradients(make, how):
     plain, model = classifier().float(), classifier().float()
-    make(model).begin_pass(keep_leaves=keep_leaves)
+    make(model).begin_pass(**how)
     losses = [loss(plain), loss(model)]
     assert torch.equal(*losses)
     for each in losses:
@@ -82,7 +83,7 @@ def test_leaves_are_what_a_gradient_only_pass_differentiates():
     tap = on_lookups(model)
     loss(model)
     assert tap.leaves == []
-    tap.begin_pass(keep_leaves=True)
+    tap.begin_pass(inner=True)
     (grad,) = torch.autograd.grad(loss(model), tap.leaves)
     tap.receive([grad])
     assert torch.equal(tap.deltas()[0].grad, torch.where((IDS != 0).unsqueeze(-1), grad, 0))
@@ -128,7 +129,7 @@ def test_gradients_are_those_of_the_last_backward_pass():
     """Two forwards, then their backward passes in either order; both are in one pass, a third forward is another."""
     model = classifier(padding_idx=None)
     tap = on_lookups(model)
-    tap.begin_pass(keep_leaves=False)
+    tap.begin_pass()
     other = batch(4, 7, seed=1)[0]
     first, second = loss(model), loss(model, other)
     second.backward()
@@ -143,6 +144,66 @@ def test_gradients_are_those_of_the_last_backward_pass():
     loss(model).backward()
     loss(model, other).backward()
     assert torch.equal(tap.deltas()[0].grad, alone[0])
+
+
+@GRANULARITY
+def test_no_gradient_is_computed_where_none_is_read(granularity):
+    """The perturbation is added all the same."""
+    model = classifier()
+    tap = on_lookups(model, granularity)
+    tap.begin_pass()
+    loss(model).backward()
+    (delta,) = tap.deltas()
+    tap.perturb([delta.grad])
+    tap.begin_pass()
+    read = loss(model)
+    assert all(leaf.requires_grad for leaf in tap.leaves)
+    tap.begin_pass(is_read=False)
+    unread = loss(model)
+    assert torch.equal(unread, read) and tap.has_lookups
+    assert not any(leaf.requires_grad for leaf in tap.leaves)
+    unread.backward()
+    assert not tap.has_grad
+
+
+@GRANULARITY
+def test_lookups_of_the_same_number_and_copies_are_summed(granularity):
+    model = classifier(padding_idx=None)
+    tap = on_lookups(model, granularity)
+
+    def pass_over(*forwards):
+        tap.begin_pass()
+        total = 0
+        for ids, labels, announcement in forwards:
+            with announced(**announcement):
+                total = total + cross_entropy(model(ids), labels, reduction="sum")
+        total.backward()
+        (delta,) = tap.deltas()
+        tap.reset()
+        # With `"vocab"`, the number of slots depends on that of the lookups.
+        return delta.grad.norm(dim=-1).sum() if granularity == "vocab" else delta.grad
+
+    once = pass_over((IDS, LABELS, {}))
+    twice = pass_over((IDS, LABELS, {}), (IDS, LABELS, {}))
+    doubled = pass_over((torch.cat([IDS, IDS]), torch.cat([LABELS, LABELS]), {"copies": 2, "rows": len(IDS)}))
+    assert twice.shape == doubled.shape == once.shape
+    assert torch.allclose(twice, 2 * once, rtol=1e-12) and torch.allclose(doubled, 2 * once, rtol=1e-12)
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_a_backward_pass_counts_from_its_first_lookup(granularity):
+    """Nothing tells a plain loop that a forward is dropped. Here that made two lookups, and the next makes one."""
+    model = classifier()
+    tap = on_lookups(model, granularity)
+    loss(model), loss(model, batch(4, 5, seed=1)[0])
+    loss(model).backward()
+    (delta,) = tap.deltas()
+    assert delta.number == 0 and delta.grad.shape[:2] == IDS.shape
+    tap.perturb([delta.grad])
+    clean = model.word_embeddings.weight[IDS]
+    assert torch.allclose(model.word_embeddings(IDS) - clean, delta.grad, atol=1e-12)
+    with pytest.raises(RuntimeError, match="look up as often as the first pass, 1 times"):
+        model.word_embeddings(IDS)
 
 
 class TestWeightTap:
