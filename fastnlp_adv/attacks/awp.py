@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..functional import group_norm, steepest_direction
 from ..options import check_number, must_be, option, options
 from ..taps import Delta, WeightTap
-from .base import AdversarialLoss
+from .passes import AdversarialLoss
 from .weights import WeightAttack
 
 __all__ = ["AWP"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,43 +14,15 @@ from torch import Tensor
 from .. import forwards
 from ..batch import Part, count_examples, take_part
 from ..learning import Learning
-from ..method import Cost, Method, is_first_process, logger
-from ..options import Options, check_flag, check_number, option, optional, options
+from ..method import Method, is_first_process, logger
 from ..random_state import Noise
 from ..schedule import Growing, Pacing
 from ..taps import Delta
+from .passes import Pass
 
-__all__ = ["AdversarialLoss", "Attack", "InnerPrecision", "Pass", "check_inner_autocast"]
+__all__ = ["Attack"]
 
 _WHOLE = "Use `fraction=1`, which attacks the batch as it is."
-
-
-@dataclass(frozen=True)
-class Pass:
-    """
-    One forward and backward pass of a training step.
-
-    :param weight: the factor of its loss.
-    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
-    :param adversarial: whether the input is perturbed.
-    :param last: whether it is the last one, in which distributed training reduces the gradients.
-    :param only_reduces: whether that is all that it is for.
-    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
-    :param batch: these examples; ``None`` for the whole batch.
-    """
-
-    weight: float = 1.0
-    trains: bool = True
-    adversarial: bool = False
-    last: bool = False
-    only_reduces: bool = False
-    part: bool = False
-    batch: Any = field(default=None, repr=False, compare=False)
-
-    def of(self, batch: Any) -> Any:
-        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
-        batch = batch if self.batch is None else self.batch
-        return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
 class Attack(Growing, Method, ABC):
@@ -330,49 +301,3 @@ class Attack(Growing, Method, ABC):
 
 def _total(norms: list[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-
-
-@options
-class AdversarialLoss(Options):
-    """Trains on a clean and an adversarial loss, or on the adversarial loss only."""
-
-    adv_weight: float = option(
-        default=1.0,
-        check=check_number,
-        doc="the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself",
-    )
-    replace: bool = option(
-        default=False,
-        check=check_flag,
-        doc="train on the adversarial loss only; the first pass then computes no parameter gradients",
-    )
-
-
-def check_inner_autocast(inner_autocast: torch.dtype | None, cost: Cost) -> None:
-    """Raise where a precision for inner passes is given and there are none."""
-    if inner_autocast is not None and not cost.inner:
-        raise ValueError(
-            f"Expected `inner_autocast` to be None where every pass of a step trains, but got {inner_autocast!r}. "
-            "Leave it out, or use `replace=True`, or PGD with more `steps`."
-        )
-
-
-def _check_inner_autocast(name: str, value: Any) -> None:
-    if value is not torch.bfloat16:
-        raise ValueError(
-            f"Expected `{name}` to be None or torch.bfloat16, but got {value!r}. bfloat16 has the range of float32; in "
-            "float16 small gradients would be 0."
-        )
-
-
-@options
-class InnerPrecision(Options):
-    """Runs passes that do not train in a lower precision."""
-
-    inner_autocast: torch.dtype | None = option(
-        default=None,
-        check=optional(_check_inner_autocast),
-        doc="``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
-        "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
-        "that the model or the Trainer (``fp16=True``) enters itself goes first",
-    )

@@ -13,7 +13,8 @@ from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_flag, check_fraction, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Tap, fits, taps_on
-from .base import AdversarialLoss, Attack, InnerPrecision, check_inner_autocast
+from .base import Attack
+from .passes import AdversarialLoss, InnerPrecision
 
 __all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
 
@@ -250,7 +251,6 @@ class TwoPassAttack(SharesDropout, InnerPrecision, AdversarialLoss, EmbeddingAtt
                 f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
                 "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
             )
-        check_inner_autocast(self.inner_autocast, self.cost)
 
 
 def _row_of(tap: Tap) -> float:

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..method import Cost, SharesDropout
 from ..taps import Delta, Tap, WeightTap, fits, refuse_sharded
-from .base import Attack, InnerPrecision, Pass, check_inner_autocast
+from .base import Attack
+from .passes import InnerPrecision, Pass
 
 __all__ = ["WeightAttack"]
 
@@ -31,10 +32,6 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
     @property
     def cost(self) -> Cost:
         return Cost(2, 2 - self.replace, int(self.replace))
-
-    def validate(self) -> None:
-        super().validate()
-        check_inner_autocast(self.inner_autocast, self.cost)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         refuse_sharded(model, f"{type(self).__name__}, which moves the weights,")

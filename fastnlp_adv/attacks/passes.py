@@ -1,0 +1,88 @@
+"""The passes of a step, and the arguments of attacks that are about them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..method import Method
+from ..options import Options, check_flag, check_number, option, optional, options
+
+__all__ = ["AdversarialLoss", "InnerPrecision", "Pass"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """
+    One forward and backward pass of a training step.
+
+    :param weight: the factor of its loss.
+    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
+    :param adversarial: whether the input is perturbed.
+    :param last: whether it is the last one, in which distributed training reduces the gradients.
+    :param only_reduces: whether that is all that it is for.
+    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
+    :param batch: these examples; ``None`` for the whole batch.
+    """
+
+    weight: float = 1.0
+    trains: bool = True
+    adversarial: bool = False
+    last: bool = False
+    only_reduces: bool = False
+    part: bool = False
+    batch: Any = field(default=None, repr=False, compare=False)
+
+    def of(self, batch: Any) -> Any:
+        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
+        batch = batch if self.batch is None else self.batch
+        return copy.copy(batch) if isinstance(batch, Mapping) else batch
+
+
+@options
+class AdversarialLoss(Options):
+    """Trains on a clean and an adversarial loss, or on the adversarial loss only."""
+
+    adv_weight: float = option(
+        default=1.0,
+        check=check_number,
+        doc="the weight of the adversarial loss; in a plain loop with ``attack`` you apply it yourself",
+    )
+    replace: bool = option(
+        default=False,
+        check=check_flag,
+        doc="train on the adversarial loss only; the first pass then computes no parameter gradients",
+    )
+
+
+def _check_inner_autocast(name: str, value: Any) -> None:
+    if value is not torch.bfloat16:
+        raise ValueError(
+            f"Expected `{name}` to be None or torch.bfloat16, but got {value!r}. bfloat16 has the range of float32; in "
+            "float16 small gradients would be 0."
+        )
+
+
+@options
+class InnerPrecision(Method):
+    """Runs passes that do not train in a lower precision."""
+
+    inner_autocast: torch.dtype | None = option(
+        default=None,
+        check=optional(_check_inner_autocast),
+        doc="``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
+        "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
+        "that the model or the Trainer (``fp16=True``) enters itself goes first",
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.inner_autocast is not None and not self.cost.inner:
+            raise ValueError(
+                f"Expected `inner_autocast` to be None where every pass of a step trains, but got "
+                f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
+            )
