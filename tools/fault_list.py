@@ -1365,7 +1365,7 @@ def attack_leaves_no_step_out_in_silence():
 def attaching_forgets():
     """A state that is loaded before attaching is lost."""
     around(
-        module("method").ModelMethod,
+        module("model_method").ModelMethod,
         "attach",
         lambda old, self, model: [setattr(self, "_remembered", None), old(self, model)][1],
     )
@@ -1374,19 +1374,24 @@ def attaching_forgets():
 @in_loops("test_unattached.py")
 def detaching_forgets():
     """Detaching loses what a method remembers."""
-    around(module("method").ModelMethod, "detach", lambda old, self: [old(self), setattr(self, "_remembered", None)][0])
+
+    def detach(old, self):
+        old(self)._remembered = None
+        return self
+
+    around(module("model_method").ModelMethod, "detach", detach)
 
 
 @in_loops("test_unattached.py")
 def another_training_goes_on_with_the_memory_of_the_first():
     """A callback takes what it remembers to another Trainer."""
-    around(module("method").ModelMethod, "forget", lambda old, self: self)
+    around(module("model_method").ModelMethod, "forget", lambda old, self: self)
 
 
 @in_loops("test_unattached.py")
 def hooks_are_rebuilt_in_silence():
     """`emb_name` of an attached method can be assigned, to no effect."""
-    around(module("method").ModelMethod, "check_change", lambda old, self, name, value: None)
+    around(module("model_method").ModelMethod, "check_change", lambda old, self, name, value: None)
 
 
 @in_loops("test_unattached.py")
@@ -1398,7 +1403,7 @@ def misspelt_arguments_are_kept():
 @in_loops("test_unattached.py", "test_schedule.py")
 def unattached_methods_have_no_way_out():
     """Running an unattached method does not tell what to do."""
-    cls = module("method").ModelMethod
+    cls = module("model_method").ModelMethod
     attached = vars(cls)["attached"].fget
 
     def get(self):

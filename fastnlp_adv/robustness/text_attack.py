@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..method import ModelMethod
+from ..model_method import ModelMethod
 from ..options import at_least, check_count, check_name, must_be
 from ..regularizers.outputs import read_outputs
 from ..taps import Tap, taps_on

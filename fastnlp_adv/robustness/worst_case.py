@@ -15,7 +15,8 @@ from typing_extensions import Self
 
 from ..forwards import announced
 from ..functional import ascend, project, random_in_ball
-from ..method import ModelMethod, OnEmbeddings
+from ..method import OnEmbeddings
+from ..model_method import ModelMethod
 from ..options import at_least, check_count, check_flag, check_number, check_positive, option, optional, options
 from ..taps import Delta, EmbeddingTap, Tap, taps_on
 from .scores import Scores

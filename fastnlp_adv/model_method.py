@@ -1,0 +1,295 @@
+"""What works on a model: attached to it or not, with hooks that are on or off, noise, and a memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .options import Options, options
+from .random_state import Noise, Replay
+from .taps import EmbeddingTap, Tap, is_flat
+from .versions import comes_of_reentrant_checkpoints
+
+__all__ = ["ModelMethod"]
+
+
+@options
+class ModelMethod(Options):
+    """
+    What works on a model through hooks. ``FGM(epsilon=1.0)`` is unattached and waits for :meth:`attach`; ``FGM(model,
+    epsilon=1.0)`` is attached at once, with its hooks on until :meth:`close`. Arguments can be assigned at any time and
+    hold from the next step on, but for those in ``fixed``, which cannot be assigned after attaching.
+
+    :param model: the model; ``None`` to attach later.
+    """
+
+    #: the arguments from which hooks and memory are made
+    fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "granularity"})
+    #: whether it can do nothing unattached
+    needs_model: ClassVar[bool] = True
+
+    model: nn.Module | None = dataclasses.field(default=None, kw_only=False)
+
+    def __post_init__(self) -> None:
+        #: what :meth:`attach` goes on from
+        self._remembered: dict[str, Any] | None = None
+        model, self.model = self.model, None
+        self._forget()
+        super().__post_init__()
+        if model is not None:
+            self.attach(model)
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self.taps: list[Tap] = []
+        self.stream = Noise()
+        #: how often a batch had no gradient at the taps, though others had
+        self.without_grad = 0
+        #: whether the hooks are on the model
+        self.is_open = False
+        vars(self).pop("_flat", None)
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        """
+        Return where the method reads gradients and puts perturbations.
+
+        :raises ValueError: if it cannot train this model.
+        """
+        return []
+
+    def check_model(self, model: nn.Module) -> list[Tap]:
+        """Raise ``ValueError`` if the method cannot train this model; return its taps."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"Expected `model` to be a torch.nn.Module, but got {type(model).__name__}. Give "
+                f"`{type(self).__name__}` the model first and the other arguments by name."
+            )
+        _refuse_data_parallel(model)
+        return self.find_taps(model)
+
+    def attach(self, model: nn.Module) -> Self:
+        """
+        Attach to a model and put the hooks on it. The constructor with a model calls it. What the method remembers, of
+        an earlier training or from :meth:`load_state_dict`, is kept.
+
+        :param model: the model.
+        :return: the method.
+        :raises ValueError: if it is attached already, or cannot train this model.
+        """
+        if self.model is not None:
+            raise ValueError(
+                f"Expected {type(self).__name__} to be unattached, but got one that is attached to a "
+                f"{type(self.model).__name__}. Call `detach()` first, or make another one."
+            )
+        taps = self.check_model(model)
+        remembered, self._remembered = self._remembered if self.needs_model else self.state_dict(), None
+        self._forget()
+        self.model, self.taps = model, taps
+        try:
+            self.make_memory(model)
+            if remembered:
+                self.load_state_dict(remembered)
+        except BaseException:
+            self.model, self.taps, self._remembered = None, [], remembered
+            raise
+        self.open()
+        return self
+
+    def make_memory(self, model: nn.Module) -> None:
+        """Make what the method remembers of a model, when it is attached."""
+
+    def detach(self) -> Self:
+        """Take the hooks off and let go of the model; what the method remembers is kept for the next one."""
+        if self.model is not None:
+            remembered = self.state_dict()
+            self.close()
+            self.model = None
+            self._forget()
+            self._remembered = remembered
+        return self
+
+    def forget(self) -> Self:
+        """Let go of the model and of what the method remembers, but for its arguments."""
+        self.detach()
+        self._remembered = None
+        self._forget()
+        return self
+
+    @property
+    def attached(self) -> nn.Module:
+        """
+        The model.
+
+        :raises RuntimeError: if the method is unattached.
+        """
+        if self.model is None:
+            raise RuntimeError(
+                f"Expected {type(self).__name__} to be attached to a model, but got none. Call `attach(model)` first, "
+                f"or build it as `{type(self).__name__}(model, ...)`."
+            )
+        return self.model
+
+    @property
+    def is_unattached(self) -> bool:
+        """Whether the method waits for :meth:`attach`."""
+        return self.needs_model and self.model is None
+
+    @property
+    def skipped(self) -> Tensor | int:
+        """How often there was nothing to perturb, since a batch had no gradient at the taps."""
+        return self.without_grad
+
+    def describe(self) -> str:
+        """
+        Say, in one line, what is perturbed and by how much.
+
+        :return: the line; empty for a method that perturbs nothing.
+        """
+        if not self.taps:
+            return ""
+        shown = [tap.describe() for tap in self.taps[:3]]
+        more = f" and {len(self.taps) - 3} more" if len(self.taps) > 3 else ""
+        return f"{type(self).__name__} perturbs {', '.join(shown)}{more}"
+
+    @property
+    def embedding_taps(self) -> list[EmbeddingTap]:
+        """The taps on lookups: all of them where perturbations are of positions, which refuse other parameters."""
+        return [tap for tap in self.taps if isinstance(tap, EmbeddingTap)]
+
+    def open(self) -> None:
+        """Put the hooks on the model; :meth:`attach` does it."""
+        if self.is_unattached:
+            _ = self.attached
+        for tap in self.taps:
+            tap.open()
+        self.is_open = True
+
+    def close(self) -> None:
+        """Take perturbation and hooks off the model. They can be put on again."""
+        for tap in self.taps:
+            tap.close()
+        self.is_open = False
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextmanager
+    def running(self) -> Iterator[Any]:
+        """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
+        was_open = self.is_open
+        try:
+            self.open()  # also what was frozen when it was opened
+            yield
+        finally:
+            if not was_open:
+                self.close()
+            for tap in self.taps if was_open else ():
+                tap.reset()
+
+    def begin_dropout(self) -> Callable[[], None]:
+        """Return the function to call before each pass of a step, which may share a dropout mask."""
+        shares = getattr(self, "dropout_mask", "new") == "same"
+        return Replay(self.model, "same").step() if shares else _nothing
+
+    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
+        """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
+        leaves = [tap.leaves for tap in self.taps]
+        if not any(leaves):
+            self.check_grad()
+            return
+        try:
+            inputs = [leaf for each in leaves for leaf in each]
+            before = [param.grad for param in self._flat]
+            found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
+        except RuntimeError as error:
+            if not comes_of_reentrant_checkpoints(error):
+                raise
+            raise RuntimeError(
+                "Expected gradient checkpointing to be non-reentrant, but got `use_reentrant=True`, which cannot "
+                "compute the gradient of an inner step. Turn it on with `use_reentrant=False`."
+            ) from error
+        for param, grad in zip(self._flat, before, strict=True):
+            # FullyShardedDataParallel takes gradients of earlier passes off its flat parameters before a backward pass,
+            # and puts them back only where this one reaches them.
+            if param.grad is None:
+                param.grad = grad
+        grads = iter(found)
+        for tap, own in zip(self.taps, leaves, strict=True):
+            tap.receive([next(grads) for _ in own])
+
+    @cached_property
+    def _flat(self) -> list[nn.Parameter]:
+        """The model's flat parameters; in the first inner pass, when they are looked for, it is wrapped."""
+        return [] if self.model is None else [param for param in self.model.parameters() if is_flat(param)]
+
+    def check_grad(self) -> bool:
+        """
+        Return whether any tap has a gradient of this pass.
+
+        :return: False if none has, but others had: some batches of a multi-task training do not use the embedding.
+        :raises RuntimeError: if no pass has ever had a gradient at one of the taps.
+        """
+        for tap in self.taps:
+            if tap.has_grad:
+                return True
+        for tap in self.taps:
+            tap.deltas()  # raises where there never was a gradient
+        return False
+
+    def check_change(self, name: str, value: Any) -> None:
+        if name in self.fixed and self.model is not None and value != getattr(self, name):
+            raise ValueError(
+                f"Expected `{name}` to stay {getattr(self, name)!r} while {type(self).__name__} is attached, but got "
+                f"{value!r}. Call `detach()`, assign it, and attach the method again; a callback takes it before "
+                "training begins."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold: noise, and which taps have had a gradient."""
+        if self._remembered is not None:
+            return self._remembered
+        return {
+            "noise": self.stream.state_dict(),
+            "seen": [tap.name for tap in self.taps if tap.had_grad],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Go on where :meth:`state_dict` was taken; an unattached method does so when it is attached.
+
+        :raises ValueError: if it is not the state of such a method.
+        """
+        if "noise" not in state:
+            raise ValueError(
+                f"Expected the state of {type(self).__name__}, but got one with {', '.join(state) or 'nothing'}. Give "
+                "what `state_dict()` of the same method returned."
+            )
+        if self.is_unattached:
+            self._remembered = dict(state)
+            return
+        self.stream.load_state_dict(state["noise"])
+        for tap in self.taps:
+            tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
+
+
+def _nothing() -> None: ...
+
+
+def _refuse_data_parallel(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise ValueError(
+                f"Expected a model on one device per process, but got nn.DataParallel over {len(module.device_ids)} "
+                "devices, whose replicas run in threads. Use DistributedDataParallel: `Trainer(device=[0, 1])`."
+            )
