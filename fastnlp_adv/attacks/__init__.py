@@ -2,13 +2,12 @@
 
 from .atta import ATTA
 from .awp import AWP
-from .base import Attack
+from .base import Attack, Pass
 from .embedding import EmbeddingAttack
 from .fgm import FGM
 from .fgsm import FGSM
 from .freelb import FreeLB
 from .neftune import NEFTune
-from .passes import Pass
 from .pgd import PGD
 from .sam import SAM
 from .tavat import TAVAT

@@ -14,9 +14,9 @@ from ..functional import ascend, project
 from ..method import Cost
 from ..options import check_number, one_of, option, options
 from ..taps import Lookup
+from .base import Pass
 from .embedding import EmbeddingAttack
 from .example_store import ExampleStore, Key
-from .passes import Pass
 
 __all__ = ["ATTA"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +19,38 @@ from ..method import Method, is_first_process, logger
 from ..random_state import Noise
 from ..schedule import Growing, Pacing
 from ..taps import Delta
-from .passes import Pass
 
-__all__ = ["Attack"]
+__all__ = ["Attack", "Pass"]
 
 _WHOLE = "Use `fraction=1`, which attacks the batch as it is."
+
+
+@dataclass(frozen=True)
+class Pass:
+    """
+    One forward and backward pass of a training step.
+
+    :param weight: the factor of its loss.
+    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
+    :param adversarial: whether the input is perturbed.
+    :param last: whether it is the last one, in which distributed training reduces the gradients.
+    :param only_reduces: whether that is all that it is for.
+    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
+    :param batch: these examples; ``None`` for the whole batch.
+    """
+
+    weight: float = 1.0
+    trains: bool = True
+    adversarial: bool = False
+    last: bool = False
+    only_reduces: bool = False
+    part: bool = False
+    batch: Any = field(default=None, repr=False, compare=False)
+
+    def of(self, batch: Any) -> Any:
+        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
+        batch = batch if self.batch is None else self.batch
+        return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
 class Attack(Growing, Method, ABC):
@@ -175,8 +203,7 @@ class Attack(Growing, Method, ABC):
         Draw which examples of a batch are attacked. The same everywhere, since the CPU draws them.
 
         :param examples: how many the batch has.
-        :return: ``round(fraction * examples)`` indices, at least one, ascending, as models want that get sequences
-            sorted by length; on the CPU.
+        :return: ``round(fraction * examples)`` indices, at least one; ascending, for sequences sorted by length.
         """
         number = max(1, round(self.fraction * examples))
         return torch.randperm(examples, generator=self.choice.on(torch.device("cpu")))[:number].sort().values

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..options import check_number, option, options
+from .base import Pass
 from .embedding import TwoPassAttack
-from .passes import Pass
 
 __all__ = ["FGM"]
 

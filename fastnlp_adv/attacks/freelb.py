@@ -12,8 +12,8 @@ from ..method import Cost, SharesDropout
 from ..options import check_count, check_number, option, options
 from ..random_state import Noise
 from ..taps import Lookup
+from .base import Pass
 from .embedding import EmbeddingAttack
-from .passes import Pass
 
 __all__ = ["FreeLB", "noise_on_tokens"]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..method import Cost
 from ..options import check_number, option, options
 from ..taps import Lookup
+from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
-from .passes import Pass
 
 __all__ = ["NEFTune"]
 

@@ -1,10 +1,7 @@
-"""The passes of a step, and the arguments of attacks that are about them."""
+"""The arguments of attacks about the passes of a step."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,35 +9,7 @@ import torch
 from ..method import Method
 from ..options import Options, check_flag, check_number, option, optional, options
 
-__all__ = ["AdversarialLoss", "InnerPrecision", "Pass"]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """
-    One forward and backward pass of a training step.
-
-    :param weight: the factor of its loss.
-    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
-    :param adversarial: whether the input is perturbed.
-    :param last: whether it is the last one, in which distributed training reduces the gradients.
-    :param only_reduces: whether that is all that it is for.
-    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
-    :param batch: these examples; ``None`` for the whole batch.
-    """
-
-    weight: float = 1.0
-    trains: bool = True
-    adversarial: bool = False
-    last: bool = False
-    only_reduces: bool = False
-    part: bool = False
-    batch: Any = field(default=None, repr=False, compare=False)
-
-    def of(self, batch: Any) -> Any:
-        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
-        batch = batch if self.batch is None else self.batch
-        return copy.copy(batch) if isinstance(batch, Mapping) else batch
+__all__ = ["AdversarialLoss", "InnerPrecision"]
 
 
 @options

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..method import Cost
 from ..options import check_count, check_flag, check_number, option, optional, options
+from .base import Pass
 from .embedding import TwoPassAttack
-from .passes import Pass
 
 __all__ = ["PGD"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..functional import ascend, group_norm, steepest_direction
 from ..options import check_count, check_number, option, options
 from ..taps import Delta, Lookup
+from .base import Pass
 from .freelb import FreeLB, noise_on_tokens
-from .passes import Pass
 
 __all__ = ["TAVAT"]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..method import Cost, SharesDropout
 from ..taps import Delta, Tap, WeightTap, fits, refuse_sharded
-from .base import Attack
-from .passes import InnerPrecision, Pass
+from .base import Attack, Pass
+from .passes import InnerPrecision
 
 __all__ = ["WeightAttack"]
 
