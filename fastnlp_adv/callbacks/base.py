@@ -145,11 +145,10 @@ class MethodCallback(Callback):
             self.method.forget()  # another Trainer has other examples
         model = trainer.driver.unwrap_model()
         self._trainer, self._is_running = weakref.ref(trainer), True
-        self.tell_progress(trainer)
-        self._check_begins()
         self.method.detach().attach(model)
         self.method.close()  # hooks are on during a step only
         self.tell_progress(trainer)
+        self._check_begins()
         (line, warning), self.method.opening = self.method.opening, ("", "")
         if line:
             self._say(trainer, line + self._described_growth())
