@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ class EmbeddingAttack(_InRows, Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        with self.precision():
+        with nullcontext() if self.inner_autocast is None else self.inner_forward():
             loss = closure()
         self.differentiate(loss)
 
@@ -195,13 +195,13 @@ class EmbeddingAttack(_InRows, Attack):
                 f"{self.start} and {self.every}. Use `step(closure)`, which can."
             )
         self.progress.begin_batch(accumulation_steps, total_steps)
-        self.prepare()
-        self.losses = {} if loss is None else {"first": loss.detach()}
+        self._begin_step()
+        self.current.loss = None if loss is None else loss.detach()
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()
-            self.count_batch()
-            self.log_in_a_loop()
+            self._count_batch()
+            self._log()
             return stack.pop_all()
 
     def _chosen(self, emb_name: str | None) -> list[Tap]:

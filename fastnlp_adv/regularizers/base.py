@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from ..method import Method
 from ..options import Options, must_be, one_of, option, options
 from .outputs import Mask, read_loss, read_outputs
 
-__all__ = ["Divergence", "Forward", "Mask", "Predictions", "Reduction", "Regularizer", "add_term", "noting"]
+__all__ = ["Divergence", "Forward", "Mask", "Predictions", "Reduction", "Regularizer", "add_term"]
 
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
@@ -71,11 +70,12 @@ class Regularizer(Method, ABC):
             method, unless the model itself returns something of this name.
         :raises ValueError: if the outputs lack what the method needs.
         """
-        with forwards.one_batch() as token:
-            is_new = token is not self._counted  # an attack runs several passes over a batch
+        current = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=current):
+            is_new = current is not self._counted  # an attack runs several passes over a batch
             if is_new:
                 self.progress.begin_batch(accumulation_steps, total_steps)
-                self._counted, self._acts = token, self.is_due(self.progress)
+                self._counted, self._acts = current, self.is_due(self.progress)
             if self._acts:
                 outputs = self.regularize(objective, batch, forward)
                 self.describe_once()
@@ -93,33 +93,6 @@ class Regularizer(Method, ABC):
         """Follow a step of the optimizer."""
 
 
-# What is noted goes to whoever logs it. Only that is ours: a model may return something of its own under any name.
-_listeners: list[dict[str, Tensor]] = []
-
-
-@contextmanager
-def noting() -> Iterator[dict[str, Tensor]]:
-    """
-    Collect what is noted.
-
-    :return: the terms by name, filled as they come.
-
-    Example::
-
-        >>> import torch
-        >>> with noting() as terms:
-        ...     outputs = add_term({"loss": torch.tensor(1.0)}, "kl", 2.0, torch.tensor(0.5))
-        >>> outputs["loss"], terms
-        (tensor(2.), {'kl': tensor(0.5000)})
-    """
-    terms: dict[str, Tensor] = {}
-    _listeners.append(terms)
-    try:
-        yield terms
-    finally:
-        _listeners.pop()
-
-
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
     """
     Add a term to the loss of some outputs.
@@ -133,8 +106,8 @@ def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) ->
     """
     loss, unweighted = outputs.get("loss"), term.detach()
     loss = weight * term if loss is None else loss + weight * term
-    if _listeners:
-        _listeners[-1][name] = unweighted
+    if forwards.scope.terms is not None:  # of the first pass over a batch, which most often is the clean one
+        forwards.scope.terms.setdefault(name, unweighted)
     return {name: unweighted, **outputs, "loss": loss}
 
 

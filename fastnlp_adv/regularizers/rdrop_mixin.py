@@ -68,8 +68,6 @@ class RDropMixin:
     _rdrop_from_forward = False
     #: whether the model's dropout and misuse of R-Drop have been looked for, which happens in the first step
     _rdrop_checked = False
-    #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
-    _rdrop_current: tuple[RDrop | None, ...] = ()  # evaluated by transformers, on any Python
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -85,7 +83,7 @@ class RDropMixin:
             cls._rdrop_forward = _run_twice(_step_from_forward(cls))  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._rdrop_is_wrapped() and not _is_bare() and self._rdrop_current != (None,):
+        if self._rdrop_is_wrapped() and not _is_bare() and forwards.scope.rdrop.get(id(self), self) is not None:
             return self._rdrop_forward(*args, **kwargs)  # type: ignore[attr-defined]
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
@@ -113,16 +111,13 @@ class RDropMixin:
             ...     sorted(model.train_step(torch.ones(1, 2)))
             ['loss', 'pred']
         """
-        outer = self._rdrop_current
-        self._rdrop_current = (regularizer,)
-        try:
+        with forwards.scoped(rdrop={**forwards.scope.rdrop, id(self): regularizer}):
             yield
-        finally:
-            self._rdrop_current = outer
 
     def _rdrop(self) -> RDrop | None:
-        if self._rdrop_current:
-            return self._rdrop_current[0]
+        if id(self) in forwards.scope.rdrop:
+            replacement: RDrop | None = forwards.scope.rdrop[id(self)]
+            return replacement
         regularizer = RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
         regularizer.has_looked = self._rdrop_checked
         if not self._rdrop_checked:
@@ -133,7 +128,7 @@ class RDropMixin:
 
 def _is_bare() -> bool:
     """Tell whether the caller has the say on R-Drop."""
-    forward = forwards.running.forward
+    forward = forwards.scope.forward
     return forward is not None and forward.bare
 
 

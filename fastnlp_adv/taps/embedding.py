@@ -1,25 +1,92 @@
-"""The tap on the outputs of lookups."""
+"""Taps: where gradients are read and perturbations put; and the tap on the outputs of lookups."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .. import forwards
 from ..batch import Part
-from ..forwards import running
 from ..functional import group_norm
 from ..versions import compile_nothing_in
-from .base import Delta, Tap, described
-from .find import Embedding, lookup_of, scales
-from .perturbation import ByPosition, ByToken, Lookup, Perturbation, TapPass
+from .find import Embedding, described, lookup_of, scales
+from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 from .shards import is_shard
 
-__all__ = ["EmbeddingTap"]
+__all__ = ["EmbeddingTap", "Tap"]
+
+
+class Tap(ABC):
+    """
+    A place that can be perturbed. Each pass is driven alike: ``begin_pass``, forward and backward, ``deltas``, an
+    ascent step on each, ``perturb``; ``reset`` takes the perturbation off.
+    """
+
+    name: str
+    #: what lengths are given in: 1, or the length of a row
+    unit = 1.0
+    #: True once any pass had a gradient here; a place that never has one is probably the wrong one
+    had_grad = False
+    #: True if the last pass had a gradient here
+    has_grad: bool
+    #: the tensors that a gradient-only pass differentiates with respect to
+    leaves: list[Tensor]
+    #: the hooks that are on the model
+    handles: list[RemovableHandle]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Keep the hooks on until the end of the block, which leaves the model unperturbed."""
+        was_open = bool(self.handles)
+        try:
+            self.open()  # also on a parameter that was frozen when the others were put on
+            yield
+        finally:
+            self.reset() if was_open else self.close()
+
+    def close(self) -> None:
+        """Take the perturbation and the hooks off."""
+        self.reset()
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    @abstractmethod
+    def open(self) -> None:
+        """Put the hooks on, unless they are."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return name and shape and, of an embedding, the length of its rows."""
+
+    @abstractmethod
+    def receive(self, grads: Sequence[Tensor | None]) -> None:
+        """Set the gradients at ``leaves``; ``None`` where the loss does not depend on one."""
+
+    @abstractmethod
+    def begin_pass(
+        self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
+    ) -> None:
+        """Forget the gradients of the last pass. ``inner``: only gradients at the taps; else see :class:`TapPass`."""
+
+    @abstractmethod
+    def deltas(self) -> list[Delta]:
+        """Return the perturbations with their gradients; none if the batch had none here. Raises if none ever had."""
+
+    @abstractmethod
+    def perturb(self, values: Sequence[Tensor]) -> None:
+        """Perturb by these values, one for each of :meth:`deltas`, from here on."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Take the perturbation off and forget the pass."""
 
 
 class EmbeddingTap(Tap):
@@ -46,7 +113,7 @@ class EmbeddingTap(Tap):
         self._embedding = embedding
         self._granularity = granularity
         self._hooks = [_Hook(self, module) for module in embedding.modules]
-        self._handles: list[RemovableHandle] = []
+        self.handles = []
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
         #: in a plain loop, the last pass with a gradient, if lookups came after its backward pass
@@ -80,18 +147,12 @@ class EmbeddingTap(Tap):
         return group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
     def open(self) -> None:
-        if self._handles:
+        if self.handles:
             return
         if self._call == self.on_lookup:  # a compiled model breaks its graph here: perturbations change per pass
             self._call = compile_nothing_in(self.on_lookup)
         for hook in self._hooks:
-            self._handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
-
-    def close(self) -> None:
-        self.reset()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+            self.handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
 
     def reset(self) -> None:
         for lookup in self._pass.lookups:
@@ -110,7 +171,7 @@ class EmbeddingTap(Tap):
         self._pass, self._before = TapPass(True, is_read, part, alone), None
 
     @property
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Tensor]:  # type: ignore[override]
         return [lookup.leaf for lookup in self._pass.lookups if lookup.leaf is not None]
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
@@ -123,19 +184,19 @@ class EmbeddingTap(Tap):
         return self._pass.has_lookups
 
     @property
-    def has_grad(self) -> bool:
+    def has_grad(self) -> bool:  # type: ignore[override]
         return bool(self.lookups)
 
     @property
     def lookups(self) -> list[Lookup]:
         """The lookups of the last pass that have a gradient."""
-        found = [lookup for lookup in self._last.lookups if lookup.grad is not None]
+        found = []
+        last = self._before if self._before is not None and not self._pass.lookups else self._pass
+        for lookup in last.lookups:
+            if lookup.leaf is not None and lookup.leaf.grad is not None:
+                found.append(lookup)
         self.had_grad = self.had_grad or bool(found)
         return found
-
-    @property
-    def _last(self) -> TapPass:
-        return self._pass if self._before is None or self._pass.lookups else self._before
 
     def deltas(self) -> list[Delta]:
         lookups = self.lookups
@@ -149,7 +210,7 @@ class EmbeddingTap(Tap):
         return self._perturbation.deltas(lookups)
 
     def _by_position(self, lookups: list[Lookup]) -> ByPosition:
-        last, first = self._last, 0
+        last, first = self._before if self._before is not None and not self._pass.lookups else self._pass, 0
         if not last.driven and not last.announced:
             # Forwards without a backward pass may have come before: count from the first lookup with a gradient.
             first = min(lookup.number for lookup in lookups)
@@ -159,7 +220,7 @@ class EmbeddingTap(Tap):
 
     def perturb(self, values: Sequence[Tensor]) -> None:
         if self._perturbation is not None:
-            self._perturbation.set(values)
+            self._perturbation.values = list(values)
         self._pass, self._before = TapPass(), None
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
@@ -167,12 +228,18 @@ class EmbeddingTap(Tap):
         trains = torch.is_grad_enabled()
         repeated = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again in the backward pass
         lookup = self._repeat(table, ids) if repeated else self._new_lookup(table, ids, trains)
-        delta = self._value(lookup, output)
-        if delta is None and not trains:
-            return output
-        if delta is None:  # zeros that take no memory
+        delta = None
+        if self._perturbation is not None:
+            delta = self._perturbation.at(lookup)
+        elif self.start is not None and lookup.trained and lookup.number >= 0:
+            delta = self._start_of(lookup, output)
+        if delta is not None:
+            delta = delta.to(output.dtype)
+        elif trains:  # zeros that take no memory
             one = output if lookup.ids is ids else output[: len(lookup.ids)]
             delta = output.new_zeros(()).expand_as(one)
+        else:
+            return output
         if trains and self._pass.is_read:
             delta = delta.detach().requires_grad_()
         if trains and not repeated:
@@ -187,7 +254,7 @@ class EmbeddingTap(Tap):
         return lookup.add(output, delta)
 
     def _new_lookup(self, table: nn.Embedding, ids: Tensor, trains: bool) -> Lookup:
-        forward = running.forward
+        forward = forwards.scope.forward
         numbered = trains or forward is not None
         if numbered and self._pass.lookups and not self._pass.driven:  # a backward pass came in between
             self._before, self._pass = self._pass, TapPass()
@@ -197,11 +264,11 @@ class EmbeddingTap(Tap):
         elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
             copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
         trained = trains or (forward is not None and not forward.trains)
-        rows = None if self._pass.part is None else self._pass.rows(ids, copies, self.name)
-        lookup = Lookup(table, ids, copies, rows, trained)
+        rows = None if self._pass.part is None else self._pass.attacked_rows(ids, copies, self.name)
+        attacked = ids if copies == 1 and rows is None else one_copy(ids, copies, rows)
+        lookup = Lookup(table, attacked, ids, copies, rows, trained)
         if numbered:
-            lookup.number = self._pass.number(self, forward)
-            self._pass.alive.add(lookup)
+            self._pass.add_number(lookup, self, forward)
             if self._pass.part is not None:
                 self._check_order(lookup)
         return lookup
@@ -217,17 +284,12 @@ class EmbeddingTap(Tap):
 
         handle = leaf.register_post_accumulate_grad_hook(keep)
 
-    def _value(self, lookup: Lookup, output: Tensor) -> Tensor | None:
-        """Return the perturbation of a lookup; ``None`` for zeros."""
-        delta = None
-        if self._perturbation is not None:
-            delta = self._perturbation.at(lookup.number, lookup.ids)
-        elif self.start is not None and lookup.trained and lookup.number >= 0:
-            if lookup.number not in self._pass.starts:
-                one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
-                self._pass.starts[lookup.number] = self.start(lookup, one.detach())
-            delta = self._pass.starts[lookup.number]
-        return None if delta is None else delta.to(output.dtype)
+    def _start_of(self, lookup: Lookup, output: Tensor) -> Tensor:
+        assert self.start is not None
+        if lookup.number not in self._pass.starts:
+            one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
+            self._pass.starts[lookup.number] = self.start(lookup, one.detach())
+        return self._pass.starts[lookup.number]
 
     def _repeat(self, table: nn.Embedding, ids: Tensor) -> Lookup:
         """Return what a checkpoint looks up again; without a number where the perturbation does not depend on it."""
@@ -242,10 +304,11 @@ class EmbeddingTap(Tap):
             if part is None:
                 return Lookup(table, ids)
             copies = len(ids) // (len(part) if self._pass.alone else part.of)
-            return Lookup(table, ids, copies, self._pass.rows(ids, copies, self.name))
+            rows = self._pass.attacked_rows(ids, copies, self.name)
+            return Lookup(table, one_copy(ids, copies, rows), ids, copies, rows)
         alive = list(self._pass.alive)
-        same = [v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr() for v in alive]
-        found = [v for v, is_same in zip(alive, same, strict=True) if is_same] or alive
+        places = [(each, each.all_ids) for each in alive]
+        found = [v for v, own in places if own is not None and _is_same(own, ids)] or alive
         if len({lookup.number for lookup in found}) != 1:
             raise RuntimeError(
                 f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its "
@@ -271,7 +334,7 @@ class EmbeddingTap(Tap):
 
     def _check_elsewhere(self) -> None:
         """Raise for a pass without a gradient, unless others had one: some batches may not use the embedding."""
-        if not self._handles:
+        if not self.handles:
             raise RuntimeError(
                 f"Expected an open attack on embedding `{self.name}`, but it is closed. Call `open()` first."
             )
@@ -288,6 +351,10 @@ class EmbeddingTap(Tap):
                 "embedding; call `torch.compiler.reset()` if the model was compiled and run before the attack was "
                 "built."
             )
+
+
+def _is_same(ids: Tensor, others: Tensor) -> bool:
+    return ids.shape == others.shape and ids.data_ptr() == others.data_ptr()
 
 
 class _Hook:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .base import described
 from .shards import named_weights
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scales"]
+__all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "lookup_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 #: a word that says that a table is of positions
 _POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
+
+
+def described(name: str, shape: Sequence[int], more: str = "") -> str:
+    """
+    Name a parameter and its shape.
+
+    :param name: its name.
+    :param shape: that of the parameter.
+    :param more: what else is to stand behind the shape.
+
+    Example::
+
+        >>> described("words.weight", (100, 8), ", frozen")
+        '`words.weight` (100 x 8, frozen)'
+    """
+    return f"`{name}` ({' x '.join(map(str, shape))}{more})"
 
 
 @dataclass
