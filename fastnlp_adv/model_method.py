@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -207,7 +207,9 @@ class ModelMethod(Options):
         try:
             inputs = [leaf for each in leaves for leaf in each]
             before = [param.grad for param in self._flat]
-            with torch.autocast(loss.device.type, enabled=False):  # each operation has the precision of its forward
+            # each operation has the precision of its forward; the meta device knows no autocast
+            is_meta = loss.device.type == "meta"
+            with nullcontext() if is_meta else torch.autocast(loss.device.type, torch.bfloat16, enabled=False):
                 found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):

@@ -103,7 +103,9 @@ class TAVAT(FreeLB):
         self.tables: dict[str, Tensor] = {}
 
     def make_memory(self, model: nn.Module) -> None:
-        self.tables = {tap.name: self._new_table(tap.shape, tap.weight.device) for tap in self.embedding_taps}
+        self.tables = {
+            tap.name: self._new_table(tap.embedding.shape, tap.embedding.weight.device) for tap in self.embedding_taps
+        }
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps

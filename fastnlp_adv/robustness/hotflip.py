@@ -86,8 +86,8 @@ class HotFlip(TextAttack):
         )
         self._candidates, self._min_similarity = candidates, min_similarity
         (tap,) = self.embedding_taps[:1]
-        refuse_shards([(tap.name, tap.weight)], "HotFlip, which reads the word vectors,")
-        self._weight = tap.weight
+        refuse_shards([(tap.name, tap.embedding.weight)], "HotFlip, which reads the word vectors,")
+        self._weight = tap.embedding.weight
         self._read_vocabulary()
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:

@@ -108,7 +108,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
     def begin(self) -> None:
         """Begin an evaluation: from the seed, so that all evaluations have the same starts, and on today's weights."""
         taps = self.embedding_taps
-        self.stream.generator = torch.Generator(taps[0].weight.device).manual_seed(self.seed)
+        self.stream.generator = torch.Generator(taps[0].embedding.weight.device).manual_seed(self.seed)
         self._units = [_row(tap) if self.relative else 1.0 for tap in taps]
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
@@ -180,7 +180,7 @@ class WorstCase(OnEmbeddings, ModelMethod):
 
 
 def _row(tap: EmbeddingTap) -> float:
-    length = tap.row_length()
+    length = tap.embedding.row_length()
     if length is None:
         raise ValueError(
             f"Expected `relative=True` to find embedding `{tap.name}` whole in each process, but got a shard of it. "
