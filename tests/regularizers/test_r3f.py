@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import RDrop
 from fastnlp_adv.callbacks import R3FCallback
-from fastnlp_adv.regularizers.r3f import R3F
+from fastnlp_adv.regularizers import R3F
 from fastnlp_adv.taps import Lookup
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
