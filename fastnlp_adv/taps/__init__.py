@@ -2,6 +2,7 @@
 
 from .embedding import EmbeddingTap, Tap
 from .find import Embedding, Matches, find_embeddings, fits
+from .layout import Mask
 from .on_model import taps_on
 from .perturbation import Delta, Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
@@ -13,6 +14,7 @@ __all__ = [
     "EmbeddingTap",
     "Granularity",
     "Lookup",
+    "Mask",
     "Matches",
     "Tap",
     "WeightTap",
