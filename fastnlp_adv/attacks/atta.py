@@ -227,5 +227,5 @@ def _aligned(x: Tensor, real: Tensor, *, back: bool = False) -> Tensor:
 def _without_end(values: Tensor) -> list[Tensor]:
     """Return each row of ``(examples, ..., positions, features)`` without the positions at its end that are all 0."""
     used = values.ne(0).movedim(-2, 1).flatten(2).any(2)
-    lengths = used.flip(1).cumsum(1).gt(0).sum(1).tolist()
+    lengths = used.flip(1).cumsum(1).gt(0).sum(1).numpy()
     return [row[..., :n, :].clone() for row, n in zip(values, lengths, strict=True)]  # views would keep all values
