@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..method import Cost, SharesDropout
-from ..options import check_count, check_number, option, options
+from ..options import check_count, check_flag, check_number, option, options
 from ..random_state import Noise
 from ..taps import EmbeddingTap, Lookup
 from .base import Pass
@@ -33,8 +33,11 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     where :math:`e` are the outputs of the embedding lookups, one perturbation per position, with norms over each
     example (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
     ``init`` :math:`/ \sqrt{nH}` for an example of :math:`n` real tokens and :math:`H` features, so its norm is about
-    ``0.58 * init``. There is no clean pass. ``steps`` forward and backward passes, as many plain steps. An example
-    whose gradient is zero, infinite or NaN does not move. A token is real unless its id is the ``padding_idx``.
+    ``0.58 * init``. An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is
+    the ``padding_idx``. A step costs as much as ``steps`` plain ones.
+
+    The definition has no clean pass. With ``clean`` the model trains on :math:`L(e) + \frac{1}{K}\sum_t L(e + d_t)`, at
+    one pass more: the weights of :class:`~fastnlp_adv.FGM`, 1 for the clean loss and 1 for the adversarial ones.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -63,20 +66,32 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     steps: int = option(default=3, check=check_count, doc="the number :math:`K` of passes")
     init: float = option(default=0.05, check=check_number, doc="the size of the noise, in the same units")
 
+    clean: bool = option(
+        default=False,
+        check=check_flag,
+        doc="train on the clean loss as well, in a pass before the others; it is added to their mean",
+    )
+
     paper = "https://arxiv.org/abs/1909.11764"
 
     @property
+    def has_two_losses(self) -> bool:  # type: ignore[override]
+        return self.clean
+
+    @property
     def cost(self) -> Cost:
-        return Cost(self.steps, self.steps, 0)
+        return Cost(self.steps + self.clean, self.steps + self.clean, 0)
 
     def passes(self) -> Iterator[Pass]:
+        if self.clean:
+            yield Pass()
         for tap in self.embedding_taps:
             tap.start = partial(self._start, tap)
         for left in reversed(range(self.steps)):
             yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
             if left:
                 self._move()
-        if self.steps == 1:
+        if self.steps == 1 and not self.clean:
             self.record_start()
 
     def _start(self, tap: EmbeddingTap, lookup: Lookup, output: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ class TAVAT(FreeLB):
 
     the maximum being over the example's tokens; then, where an example's :math:`\lVert \delta + \eta \rVert_2` is above
     ``epsilon``, both parts are scaled down to it. After the last pass the row of each token of the batch becomes its
-    :math:`\eta`, the mean over its positions. ``steps`` forward and backward passes, as many plain steps; their cost
-    does not grow with the vocabulary.
+    :math:`\eta`, the mean over its positions. A step costs as much as ``steps`` plain ones, whatever the
+    size of the vocabulary; with ``clean``, which adds the clean loss as in FreeLB, one more.
 
     The table starts uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{H}`. It is as large as the embedding, in
     single precision, on its device, and part of :meth:`state_dict`. Padding (``padding_idx``) gets no perturbation and
@@ -103,9 +103,13 @@ class TAVAT(FreeLB):
             self.tables[tap.name] = table.mul_(self.init / tap.shape[-1] ** 0.5)
 
     def passes(self) -> Iterator[Pass]:
+        trained: set[tuple[str, int]] = set()  # the lookups that have a gradient
         try:
-            yield from super().passes()
-            self._keep()
+            for each in super().passes():
+                yield each
+                if not trained:
+                    trained = {(tap.name, lookup.number) for tap in self.embedding_taps for lookup in tap.lookups}
+            self._keep(trained)
         finally:
             self._parts = {}
 
@@ -145,12 +149,11 @@ class TAVAT(FreeLB):
             shrink = torch.where(size > self.epsilon, self.epsilon / size, 1)
             parts.instance, parts.token = parts.instance * shrink, parts.token * shrink
 
-    def _keep(self) -> None:
+    def _keep(self, trained: set[tuple[str, int]]) -> None:
         """Write the tables. All rows are computed first, so that an error leaves every table alone."""
         rows = {}
         for tap in self.embedding_taps:
-            # lookups without a gradient have no delta
-            parts = [self._parts[tap.name, delta.number] for delta in tap.deltas()]
+            parts = [part for key, part in self._parts.items() if key in trained and key[0] == tap.name]
             if parts:
                 rows[tap.name] = _new_rows(self.tables[tap.name], parts)
         for name, (ids, new) in rows.items():
