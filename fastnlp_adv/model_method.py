@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .options import Options, options
-from .random_state import Noise, Replay
+from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
 
@@ -193,11 +193,6 @@ class ModelMethod(Options):
                 stack.enter_context(tap.on())
             yield
 
-    def begin_dropout(self) -> Callable[[], None]:
-        """Return the function to call before each forward of a step, which may share a dropout mask."""
-        shares = getattr(self, "dropout_mask", "new") == "same"
-        return Replay(self.model, "same").step() if shares else _nothing
-
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
         leaves = [tap.leaves for tap in self.taps]
@@ -207,7 +202,9 @@ class ModelMethod(Options):
         try:
             inputs = [leaf for each in leaves for leaf in each]
             before = [param.grad for param in self._flat]
-            with torch.autocast(loss.device.type, enabled=False):  # each operation has the precision of its forward
+            # each operation has the precision of its forward; the meta device knows no autocast
+            is_meta = loss.device.type == "meta"
+            with nullcontext() if is_meta else torch.autocast(loss.device.type, torch.bfloat16, enabled=False):
                 found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
@@ -278,9 +275,6 @@ class ModelMethod(Options):
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
-
-
-def _nothing() -> None: ...
 
 
 def _refuse_data_parallel(model: nn.Module) -> None:

@@ -134,7 +134,7 @@ class ATTA(EmbeddingAttack):
         :param examples: how many there are.
         :param length: how many tokens they have.
         """
-        features = sum(tap.shape[-1] for tap in self.embedding_taps)
+        features = sum(tap.embedding.shape[-1] for tap in self.embedding_taps)
         return examples * length * features * torch.finfo(self.storage_dtype).bits // 8
 
     def _start(self, tap: Tap, examples: list[int], lookup: Lookup, output: Tensor) -> Tensor:

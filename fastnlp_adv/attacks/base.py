@@ -16,7 +16,7 @@ from .. import forwards
 from ..batch import Part, count_examples, take_part
 from ..learning import Learning
 from ..method import DropoutMask, Method, is_first_process, logger
-from ..random_state import Noise
+from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
 
@@ -166,7 +166,7 @@ class Attack(Growing, Method, ABC):
                 stack.enter_context(tap.on())
             part = None if self.fraction == 1 else self._part_of(batch)
             taken = None if part is None else take_part(batch, part, _WHOLE)
-            begin_forward = None if self.dropout_mask == "new" else self.begin_dropout()
+            begin_forward = None if self.dropout_mask == "new" else same_dropout(self.model)
             trained = 0.0
             for number, each in enumerate(stack.enter_context(closing(self.passes()))):  # type: ignore[type-var]
                 for tap in self.taps:

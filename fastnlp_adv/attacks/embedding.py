@@ -75,7 +75,7 @@ class EmbeddingAttack(_InRows, Attack):
             return ""
         most = 2 if self.granularity == "vocab" else 1
         for tap in self.embedding_taps if self.norm == "l2" else ():
-            row = 1.0 if self.relative else (tap.row_length() or math.inf) / tap.unit
+            row = 1.0 if self.relative else (tap.embedding.row_length() or math.inf) / tap.unit
             if self.epsilon > most * row:
                 smaller = "a smaller `epsilon`" if self.relative else "it in rows, as `relative=True, epsilon=0.5`"
                 return (
@@ -93,7 +93,7 @@ class EmbeddingAttack(_InRows, Attack):
         (tap,) = self.embedding_taps
         if self.relative:
             return f"{said} = {length * tap.unit:.2g}"
-        row = tap.row_length()
+        row = tap.embedding.row_length()
         # how far a coordinate moves is no part of a row
         return f"{said} = {length / row:.2g} rows" if row and self.norm != "linf" else said
 
@@ -259,7 +259,7 @@ def _row_of(tap: Tap) -> float:
             f"Expected `relative` to be False, since `{tap.name}` is not looked up and has no rows, but got True. "
             "Give an `emb_name` that matches embeddings only."
         )
-    row = tap.row_length()
+    row = tap.embedding.row_length()
     if row is None:
         raise ValueError(
             f"Expected `relative` to be False, since `{tap.name}` is sharded and no process has all rows, but got "

@@ -98,9 +98,9 @@ class TAVAT(FreeLB):
 
     def make_memory(self, model: nn.Module) -> None:
         for tap in self.embedding_taps:
-            table = torch.empty(tap.shape, dtype=torch.float32, device=tap.weight.device)
+            table = torch.empty(tap.embedding.shape, dtype=torch.float32, device=tap.embedding.weight.device)
             table.uniform_(-1, 1, generator=self.stream.on(table.device))
-            self.tables[tap.name] = table.mul_(self.init / tap.shape[-1] ** 0.5)
+            self.tables[tap.name] = table.mul_(self.init / tap.embedding.shape[-1] ** 0.5)
 
     def passes(self) -> Iterator[Pass]:
         trained: set[tuple[str, int]] = set()  # the lookups that have a gradient

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .. import forwards
+from .. import divergences, forwards
 from ..method import Method
 from ..options import Options, must_be, one_of, option, options
 from .outputs import Mask, read_loss, read_outputs
 
-__all__ = ["Divergence", "Forward", "Mask", "Predictions", "Reduction", "Regularizer", "add_term"]
+__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
 
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
@@ -32,17 +32,16 @@ class Regularizer(Method, ABC):
     innermost.
     """
 
-    #: under which name the outputs hold the term, unweighted and detached
+    #: the key of the term in the outputs
     name: ClassVar[str]
     #: whether it is nested inside the others
     innermost: ClassVar[bool] = False
-
-    #: whether the objective has to give a loss
+    #: whether the objective must return a loss
     needs_loss: ClassVar[bool] = True
 
     def _forget(self) -> None:
         super()._forget()
-        #: the batch that was counted last, and whether the method acts on it
+        #: the last batch counted, and whether the method acts on it
         self._counted: object = None
         self._acts = True
 
@@ -94,16 +93,7 @@ class Regularizer(Method, ABC):
 
 
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
-    """
-    Add a term to the loss of some outputs.
-
-    :param outputs: a dict; its ``loss`` may be missing.
-    :param name: the name of the term, under which it is noted, and added to the outputs unless the model itself
-        uses it.
-    :param weight: its weight.
-    :param term: a tensor of no dimensions.
-    :return: a new dict.
-    """
+    """Return the outputs with a weighted term in ``loss``, and under ``name`` unless the model itself uses it."""
     loss, unweighted = outputs.get("loss"), term.detach()
     loss = weight * term if loss is None else loss + weight * term
     if forwards.scope.terms is not None:  # of the first pass over a batch, which most often is the clean one
@@ -119,6 +109,9 @@ def _check_divergence(name: str, value: Any) -> None:
 @options
 class Predictions(Options):
     """Compares predictions."""
+
+    #: whether both directions of a divergence are averaged or summed; ``None`` for one
+    symmetric: ClassVar[str | None] = "mean"
 
     divergence: Divergence = option(
         default="categorical",
@@ -144,3 +137,9 @@ class Predictions(Options):
         "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
         "labels inside needs a callable that shifts too",
     )
+
+    def distance(self, pred: Tensor, other: Tensor, mask: Tensor | None, reduction: str | None = None) -> Tensor:
+        """Return the divergence between two predictions; a squared error has one direction only."""
+        symmetric = None if self.divergence == "mse" else self.symmetric
+        how: dict[str, Any] = {"kind": self.divergence, "reduction": reduction or self.reduction}
+        return divergences.divergence(pred, other, mask=mask, symmetric=symmetric, **how)

@@ -65,7 +65,6 @@ class GradientPenalty(OnEmbeddings, Regularizer):
     weight: float = option(default=0.1, check=check_number, doc="the weight :math:`w` of the penalty", kw_only=False)
 
     paper = "https://arxiv.org/abs/1711.09404"
-
     name = "gradient_penalty"
 
     @property

@@ -1,4 +1,4 @@
-"""What a training step returned, whatever holds it: its loss, its prediction, and which positions of it count."""
+"""Reads the outputs of a training step: the loss, the prediction, and which of its positions count."""
 
 from __future__ import annotations
 
@@ -18,14 +18,8 @@ _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
 def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
     """
-    Return a new dict of the outputs, in which ``loss`` is one number and ``pred`` the prediction as floating-point
-    values.
-
-    :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers. The prediction is ``pred``, or ``logits``
-        where there is no ``pred`` or it holds integers.
-    :param needs_loss: whether to refuse outputs without a loss, as they are for a batch without labels.
-    :return: all entries of ``outputs``; a ``loss`` with dimensions (one value for each example) is averaged.
-    :raises ValueError: if there is no loss or no prediction that a divergence can be computed from.
+    Return a new dict of the outputs: ``loss`` as one number, and ``pred``, which is ``logits`` where there is no
+    ``pred`` or it holds integers.
 
     Example::
 
@@ -41,13 +35,7 @@ def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
 
 
 def read_loss(outputs: Any) -> dict[str, Any]:
-    """
-    Read outputs as :func:`read_outputs` does, for methods that need no prediction.
-
-    :param outputs: a dict, a dataclass or a ``ModelOutput`` of transformers.
-    :return: all entries of ``outputs``; a ``loss`` with dimensions (one value for each example) is averaged.
-    :raises ValueError: if there is no loss.
-    """
+    """Return a new dict of the outputs, with ``loss`` as one number, for methods that need no prediction."""
     entries = _as_dict(outputs)
     return {**entries, "loss": _loss(entries)}
 
@@ -93,15 +81,7 @@ IGNORED = -100
 
 
 def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
-    """
-    Find which positions of a prediction count.
-
-    :param mask: the key of a batch field, a callable of batch and outputs, or ``None`` to look at the labels.
-    :param batch: the batch.
-    :param outputs: the outputs, with ``pred``.
-    :return: bool or 0-1, of shape ``pred.shape[:-1]``; ``None`` if all count.
-    :raises ValueError: if ``mask`` gives no tensor.
-    """
+    """Return which positions of ``pred`` count, as a tensor of shape ``pred.shape[:-1]``; ``None`` for all."""
     if mask is None:
         return _labelled_positions(batch, outputs["pred"])
     found = mask(batch, outputs) if callable(mask) else _field(batch, mask)
@@ -122,11 +102,7 @@ def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
 
 
 def labels_in(batch: Any) -> list[Tensor]:
-    """
-    Return what a batch holds under the names of labels.
-
-    :param batch: the batch.
-    """
+    """Return the fields of a batch that are named after labels."""
     found = [_field(batch, name) for name in LABELS]
     return [value for value in found if isinstance(value, Tensor)]
 

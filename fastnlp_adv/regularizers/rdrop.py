@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
-from .. import divergences, forwards
+from .. import forwards
 from ..batch import double_batch, first_half
 from ..method import Cost
 from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, Regularizer, add_term
-from .misuse import warn_of_misuse, warn_of_misuse_of_concat
-from .outputs import find_mask, read_outputs
+from .outputs import IGNORED, find_mask, labels_in, read_outputs
 
-__all__ = ["RDrop"]
+__all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
 
 
 @options
@@ -63,7 +68,7 @@ class RDrop(Predictions, Regularizer):
 
     def _forget(self) -> None:
         super()._forget()
-        #: whether the first batch, in which some misuse shows, is over
+        #: whether the first batch has been checked
         self.has_looked = False
 
     @property
@@ -81,16 +86,11 @@ class RDrop(Predictions, Regularizer):
         """
         run = self._concat if self.mode == "concat" else self._two_pass
         outputs, pred2 = run(objective, batch)
-        if not self.has_looked:  # reads the device, so the first batch alone
-            warn_of_misuse(outputs["pred"], self.divergence)
+        if not self.has_looked:  # reading values synchronizes, so only the first batch is checked
+            if self.divergence == "categorical" and _are_probabilities(outputs["pred"]):
+                warnings.warn(_SOFTMAXED, stacklevel=2)
             self.has_looked = True
-        kl = divergences.divergence(
-            outputs["pred"],
-            pred2,
-            kind=self.divergence,
-            reduction=self.reduction,
-            mask=find_mask(self.mask, batch, outputs),
-        )
+        kl = self.distance(outputs["pred"], pred2, find_mask(self.mask, batch, outputs))
         return add_term({"pred2": pred2, **outputs}, self.name, self.kl_weight, kl)
 
     def _two_pass(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
@@ -100,7 +100,7 @@ class RDrop(Predictions, Regularizer):
     def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
         doubled, rows = double_batch(batch)
         try:
-            returned = forwards.run(forward, doubled, copies=2, rows=rows, bare=True)
+            outputs = read_outputs(forwards.run(forward, doubled, copies=2, rows=rows, bare=True))
         except RuntimeError as error:
             if "enforce_sorted" not in str(error):
                 raise
@@ -108,13 +108,90 @@ class RDrop(Predictions, Regularizer):
                 "Expected the model to take the doubled batch, but got an error, since examples are no longer sorted "
                 "by length. Use mode='two_pass', or call `pack_padded_sequence` with `enforce_sorted=False`."
             ) from error
-        outputs = read_outputs(returned)
         pred = outputs["pred"]
         if pred.shape[:1] != (2 * rows,):
             raise ValueError(
                 f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
                 f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
             )
-        if not self.has_looked:
-            warn_of_misuse_of_concat(outputs["loss"], pred, doubled, rows)
+        if not self.has_looked and _is_sum(outputs["loss"], pred, doubled):
+            warnings.warn(_SUMMED, stacklevel=2)
         return first_half(outputs, rows), pred[rows:]
+
+
+_SOFTMAXED = (
+    "R-Drop expects `pred` to hold logits, but got rows that are positive and sum to 1, as after a softmax. The "
+    "divergence takes a softmax itself, and a second one makes all predictions nearly alike. Return the logits."
+)
+_SUMMED = (
+    "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got the sum, which the doubled "
+    "batch makes twice as large. Return the mean, or use mode='two_pass'."
+)
+
+
+def _are_probabilities(pred: Tensor) -> bool:
+    rows = pred.detach().float()
+    return pred.shape[-1] > 1 and len(rows) > 0 and bool((rows >= 0).all() & ((rows.sum(-1) - 1).abs() < 0.01).all())
+
+
+@torch.no_grad()
+def _is_sum(loss: Tensor, pred: Tensor, batch: Any) -> bool:
+    """Tell whether the loss is one of the usual ones, summed over the batch."""
+    loss, pred = loss.float(), pred.float()
+    sums = [total for labels in labels_in(batch) for total, terms in _sums(pred, labels) if terms > 1]
+    return any(bool(total.abs() > 1e-6) and bool((loss - total).abs() <= 1e-4 * total.abs()) for total in sums)
+
+
+def _sums(pred: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield the usual losses summed over the batch, each with the number of its terms."""
+    if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
+        counted = labels != IGNORED
+        if bool((~counted | ((labels >= 0) & (labels < pred.shape[-1]))).all()):
+            total = F.cross_entropy(pred[counted], labels[counted].long(), reduction="sum")
+            yield total, int(counted.sum())
+    elif labels.shape == pred.shape:
+        target = labels.float()
+        yield F.mse_loss(pred, target, reduction="sum"), labels.numel()
+        yield F.binary_cross_entropy_with_logits(pred, target, reduction="sum"), labels.numel()
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """
+    Tell whether two forwards of ``model`` in training mode can differ by dropout.
+
+    Looks for ``torch.nn``'s dropouts (subclasses too), recurrent layers that drop between layers, and numbers above 0
+    in attributes named after dropout (``attention_dropout``, ``drop_prob``, ``layerdrop``). Dropout that a ``forward``
+    takes from elsewhere is not seen.
+
+    Example::
+
+        >>> has_dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
+        True
+        >>> has_dropout(nn.LSTM(2, 2, num_layers=1, dropout=0.0))
+        False
+    """
+    return any(_drops(module) for module in model.modules())
+
+
+def warn_without_dropout(model: nn.Module) -> None:
+    """Warn if ``model`` has no dropout."""
+    if not has_dropout(model):
+        warnings.warn(
+            f"R-Drop found no dropout above 0 in {type(model).__name__}: both predictions are the same and their "
+            "divergence is 0. Give the model dropout, or train it without R-Drop.",
+            stacklevel=2,
+        )
+
+
+def _drops(module: nn.Module) -> bool:
+    attributes = vars(module)
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase) and module.num_layers == 1:  # it drops between its layers only
+        attributes = {**attributes, "dropout": 0.0}
+    named = "drop" in type(module).__name__.lower()
+    return any(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        for name, value in attributes.items()
+        if "drop" in re.sub("^rdrop_", "", name.lower()) or (named and name == "p")
+    )

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import forwards
-from .dropout import warn_without_dropout
-from .rdrop import RDrop
+from .rdrop import RDrop, warn_without_dropout
 
 __all__ = ["RDropMixin"]
 

@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import forwards
 from ..batch import Part
-from ..functional import group_norm
 from ..versions import compile_nothing_in
 from .find import Embedding, described, lookup_of, scales
 from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
-from .shards import is_shard
 
 __all__ = ["EmbeddingTap", "Tap"]
 
@@ -52,7 +51,7 @@ class Tap(ABC):
             self.reset() if was_open else self.close()
 
     def close(self) -> None:
-        """Take the perturbation and the hooks off."""
+        """Take the perturbation and the hooks off; :meth:`open` puts hooks on again."""
         self.reset()
         for handle in self.handles:
             handle.remove()
@@ -110,41 +109,20 @@ class EmbeddingTap(Tap):
 
     def __init__(self, embedding: Embedding, granularity: str):
         self.name = embedding.name
-        self._embedding = embedding
+        self.embedding = embedding
         self._granularity = granularity
         self._hooks = [_Hook(self, module) for module in embedding.modules]
         self.handles = []
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
-        #: in a plain loop, the last pass with a gradient, if lookups came after its backward pass
-        self._before: TapPass | None = None
         #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
         self._ids_of_part: dict[int, Tensor] | None = {}
         self._call = self.on_lookup
 
     def describe(self) -> str:
-        length = self.row_length()
+        length = self.embedding.row_length()
         rows = "sharded" if length is None else f"rows {length:.3g} long on average"
-        return described(self.name, self.shape, f", {rows}")
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight that is looked up; what this process has of it, where it is sharded."""
-        return self._embedding.weight
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole weight, ``(rows, features)``."""
-        return self._embedding.shape
-
-    def row_length(self) -> float | None:
-        """
-        Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device. ``None`` where the
-        weight is sharded: all processes would have to ask at once.
-        """
-        if is_shard(self.weight) or self.weight.is_meta:
-            return None
-        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
+        return described(self.name, self.embedding.shape, f", {rows}")
 
     def open(self) -> None:
         if self.handles:
@@ -160,7 +138,7 @@ class EmbeddingTap(Tap):
                 lookup.leaf.grad = None  # a gradient with a graph holds its leaf
         # `attack()` may be called too early; keep the lookups so that a later `backward()` counts.
         if self._perturbation is not None or self._pass.driven or self._pass.lookups:
-            self._pass, self._before = TapPass(), None
+            self._pass = TapPass()
         self._perturbation = self.start = None
         if self._ids_of_part:
             self._ids_of_part = None
@@ -168,7 +146,7 @@ class EmbeddingTap(Tap):
     def begin_pass(
         self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
     ) -> None:
-        self._pass, self._before = TapPass(True, is_read, part, alone), None
+        self._pass = TapPass(True, is_read, part, alone)
 
     @property
     def leaves(self) -> list[Tensor]:  # type: ignore[override]
@@ -191,7 +169,7 @@ class EmbeddingTap(Tap):
     def lookups(self) -> list[Lookup]:
         """The lookups of the last pass that have a gradient."""
         found = []
-        last = self._before if self._before is not None and not self._pass.lookups else self._pass
+        last = self._pass if self._pass.lookups else self._pass.before or self._pass
         for lookup in last.lookups:
             if lookup.leaf is not None and lookup.leaf.grad is not None:
                 found.append(lookup)
@@ -206,28 +184,21 @@ class EmbeddingTap(Tap):
         if self._perturbation is None and self._granularity == "vocab":
             self._perturbation = ByToken(lookups)
         elif self._perturbation is None:
-            self._perturbation = self._by_position(lookups)
+            last = self._pass if self._pass.lookups else self._pass.before or self._pass
+            total = last.count(lookups)
+            self._perturbation = ByPosition(lookups, total, last.starts, per_token=self._granularity == "token")
         return self._perturbation.deltas(lookups)
-
-    def _by_position(self, lookups: list[Lookup]) -> ByPosition:
-        last, first = self._before if self._before is not None and not self._pass.lookups else self._pass, 0
-        if not last.driven and not last.announced:
-            # Forwards without a backward pass may have come before: count from the first lookup with a gradient.
-            first = min(lookup.number for lookup in lookups)
-            for lookup in lookups:
-                lookup.number -= first
-        return ByPosition(lookups, last.total - first, last.starts, per_token=self._granularity == "token")
 
     def perturb(self, values: Sequence[Tensor]) -> None:
         if self._perturbation is not None:
             self._perturbation.values = list(values)
-        self._pass, self._before = TapPass(), None
+        self._pass = TapPass()
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
         """Return the output of a lookup plus ``scale`` times the leaf."""
         trains = torch.is_grad_enabled()
         repeated = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again in the backward pass
-        lookup = self._repeat(table, ids) if repeated else self._new_lookup(table, ids, trains)
+        lookup = self._repeated(table, ids) if repeated else self._new_lookup(table, ids, trains)
         delta = None
         if self._perturbation is not None:
             delta = self._perturbation.at(lookup)
@@ -236,8 +207,7 @@ class EmbeddingTap(Tap):
         if delta is not None:
             delta = delta.to(output.dtype)
         elif trains:  # zeros that take no memory
-            one = output if lookup.ids is ids else output[: len(lookup.ids)]
-            delta = output.new_zeros(()).expand_as(one)
+            delta = output.new_zeros(()).expand(*lookup.ids.shape, output.shape[-1])
         else:
             return output
         if trains and self._pass.is_read:
@@ -257,7 +227,7 @@ class EmbeddingTap(Tap):
         forward = forwards.scope.forward
         numbered = trains or forward is not None
         if numbered and self._pass.lookups and not self._pass.driven:  # a backward pass came in between
-            self._before, self._pass = self._pass, TapPass()
+            self._pass = TapPass(before=replace(self._pass, before=None))
         copies = 1
         if forward is not None and self._pass.part is not None:
             copies = forward.copies
@@ -272,6 +242,15 @@ class EmbeddingTap(Tap):
             if self._pass.part is not None:
                 self._check_order(lookup)
         return lookup
+
+    def _repeated(self, table: nn.Embedding, ids: Tensor) -> Lookup:
+        if self.mixes_passes:
+            raise RuntimeError(
+                f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
+                "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
+            )
+        by_position = self._granularity != "vocab" and (self._perturbation is not None or self.start is not None)
+        return self._pass.repeated(table, ids, self.name, by_position=by_position)
 
     def _await(self, lookup: Lookup, leaf: Tensor) -> None:
         """Keep a lookup of a plain loop when its leaf has a gradient; until then only the graph holds that."""
@@ -290,32 +269,6 @@ class EmbeddingTap(Tap):
             one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
             self._pass.starts[lookup.number] = self.start(lookup, one.detach())
         return self._pass.starts[lookup.number]
-
-    def _repeat(self, table: nn.Embedding, ids: Tensor) -> Lookup:
-        """Return what a checkpoint looks up again; without a number where the perturbation does not depend on it."""
-        if self.mixes_passes:
-            raise RuntimeError(
-                f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
-                "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
-            )
-        if self._granularity == "vocab" or (self._perturbation is None and self.start is None):
-            part = self._pass.part
-            # The number of copies is not announced now, but the first time there was a row for each example.
-            if part is None:
-                return Lookup(table, ids)
-            copies = len(ids) // (len(part) if self._pass.alone else part.of)
-            rows = self._pass.attacked_rows(ids, copies, self.name)
-            return Lookup(table, one_copy(ids, copies, rows), ids, copies, rows)
-        alive = list(self._pass.alive)
-        places = [(each, each.all_ids) for each in alive]
-        found = [v for v, own in places if own is not None and _is_same(own, ids)] or alive
-        if len({lookup.number for lookup in found}) != 1:
-            raise RuntimeError(
-                f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its "
-                f"ids, but got {len(found)} that may be the one. Use `granularity='vocab'`, or look up outside the "
-                "checkpointed function."
-            )
-        return found[0]
 
     def _check_order(self, lookup: Lookup) -> None:
         """Warn if the attacked rows seem to be other examples in another pass. Synchronizes, in the first step only."""
@@ -351,10 +304,6 @@ class EmbeddingTap(Tap):
                 "embedding; call `torch.compiler.reset()` if the model was compiled and run before the attack was "
                 "built."
             )
-
-
-def _is_same(ids: Tensor, others: Tensor) -> bool:
-    return ids.shape == others.shape and ids.data_ptr() == others.data_ptr()
 
 
 class _Hook:

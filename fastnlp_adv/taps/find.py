@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .shards import named_weights
+from ..functional import group_norm
+from .shards import is_shard, named_weights
 
 __all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "lookup_of", "scales"]
 
@@ -60,6 +61,15 @@ class Embedding:
             return tuple(self.weight.shape)
         table = lookup_of(self.modules[0])
         return table.num_embeddings, table.embedding_dim
+
+    def row_length(self) -> float | None:
+        """
+        Return the mean l2 norm of the rows; it reads the whole weight, and synchronizes. ``None`` where the weight is
+        sharded: all processes would have to ask at once.
+        """
+        if is_shard(self.weight) or self.weight.is_meta:
+            return None
+        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
 
 @dataclass

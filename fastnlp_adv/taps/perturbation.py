@@ -27,7 +27,7 @@ class Lookup:
 
     :param table: the embedding.
     :param ids: at the attacked rows of one copy of the batch.
-    :param all_ids: all ids of the call; ``None`` where they are the same.
+    :param all_ids: all ids of the call.
     :param copies: how many copies of the batch they hold, one after the other.
     :param rows: the attacked rows of a copy; ``None`` for all.
     :param trained: False in a forward with gradients on that looks up without.
@@ -37,7 +37,7 @@ class Lookup:
 
     table: nn.Embedding
     ids: Tensor
-    all_ids: Tensor | None = None
+    all_ids: Tensor
     copies: int = 1
     rows: Tensor | None = None
     trained: bool = True
@@ -97,6 +97,8 @@ class TapPass:
     has_lookups: bool = False
     #: the perturbations that the pass starts at, by number
     starts: dict[int, Tensor] = field(default_factory=dict)
+    #: in a plain loop, the last pass with a gradient, if lookups came after its backward pass
+    before: TapPass | None = None
 
     def add_number(self, lookup: Lookup, tap: object, forward: Forward | None) -> None:
         """
@@ -111,6 +113,35 @@ class TapPass:
             lookup.number = self.numbers.setdefault(place, self.total)
         self.total += lookup.number == self.total
         self.alive.add(lookup)
+
+    def count(self, lookups: Sequence[Lookup]) -> int:
+        """Return how many numbers there are, after numbering the lookups of a plain loop anew."""
+        if self.driven or self.announced:
+            return self.total
+        first = min(lookup.number for lookup in lookups)  # forwards without a backward pass may have come before
+        for lookup in lookups:
+            lookup.number -= first
+        return self.total - first
+
+    def repeated(self, table: nn.Embedding, ids: Tensor, name: str, *, by_position: bool) -> Lookup:
+        """Return a lookup that a checkpoint repeats; without a number where the perturbation does not need one."""
+        if not by_position and self.part is None:
+            return Lookup(table, ids, ids)
+        if not by_position and self.part is not None:
+            # how many copies is not announced now, but the first time there was a row for each example
+            copies = len(ids) // (len(self.part) if self.alone else self.part.of)
+            rows = self.attacked_rows(ids, copies, name)
+            return Lookup(table, one_copy(ids, copies, rows), ids, copies, rows)
+        alive = list(self.alive)
+        same = [v for v in alive if v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr()]
+        found = same or alive
+        if len({lookup.number for lookup in found}) != 1:
+            raise RuntimeError(
+                f"Expected each lookup of embedding `{name}` inside gradient checkpointing to be known by its ids, but "
+                f"got {len(found)} that may be the one. Use `granularity='vocab'`, or look up outside the checkpointed "
+                "function."
+            )
+        return found[0]
 
     def attacked_rows(self, ids: Tensor, copies: int, name: str) -> Tensor | None:
         """Return the attacked rows of a copy of the batch; ``None`` where the pass runs on these only."""

@@ -17,7 +17,7 @@ GRANULARITIES = ("vocab", "sequence", "token")
 
 def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False, number=0):
     module = nn.Embedding(50, HIDDEN, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
-    lookup = Lookup(module, ids, number=number)
+    lookup = Lookup(module, ids, ids, number=number)
     lookup.leaf = torch.zeros_like(grad, requires_grad=True)
     lookup.leaf.grad = grad
     return lookup
@@ -31,7 +31,7 @@ def perturbation_for(granularity, lookups, total=None):
 
 
 def at(perturbation, number, ids):
-    return perturbation.at(Lookup(nn.Embedding(50, HIDDEN), ids, number=number))
+    return perturbation.at(Lookup(nn.Embedding(50, HIDDEN), ids, ids, number=number))
 
 
 def collect(perturbation, lookups):
