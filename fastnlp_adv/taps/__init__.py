@@ -6,7 +6,7 @@ from .find import Embedding, Matches, find_embeddings, fits
 from .on_model import taps_on
 from .perturbation import Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
-from .weight import WeightTap
+from .weight import WeightTap, moved_weights
 
 __all__ = [
     "Delta",
@@ -20,6 +20,7 @@ __all__ = [
     "find_embeddings",
     "fits",
     "is_flat",
+    "moved_weights",
     "refuse_sharded",
     "refuse_shards",
     "taps_on",
