@@ -121,7 +121,7 @@ def first_half(value: Any, rows: int) -> Any:
 
 
 def _map(change: Callable[[Any, str, bool], Any], value: Any, path: str = "batch", in_list: bool = False) -> Any:
-    """Return nested containers of the same types with ``change(value, path, in_list)`` in place of what they hold."""
+    """Return nested containers of the same types with ``change(value, path, in_list)`` in place of each entry."""
     is_mapping = isinstance(value, Mapping)
     if is_mapping:
         keys = list(value)
