@@ -40,7 +40,7 @@ PHRASES = {
     r"\b(is|are|was|were|be|been) told\b": "is given, receives; of 'cannot be told': cannot be determined",
     r"\bhas the say\b": "takes precedence",
     r"\b(has|have|had) (nothing )?to tell\b|\btells? the (host|device)\b": "no host-device synchronization",
-    r"\b(un)?reached\b|\blooked_up\b|\b(has|have|had|was|were) seen\b": "has_grad, or the verb for it",
+    r"\bunreached\b|\b(is|are|was|were|been|not) reached\b|\blooked_up\b|\b(has|have|had|was|were) seen\b": "has_grad",
     r"\bgo(es)? on\b|\bgoing on\b|\bwent on\b": "continues",
     r"\bsee(s|ing|n)? to\b": "validates, ensures",
     r"\b(is|was|are|were) asked for\b": "the lookup, the argument, was given",
@@ -49,6 +49,7 @@ PHRASES = {
     r"\bcounted by itself\b": "numbered separately",
     r"\band (its|the) like\b": "the names, such as 'R-Drop, VAT, SMART and R3F'",
     r"\bneeds? besides\b|\bbesides(?=[.,;)]|$)": "as well, in addition",
+    r"\| (try|mind) \|": "Recommended, Caveats",
     r"\bhere, where\b|\bthe (most|least) \w+ here\b": "in our study",
 }
 #: right uses of them, and why
@@ -58,6 +59,8 @@ ALLOWED = {
     r"\bwhat\b[^.;:]*\?": "a question",
     r"\b(leave|leaves|leaving|left) (\S+ ){0,3}alone\b": "does not touch",
     r"\bstand-alone\b": "independent",
+    r"\b(fgm|pgd|r-drop|plain training) alone\b": "without another method",
+    r"\btold apart\b": "distinguished",
     r"\bgo(es)? on to\b": "does next",
 }
 
