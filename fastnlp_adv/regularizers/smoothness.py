@@ -66,7 +66,7 @@ class Smoothness(SharesDropout, OnEmbeddings, Predictions):
                 lookups.start, lookups.mixes_passes = self.start_at, True
             for left in reversed(range(0 if elsewhere else self.steps)):
                 # Each example has a norm of its own: reductions of one prediction have the directions of the sum.
-                reduction = "sum" if len(fixed) == 1 else self.reduction
+                reduction = "sum" if len(fixed) == 1 else None
                 inner = self.distance(fixed, run(bare, "inner")["pred"], masks, reduction)
                 self.differentiate(_INNER_SCALE * inner)
                 for tap in self.taps:
@@ -106,9 +106,8 @@ class VAT(Smoothness):
 
     where :math:`p(e)` is held constant and :math:`d` starts at a random direction. ``steps`` times :math:`d` is
     replaced; each is a step of the power iteration for the direction in which the divergence grows fastest. The norms
-    are over each example. An example without a gradient, or with one that is not finite, is not perturbed.
-
-    No labels are needed: a batch whose outputs hold no ``loss`` is trained on this term only.
+    are over each example. An example without a gradient, or with one that is not finite, is not perturbed. No labels
+    are needed: a batch whose outputs hold no ``loss`` is trained on this term only.
 
     A step costs ``2 + steps`` forward passes, one backward pass through two of them, and ``steps`` backward passes that
     end at the embeddings: 2 + 2/3 plain steps by default.
@@ -173,7 +172,6 @@ class SMART(Smoothness):
     parameters that require a gradient when this is built; nothing is kept of them if :math:`\mu` is 0.
 
     A step costs as much as one of :class:`VAT`, with ``bregman_weight`` one forward pass more.
-
     The paper's ``epsilon=1e-5, alpha=1e-3, noise=1e-5`` change predictions by about 1e-5 or less. With one dropout mask
     for all passes float32 can resolve that to a few percent, float16 and bfloat16 not at all; with a new mask in each
     pass, the term is then the divergence between the masks, as in R-Drop. The defaults here are larger.
@@ -215,8 +213,7 @@ class SMART(Smoothness):
 
     def _forget(self) -> None:
         super()._forget()
-        #: parameters and their averages, by name
-        self._averages: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._averages: dict[str, tuple[nn.Parameter, Tensor]] = {}  # of parameters, by name
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         if self.bregman_weight:
@@ -292,7 +289,6 @@ class R3F(Smoothness):
         z \sim N(0, \epsilon^2 I) \text{ or } U(-\epsilon, \epsilon),
 
     with gradients through both predictions. A step costs two plain ones.
-
     The default is twice the spread of the coordinates of a small BERT, which normalizes the lookup's output; take less
     where coordinates are smaller and nothing normalizes them. About the paper's ``epsilon=1e-5`` see :class:`SMART`.
 
