@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .options import Options, options
-from .random_state import Noise, Replay
+from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
 
@@ -52,8 +52,6 @@ class ModelMethod(Options):
         self.stream = Noise()
         #: how often a batch had no gradient at the taps, though others had
         self.without_grad = 0
-        #: whether the hooks are on the model
-        self.is_open = False
         vars(self).pop("_flat", None)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
@@ -169,13 +167,16 @@ class ModelMethod(Options):
             _ = self.attached
         for tap in self.taps:
             tap.open()
-        self.is_open = True
 
     def close(self) -> None:
         """Take perturbation and hooks off the model. They can be put on again."""
         for tap in self.taps:
             tap.close()
-        self.is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the hooks are on the model."""
+        return any(tap.handles for tap in self.taps)
 
     def __enter__(self) -> Self:
         self.open()
@@ -187,20 +188,10 @@ class ModelMethod(Options):
     @contextmanager
     def running(self) -> Iterator[Any]:
         """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
-        was_open = self.is_open
-        try:
-            self.open()  # also what was frozen when it was opened
+        with ExitStack() as stack:
+            for tap in self.taps:
+                stack.enter_context(tap.on())
             yield
-        finally:
-            if not was_open:
-                self.close()
-            for tap in self.taps if was_open else ():
-                tap.reset()
-
-    def begin_dropout(self) -> Callable[[], None]:
-        """Return the function to call before each pass of a step, which may share a dropout mask."""
-        shares = getattr(self, "dropout_mask", "new") == "same"
-        return Replay(self.model, "same").step() if shares else _nothing
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
@@ -211,7 +202,10 @@ class ModelMethod(Options):
         try:
             inputs = [leaf for each in leaves for leaf in each]
             before = [param.grad for param in self._flat]
-            found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
+            # each operation has the precision of its forward; the meta device knows no autocast
+            is_meta = loss.device.type == "meta"
+            with nullcontext() if is_meta else torch.autocast(loss.device.type, torch.bfloat16, enabled=False):
+                found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
                 raise
@@ -281,9 +275,6 @@ class ModelMethod(Options):
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
-
-
-def _nothing() -> None: ...
 
 
 def _refuse_data_parallel(model: nn.Module) -> None:

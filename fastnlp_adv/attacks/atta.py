@@ -130,7 +130,7 @@ class ATTA(EmbeddingAttack):
         return (
             examples
             * length
-            * sum(tap.shape[-1] for tap in self.embedding_taps)
+            * sum(tap.embedding.shape[-1] for tap in self.embedding_taps)
             * torch.finfo(self.storage_dtype).bits
             // 8
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class EmbeddingAttack(_InRows, Attack):
             return ""
         most = 2 if self.granularity == "vocab" else 1
         for tap in self.embedding_taps if self.norm == "l2" else ():
-            row = 1.0 if self.relative else (tap.row_length() or math.inf) / tap.unit
+            row = 1.0 if self.relative else (tap.embedding.row_length() or math.inf) / tap.unit
             if self.epsilon > most * row:
                 smaller = "a smaller `epsilon`" if self.relative else "it in rows, as `relative=True, epsilon=0.5`"
                 return (
@@ -93,7 +93,7 @@ class EmbeddingAttack(_InRows, Attack):
         (tap,) = self.embedding_taps
         if self.relative:
             return f"{said} = {length * tap.unit:.2g}"
-        row = tap.row_length()
+        row = tap.embedding.row_length()
         # how far a coordinate moves is no part of a row
         return f"{said} = {length / row:.2g} rows" if row and self.norm != "linf" else said
 
@@ -163,7 +163,7 @@ class EmbeddingAttack(_InRows, Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        with self.precision():
+        with nullcontext() if self.inner_autocast is None else self.inner_forward():
             loss = closure()
         self.differentiate(loss)
 
@@ -195,13 +195,13 @@ class EmbeddingAttack(_InRows, Attack):
                 f"{self.start} and {self.every}. Use `step(closure)`, which can."
             )
         self.progress.begin_batch(accumulation_steps, total_steps)
-        self.prepare()
-        self.losses = {} if loss is None else {"first": loss.detach()}
+        self._begin_step()
+        self.current.loss = None if loss is None else loss.detach()
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()
-            self.count_batch()
-            self.log_in_a_loop()
+            self._count_batch()
+            self._log()
             return stack.pop_all()
 
     def _chosen(self, emb_name: str | None) -> list[Tap]:
@@ -259,7 +259,7 @@ def _row_of(tap: Tap) -> float:
             f"Expected `relative` to be False, since `{tap.name}` is not looked up and has no rows, but got True. "
             "Give an `emb_name` that matches embeddings only."
         )
-    row = tap.row_length()
+    row = tap.embedding.row_length()
     if row is None:
         raise ValueError(
             f"Expected `relative` to be False, since `{tap.name}` is sharded and no process has all rows, but got "

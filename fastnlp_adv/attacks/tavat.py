@@ -103,13 +103,16 @@ class TAVAT(FreeLB):
         self.tables: dict[str, Tensor] = {}
 
     def make_memory(self, model: nn.Module) -> None:
-        self.tables = {tap.name: self._new_table(tap.shape, tap.weight.device) for tap in self.embedding_taps}
+        self.tables = {
+            tap.name: self._new_table(tap.embedding.shape, tap.embedding.weight.device) for tap in self.embedding_taps
+        }
 
     def passes(self) -> Iterator[Pass]:
         weight = 1 / self.steps
         begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self.embedding_taps}
         for tap in self.embedding_taps:
-            tap.start = partial(self._start_of, tap.unit * self.strength, self.tables[tap.name], begun[tap.name])
+            size = tap.unit * self.strength
+            tap.start = partial(self._start_of, size, self.tables[tap.name], begun[tap.name])
         yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
         deltas = [tap.deltas() for tap in self.taps]
         parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas, strict=True)}

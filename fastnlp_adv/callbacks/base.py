@@ -14,10 +14,10 @@ from ..attacks import Attack
 from ..method import Method
 from ..options import check_assignment, unknown, with_options
 from ..regularizers import Regularizer
-from ..schedule import Growing, Progress
+from ..schedule import Growing
 from ..versions import has_compiled_parts
 from .checks import check_trainer
-from .step import BatchStep
+from .step import BatchStep, tell_progress
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback", "takes"]
 
@@ -112,16 +112,6 @@ class MethodCallback(Callback):
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         BatchStep.install(trainer, self)
 
-    def on_train_epoch_end(self, trainer: Any) -> None:
-        self.end_epoch(trainer)
-
-    def on_train_batch_end(self, trainer: Any) -> None:
-        self.end_batch(trainer)
-
-    def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
-        if isinstance(self.method, Regularizer):
-            self.method.after_step()
-
     def on_train_end(self, trainer: Any) -> None:
         if self._trainer is None or self._trainer() is trainer:
             BatchStep.uninstall(trainer, self)
@@ -147,7 +137,7 @@ class MethodCallback(Callback):
         self._trainer, self._is_running = weakref.ref(trainer), True
         self.method.detach().attach(model)
         self.method.close()  # hooks are on during a step only
-        self.tell_progress(trainer)
+        tell_progress(self.method, trainer)
         self._check_begins()
         (line, warning), self.method.opening = self.method.opening, ("", "")
         if line:
@@ -156,18 +146,6 @@ class MethodCallback(Callback):
             logger.rank_zero_warning(warning)
         if has_compiled_parts(model):
             self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
-
-    def tell_progress(self, trainer: Any) -> None:
-        """Tell the method where the training stands."""
-        self.method.progress = Progress(
-            trainer.global_forward_batches, trainer.accumulation_steps, trainer.n_batches / trainer.accumulation_steps
-        )
-
-    def end_batch(self, trainer: Any) -> None:
-        """Log what the method found in a batch."""
-
-    def end_epoch(self, trainer: Any) -> None:
-        """Log what the method found in an epoch."""
 
     def end(self, trainer: Any) -> None:
         """Detach the method, which remembers its state for another run."""
@@ -228,16 +206,16 @@ class AttackCallback(MethodCallback):
     method_class: ClassVar[type[Attack]]
     method: Attack
 
-    def end_batch(self, trainer: Any) -> None:
-        warning, self.method.warning = self.method.warning, ""
-        if warning:
+    def on_train_batch_end(self, trainer: Any) -> None:
+        if warning := self.method.follow_learning():
             logger.rank_zero_warning(warning)
 
-    def end_epoch(self, trainer: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any) -> None:
         if self.method.has_two_losses and (warning := self.method.learning.check(self.method.progress)):
             logger.rank_zero_warning(warning)
         if self.method.warmup == "auto":
-            self._say(trainer, self.method.describe_strength())
+            line = self.method.pacing.describe(type(self.method).__name__, self.method.names()[0])
+            self._say(trainer, line)
 
 
 class RegularizerCallback(MethodCallback):

@@ -255,6 +255,9 @@ class SMARTCallback(RegularizerCallback):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
+    def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
+        self.method.after_step()
+
 
 class R3FCallback(RegularizerCallback):
     r"""

@@ -11,7 +11,8 @@ from fastNLP.core.drivers.torch_driver import TorchSingleDriver
 from fastNLP.core.utils import dataclass_to_dict, f_rich_progress
 from torch import Tensor, nn
 
-from ..robustness import WorstCase, averages, modes_kept, score
+from ..robustness import WorstCase
+from ..robustness.evaluate import averages, modes_kept, score
 from .log import as_text
 
 __all__ = ["RobustEvaluateCallback", "RobustMetric"]

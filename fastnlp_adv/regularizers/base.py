@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,7 @@ from ..method import Method
 from ..options import must_be, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
-__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term", "noting"]
+__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
 
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
@@ -73,11 +72,12 @@ class Regularizer(Method, ABC):
             method, unless the model itself returns something of this name.
         :raises ValueError: if the outputs lack what the method needs.
         """
-        with forwards.one_batch() as token:
-            is_new = token is not self._counted  # an attack runs several passes over a batch
+        current = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=current):
+            is_new = current is not self._counted  # an attack runs several passes over a batch
             if is_new:
                 self.progress.begin_batch(accumulation_steps, total_steps)
-                self._counted, self._acts = token, self.is_due(self.progress)
+                self._counted, self._acts = current, self.is_due(self.progress)
             if self._acts:
                 outputs = self.regularize(objective, batch, forward)
                 self.describe_once()
@@ -95,27 +95,12 @@ class Regularizer(Method, ABC):
         """Follow a step of the optimizer."""
 
 
-# Terms are logged from here and not from the outputs, where a model may use the same names.
-_listeners: list[dict[str, Tensor]] = []
-
-
-@contextmanager
-def noting() -> Iterator[dict[str, Tensor]]:
-    """Collect the terms that are added until the end of the block, by name."""
-    terms: dict[str, Tensor] = {}
-    _listeners.append(terms)
-    try:
-        yield terms
-    finally:
-        _listeners.pop()
-
-
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
     """Return the outputs with a weighted term in ``loss``, and under ``name`` unless the model itself uses it."""
     loss, unweighted = outputs.get("loss"), term.detach()
     loss = weight * term if loss is None else loss + weight * term
-    if _listeners:
-        _listeners[-1][name] = unweighted
+    if forwards.scope.terms is not None:  # of the first pass over a batch, which most often is the clean one
+        forwards.scope.terms.setdefault(name, unweighted)
     return {name: unweighted, **outputs, "loss": loss}
 
 

@@ -73,8 +73,6 @@ class RDropMixin:
     #: whether the first step has been checked, and a call that trained without R-Drop warned of
     _rdrop_checked = False
     _rdrop_warned = False
-    #: the regularizer of this moment, in a tuple; empty where the model's own settings hold
-    _rdrop_current: tuple[RDrop | None, ...] = ()  # evaluated by transformers, on any Python
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -109,7 +107,7 @@ class RDropMixin:
         """Tell whether a call is a training step, and not a forward inside one."""
         model: Any = self
         trains = model.training and torch.is_grad_enabled() and not hasattr(self, "_is_replica")
-        return trains and not _is_bare() and self._rdrop_current != (None,)
+        return trains and not _is_bare() and forwards.scope.rdrop.get(id(self), self) is not None
 
     @contextmanager
     def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:
@@ -130,16 +128,13 @@ class RDropMixin:
             ...     sorted(model.train_step(torch.ones(1, 2)))
             ['loss', 'pred']
         """
-        outer = self._rdrop_current
-        self._rdrop_current = (regularizer,)
-        try:
+        with forwards.scoped(rdrop={**forwards.scope.rdrop, id(self): regularizer}):
             yield
-        finally:
-            self._rdrop_current = outer
 
     def _rdrop(self) -> RDrop | None:
-        if self._rdrop_current:
-            return self._rdrop_current[0]
+        if id(self) in forwards.scope.rdrop:
+            replacement: RDrop | None = forwards.scope.rdrop[id(self)]
+            return replacement
         regularizer = RDrop(**{name: getattr(self, f"rdrop_{name}") for name in _SETTINGS})
         regularizer.has_looked = self._rdrop_checked
         if not self._rdrop_checked:
@@ -150,7 +145,7 @@ class RDropMixin:
 
 def _is_bare() -> bool:
     """Tell whether the driver runs R-Drop, if any."""
-    forward = forwards.running.forward
+    forward = forwards.scope.forward
     return forward is not None and forward.bare
 
 

@@ -1,11 +1,9 @@
-"""How a model does on the worst that an attack finds: perturbations of its lookups, flipped words, typos."""
+"""Attacks for evaluation: on the lookups of a model, and on its texts by flipped words and typos."""
 
-from .attacked import Attacked, RobustAccuracy, robust_accuracy
-from .evaluate import RobustResults, modes_kept, robust_evaluate
+from .evaluate import RobustResults, robust_evaluate
 from .hotflip import HotFlip
-from .report import write_report
-from .scores import Scores, averages, score
-from .tokenizer import VocabularyTokenizer
+from .results import Attacked, RobustAccuracy, robust_accuracy, write_report
+from .texts import VocabularyTokenizer
 from .typos import Typos
 from .worst_case import WorstCase
 
@@ -14,14 +12,10 @@ __all__ = [
     "HotFlip",
     "RobustAccuracy",
     "RobustResults",
-    "Scores",
     "Typos",
     "VocabularyTokenizer",
     "WorstCase",
-    "averages",
-    "modes_kept",
     "robust_accuracy",
     "robust_evaluate",
-    "score",
     "write_report",
 ]

@@ -6,8 +6,7 @@ import warnings
 
 from torch import nn
 
-from .base import Tap
-from .embedding import EmbeddingTap
+from .embedding import EmbeddingTap, Tap
 from .find import find_embeddings
 from .shards import refuse_shards
 from .weight import WeightTap

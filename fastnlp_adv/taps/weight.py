@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..batch import Part
-from .base import Delta, Tap, described
+from .embedding import Tap
+from .find import described
+from .perturbation import Delta
 
 __all__ = ["WeightTap"]
 
@@ -26,7 +27,7 @@ class WeightTap(Tap):
     def __init__(self, name: str, param: nn.Parameter):
         self.name = name
         self.param = param
-        self._handles: list[RemovableHandle] = []
+        self.handles = []
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._grad: Tensor | None = None
@@ -37,24 +38,18 @@ class WeightTap(Tap):
         return described(self.name, self.param.shape)
 
     def open(self) -> None:
-        if not self._handles and self.param.requires_grad:
-            self._handles = [self.param.register_hook(self._on_gradient)]
-
-    def close(self) -> None:
-        self.reset()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if not self.handles and self.param.requires_grad:
+            self.handles = [self.param.register_hook(self._on_gradient)]
 
     @property
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Tensor]:  # type: ignore[override]
         return [self.param] if self._inner and self.param.requires_grad else []
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
         """Do nothing: the hook on the parameter has the gradient already."""
 
     @property
-    def has_grad(self) -> bool:
+    def has_grad(self) -> bool:  # type: ignore[override]
         return self._grad is not None
 
     def begin_pass(

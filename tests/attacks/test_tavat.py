@@ -331,7 +331,7 @@ def test_a_model_that_was_moved_is_refused():
 def classifier_on_meta(attack):
     """Runs the hook as a model on another device would."""
     ids = IDS.to("meta")
-    lookup = Lookup(attack.model.word_embeddings, ids, number=0)
+    lookup = Lookup(attack.model.word_embeddings, ids, ids, number=0)
     return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
 
 

@@ -1,26 +1,86 @@
-"""A vocabulary as a tokenizer: fastNLP's ``Vocabulary`` for the attacks on text, without transformers."""
+"""How texts are read and changed: their words, changes of them, and a vocabulary as a tokenizer."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..options import check_count, must_be
+from ..options import check_count, must_be, optional
 
-__all__ = ["VocabularyTokenizer"]
+__all__ = ["Change", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
 
-NO_LIMIT = 10**30  # what transformers says where there is no limit
+# Chinese and Japanese, which are written without spaces and whose characters mean something by themselves
+_SPACELESS = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0002fa1f\U00030000-\U000323af"
+)
+_UNIT = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
+SPACELESS = re.compile(f"[{_SPACELESS}]+")
+
+
+class Change(NamedTuple):
+    """
+    A change of a text.
+
+    :param start: where the changed stretch begins in the original text.
+    :param end: where it ends in the original text.
+    :param new: the new text of the stretch.
+    """
+
+    start: int
+    end: int
+    new: str
+
+
+def is_spaceless(text: str) -> bool:
+    """Tell whether a text is not empty and consists of characters of Chinese or Japanese."""
+    return SPACELESS.fullmatch(text) is not None
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """
+    Find the words of a text: the stretches between white space, without the punctuation around them. Each character of
+    Chinese and Japanese is a word of its own.
+
+    :param text: the text.
+    :return: the beginning and the end of each.
+
+    Example::
+
+        >>> [text[a:b] for text in ["(Well-made), isn't it? ..."] for a, b in word_spans(text)]
+        ['Well-made', "isn't", 'it']
+        >>> [text[a:b] for text in ["这部film，(很)好！"] for a, b in word_spans(text)]
+        ['这', '部', 'film', '很', '好']
+    """
+    spans = []
+    for match in _UNIT.finditer(text):
+        inside = [i for i in range(*match.span()) if unicodedata.category(text[i])[0] not in "PS"]
+        if inside:
+            spans.append((inside[0], inside[-1] + 1))
+    return spans
+
+
+def edited(text: str, changes: Iterable[Change]) -> str:
+    """Make changes in a text, which must not overlap."""
+    for start, end, new in sorted(changes, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+NO_LIMIT = 10**30  # as in transformers
 
 
 class VocabularyTokenizer:
     """
-    Reads texts as a model on fastNLP's ``Vocabulary`` does, and tells the attacks on text where each token stands: it
-    has what :class:`HotFlip` and :class:`Typos` use of a fast tokenizer of transformers.
+    Reads texts for a model on fastNLP's ``Vocabulary``, without transformers: it has the methods of a fast tokenizer
+    that :class:`HotFlip`, :class:`Typos` and other attacks on text use.
 
-    The batch that an attack makes with it holds ``input_ids`` and ``attention_mask``. Where the model calls them
-    otherwise, say so in the attack's ``step``.
+    The batch that an attack makes with it holds ``input_ids`` and ``attention_mask``. Give the attack a ``step`` that
+    hands them to the model by their names there.
 
     :param vocabulary: a ``Vocabulary`` of fastNLP with padding and an unknown entry, or a mapping from tokens to ids.
     :param split: how the texts of the training were split into tokens, a function from a text to its tokens:
@@ -57,8 +117,7 @@ class VocabularyTokenizer:
         unknown: str | None = None,
     ):
         must_be("a function from a text to its tokens", callable)("split", split)
-        if max_length is not None:
-            check_count("max_length", max_length)
+        optional(check_count)("max_length", max_length)
         table = getattr(vocabulary, "word2idx", vocabulary)
         if not isinstance(table, Mapping):
             raise ValueError(
@@ -73,10 +132,6 @@ class VocabularyTokenizer:
         self.unk_token = self._entry("unknown", unknown, vocabulary)
         self.all_special_ids = [self._ids[self.pad_token], self._ids[self.unk_token]]
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the tokens beside the vocabulary: none."""
-        return {}
-
     def _entry(self, name: str, given: str | None, vocabulary: Any) -> str:
         entry = getattr(vocabulary, name, None) if given is None else given
         if not isinstance(entry, str) or entry not in self._ids:
@@ -90,48 +145,32 @@ class VocabularyTokenizer:
         return len(self._ids)
 
     def num_special_tokens_to_add(self) -> int:
-        """:return: 0; nothing is put around a text."""
+        """Return 0: no special tokens are put around a text."""
         return 0
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return an empty dict: there are no tokens beside the vocabulary."""
+        return {}
+
     def get_vocab(self) -> dict[str, int]:
-        """:return: the ids of all tokens."""
+        """Return the ids of all tokens."""
         return dict(self._ids)
 
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
-        """
-        Look up ids.
-
-        :param ids: the ids.
-        :return: their tokens.
-        """
+        """Return the tokens with these ids."""
         return [self._tokens[i] for i in ids]
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """
-        Look up a token.
-
-        :param token: the token.
-        :return: its id, or that of the unknown entry.
-        """
+        """Return the id of a token, or that of the unknown entry."""
         found: int = self._ids.get(token, self._ids[self.unk_token])
         return found
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
-        """
-        Write tokens as text.
-
-        :param tokens: the tokens.
-        :return: them, one after the other.
-        """
+        """Return the tokens as a text, joined without spaces."""
         return "".join(tokens)
 
     def tokenize(self, text: str) -> list[str]:
-        """
-        Split a text.
-
-        :param text: the text.
-        :return: its tokens, those that are not in the vocabulary as the unknown entry.
-        """
+        """Split a text into tokens; those that are not in the vocabulary become the unknown entry."""
         return [token if token in self._ids else self.unk_token for token in self._split(text)]
 
     def __call__(
@@ -145,40 +184,20 @@ class VocabularyTokenizer:
         return_tensors: str | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """
-        Read texts.
-
-        :param texts: a text, or several.
-        :param truncation: whether to cut off what is longer than ``max_length``.
-        :param max_length: a length in tokens; that of the tokenizer if ``None``.
-        :param padding: whether to bring all to the length of the longest.
-        :param return_offsets_mapping: whether to tell where in the text each token stands.
-        :param return_tensors: ``"pt"`` for tensors of ids and mask; lists if ``None``.
-        :return: ``input_ids``, ``attention_mask`` and, if wanted, ``offset_mapping``. A text without tokens is read as
-            one unknown token, since models do not take nothing.
-        """
+        """Read texts as transformers does. A text without tokens is read as one unknown token: models take no less."""
         length = (max_length or self.model_max_length) if truncation else None
-        read = [self._read(text)[:length] for text in ([texts] if isinstance(texts, str) else texts)]
-        longest = max(map(len, read), default=0) if padding or return_tensors else 0
-        missing = [max(0, longest - len(row)) for row in read]
-        pad = self._ids[self.pad_token]
-        found: dict[str, Any] = {
-            "input_ids": [
-                [self.convert_tokens_to_ids(token) for token, _ in row] + n * [pad]
-                for row, n in zip(read, missing, strict=True)
-            ],
-            "attention_mask": [len(row) * [1] + n * [0] for row, n in zip(read, missing, strict=True)],
-        }
-        if return_offsets_mapping:
-            found["offset_mapping"] = [
-                [span for _, span in row] + n * [(0, 0)] for row, n in zip(read, missing, strict=True)
-            ]
+        rows = [self._read(text)[:length] for text in ([texts] if isinstance(texts, str) else texts)]
+        longest = max(map(len, rows), default=0) if padding or return_tensors else 0
+        pad = (self._ids[self.pad_token], 0, (0, 0))
+        rows = [row + (longest - len(row)) * [pad] for row in rows]
+        names = ("input_ids", "attention_mask", "offset_mapping")[: 3 if return_offsets_mapping else 2]
+        found: dict[str, Any] = {name: [[entry[i] for entry in row] for row in rows] for i, name in enumerate(names)}
         if isinstance(texts, str) and not return_tensors:
             return {name: rows[0] for name, rows in found.items()}
         return {name: torch.tensor(rows) if return_tensors else rows for name, rows in found.items()}
 
-    def _read(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """The tokens, each with where it stands."""
+    def _read(self, text: str) -> list[tuple[int, int, tuple[int, int]]]:
+        """Return id, mask and place of each token."""
         found, at = [], 0
         lower = text.lower()  # `split` may ignore case
         for token in self._split(text):
@@ -191,5 +210,5 @@ class VocabularyTokenizer:
                     f"{text!r:.80}."
                 )
             at = start + len(token)
-            found.append((token, (start, at)))
-        return found or [(self.unk_token, (0, 0))]
+            found.append((self.convert_tokens_to_ids(token), 1, (start, at)))
+        return found or [(self._ids[self.unk_token], 1, (0, 0))]
