@@ -157,7 +157,7 @@ class AWPCallback(AttackCallback):
 
     Example::
 
-        >>> callback = AWPCallback(gamma=0.001, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = AWPCallback(gamma=0.001, params="weight")   # trainer = Trainer(..., callbacks=[callback])
     """
 
     method_class = AWP
@@ -173,8 +173,8 @@ class SAMCallback(AttackCallback):
     gradient, by ``rho`` in all. They are put back before the optimizer steps.
 
     :options:
-    :raises ValueError: if an argument is out of range; when the Trainer is built, if the model has no trainable
-        parameter.
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if no trainable parameter
+        matches ``params``.
 
     Example::
 
