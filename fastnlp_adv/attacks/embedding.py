@@ -32,8 +32,8 @@ class _InRows(OnEmbeddings):
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool or "
-        "0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
+        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
         "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
     )
 

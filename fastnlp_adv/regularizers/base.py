@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import divergences, forwards
 from ..method import Method
-from ..options import one_of, option, options
+from ..options import check_mask, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
 __all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
