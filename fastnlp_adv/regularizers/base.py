@@ -152,10 +152,11 @@ class Predictions(Regularizer):
 
     def masks(self, batch: Any, outputs: dict[str, Any], returned: Any) -> list[Tensor | None]:
         """Return the mask of each prediction; validate the first batch."""
-        if not self.has_looked and self.divergence == "categorical":
-            _refuse_multi_label(batch, tensors_of(outputs["pred"]))
-        self.has_looked = True  # reading values synchronizes
-        return find_masks(self.mask, batch, outputs, shifts=self._shifts or shifts_labels(returned))
+        if not self.has_looked:  # reading values synchronizes, so only the first batch is validated
+            self.has_looked = True
+            if self.divergence == "categorical":
+                _refuse_multi_label(batch, tensors_of(outputs["pred"]))
+        return find_masks(self.mask, batch, outputs, shifts=self._shifts or "CausalLMOutput" in type(returned).__name__)
 
     def distance(self, pred: Any, other: Any, masks: list[Tensor | None], reduction: str | None = None) -> Tensor:
         """Return the divergence between two predictions, of several the sum; a squared error has one direction only."""
