@@ -402,8 +402,8 @@ def test_skipped_where_there_is_no_fault(monkeypatch):
     before = patched()
     for name in [name for name in sys.modules if name.startswith("fastnlp_adv.compat")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(fastnlp_adv, "compat", compat)  # to be put back: the import sets the other
     fresh = importlib.import_module("fastnlp_adv.compat")
-    monkeypatch.setattr(fastnlp_adv, "compat", compat)  # the import has set the other
     assert fresh is not compat
     assert fresh.repair() == ()
     assert [each() for each in fresh.REPAIRS.values()] == [False] * len(compat.REPAIRS)
