@@ -107,6 +107,8 @@ class EmbeddingTap(Tap):
     #: for methods whose first pass is not clean, until the next reset: returns the perturbation of a lookup, given the
     #: lookup and its output; for ``"sequence"`` and ``"token"``
     start: Callable[[Lookup, Tensor], Tensor] | None = None
+    #: True if perturbations are of the rows, which some lookups scale; False if of the output
+    of_rows = True
     #: True if clean and perturbed passes end in one backward pass, where a checkpoint cannot tell them apart
     mixes_passes = False
 
@@ -204,7 +206,7 @@ class EmbeddingTap(Tap):
         self._pass = TapPass()
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
-        """Return the output of a lookup plus ``scale`` times the leaf."""
+        """Return the output of a lookup plus the leaf, times ``scale`` if it is of the rows."""
         trains = torch.is_grad_enabled()
         repeated = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again in the backward pass
         lookup = self._repeated(table, ids) if repeated else self._new_lookup(table, ids, trains)
@@ -229,7 +231,7 @@ class EmbeddingTap(Tap):
                 self._pass.lookups.append(lookup)
             else:
                 self._await(lookup, delta)
-        if isinstance(scale, Tensor) or scale != 1:  # comparing a tensor would synchronize
+        if self.of_rows and (isinstance(scale, Tensor) or scale != 1):  # comparing a tensor would synchronize
             delta = (delta * scale).to(output.dtype)
         return lookup.add(output, delta)
 
