@@ -99,7 +99,7 @@ class HotFlip(TextAttack):
             ids[position] = int(self._ids[new])
             word = self._in_case(self._words[new], search.original[start:end])
             flips.append((Change(start, end, word), ids))
-        read = self.ids([search.changed(change) for change, _ in flips])
+        read = self.ids(search, [search.changed(change) for change, _ in flips])
         return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self.candidates]
 
     def _places(self, search: Search, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:

@@ -32,6 +32,7 @@ class Attacked:
     :param queries: how many times the model was run on a text of this search, gradient passes included.
     :param starts: where each change begins in the original.
     :param tried: how many edits were tried on the model; ``None`` if that is not known.
+    :param other: the other text of a pair, which stays; ``None`` for a single text.
     """
 
     original: str
@@ -43,6 +44,7 @@ class Attacked:
     queries: int
     starts: tuple[int, ...] = ()
     tried: int | None = None
+    other: str | None = None
 
     @property
     def fooled(self) -> bool:
@@ -173,7 +175,9 @@ def _card(number: int, attacked: Attacked, names: Sequence[str] | None) -> str:
     before = label if attacked.was_right else after
     tried = "" if attacked.tried is None else f", {attacked.tried} tried"
     edits = f"{len(attacked.changes)} edit{'' if len(attacked.changes) == 1 else 's'}{tried}"
-    texts = _marked(attacked)[: 2 if attacked.changes else 1]
+    texts = list(_marked(attacked)[: 2 if attacked.changes else 1])
+    if attacked.other is not None:
+        texts.insert(0, _escaped(attacked.other))
     lines = [
         f'<article class="{key}"><p class="about"><span>{number}</span> <b class="outcome">{OUTCOMES[key]}</b> '
         f"<span>label <b><bdi>{label}</bdi></b></span> <span>predicted <b><bdi>{before}</bdi></b> → "

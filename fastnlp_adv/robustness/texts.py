@@ -144,8 +144,8 @@ class VocabularyTokenizer:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def num_special_tokens_to_add(self) -> int:
-        """Return 0: no special tokens are put around a text."""
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return 0: no special tokens are put around texts."""
         return 0
 
     def get_added_vocab(self) -> dict[str, int]:
@@ -176,6 +176,7 @@ class VocabularyTokenizer:
     def __call__(
         self,
         texts: str | list[str],
+        text_pair: str | list[str] | None = None,
         *,
         truncation: bool = False,
         max_length: int | None = None,
@@ -184,14 +185,21 @@ class VocabularyTokenizer:
         return_tensors: str | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Read texts as transformers does. A text without tokens is read as one unknown token: models take no less."""
+        """
+        Read texts as transformers does, but the second texts of pairs by themselves, into ``pair_input_ids`` and so on.
+        A text without tokens is read as one unknown token, since models take no less.
+        """
         length = (max_length or self.model_max_length) if truncation else None
-        rows = [self._read(text)[:length] for text in ([texts] if isinstance(texts, str) else texts)]
-        longest = max(map(len, rows), default=0) if padding or return_tensors else 0
-        pad = (self._ids[self.pad_token], 0, (0, 0))
-        rows = [row + (longest - len(row)) * [pad] for row in rows]
         names = ("input_ids", "attention_mask", "offset_mapping")[: 3 if return_offsets_mapping else 2]
-        found: dict[str, Any] = {name: [[entry[i] for entry in row] for row in rows] for i, name in enumerate(names)}
+        pad = (self._ids[self.pad_token], 0, (0, 0))
+        found: dict[str, Any] = {}
+        for prefix, given in {"": texts, "pair_": text_pair}.items():
+            if given is None:
+                continue
+            rows = [self._read(text)[:length] for text in ([given] if isinstance(given, str) else given)]
+            longest = max(map(len, rows), default=0) if padding or return_tensors else 0
+            rows = [row + (longest - len(row)) * [pad] for row in rows]
+            found.update({prefix + name: [[entry[i] for entry in row] for row in rows] for i, name in enumerate(names)})
         if isinstance(texts, str) and not return_tensors:
             return {name: rows[0] for name, rows in found.items()}
         return {name: torch.tensor(rows) if return_tensors else rows for name, rows in found.items()}

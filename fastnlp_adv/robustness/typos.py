@@ -108,7 +108,7 @@ class Typos(TextAttack):
         """The typos of the next word that has any."""
         while search.plan:
             changes = self._typos(search, *search.plan.pop(0))
-            now, *then = self.ids([search.text, *map(search.changed, changes)])
+            now, *then = self.ids(search, [search.text, *map(search.changed, changes)])
             # where the tokenizer does not see the typo, as in an unknown word, losses differ by rounding errors only
             if seen := [change for change, ids in zip(changes, then, strict=True) if ids != now]:
                 return seen
