@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..options import check_count, is_finite, must_be, option, options
 from ..taps import refuse_shards
-from .text_attack import Search, TextAttack, Tokens
-from .texts import Change, is_spaceless, word_spans
+from .text_attack import TextAttack
+from .texts import Change, Search, Tokens, is_spaceless, word_spans
 
 __all__ = ["HotFlip"]
 
@@ -50,9 +50,10 @@ class HotFlip(TextAttack):
     :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no
         words.
 
-    Example, for a model and a tokenizer of yours::
+    Example, for a model and a tokenizer of yours, and with pairs of which the second text is attacked::
 
         HotFlip(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
+        HotFlip(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
     max_flips: int = option(

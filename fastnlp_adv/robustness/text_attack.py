@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,66 +14,10 @@ from ..regularizers.outputs import read_outputs
 from ..taps import Tap, taps_on
 from .evaluate import modes_kept, score
 from .results import Attacked
-from .texts import Change, edited
+from .texts import Change, Search, Tokens
 from .worst_case import EvaluationAttack, Scores
 
-__all__ = ["Search", "TextAttack", "Tokens"]
-
-
-class Tokens(NamedTuple):
-    """A text as the model sees it."""
-
-    ids: list[int]  # with special tokens, without padding
-    spans: list[tuple[int, int]]  # where each token stands in the text, without white space; empty for added ones
-    gradients: Tensor  # of the logarithm of the loss at the lookup of each, of shape (tokens, features)
-
-
-@dataclass
-class Search:
-    """The state of the search for one text."""
-
-    original: str
-    label: int
-    other: str | None = None  # the other text of a pair
-    changes: tuple[Change, ...] = ()
-    loss: float = 0.0
-    prediction: int = -1
-    queries: int = 0
-    tried: int = 0
-    plan: list[Any] | None = None  # for attacks that decide once what to try
-
-    @property
-    def text(self) -> str:
-        """The worst text so far."""
-        return edited(self.original, self.changes)
-
-    def changed(self, change: Change) -> str:
-        """Return the text with all changes so far and this one."""
-        return edited(self.original, [*self.changes, change])
-
-    def leaves(self, start: int, end: int) -> bool:
-        """Tell whether no change so far reaches into a stretch of the original."""
-        return all(end <= change.start or change.end <= start for change in self.changes)
-
-    def origin(self, start: int, end: int) -> tuple[int, int] | None:
-        """Return where a stretch of the text stands in the original; ``None`` if a change reaches into it."""
-        shift = 0
-        for change in sorted(self.changes):
-            if end <= change.start + shift:
-                break
-            if start < change.start + shift + len(change.new):
-                return None
-            shift += len(change.new) - (change.end - change.start)
-        return start - shift, end - shift
-
-    def result(self) -> Attacked:
-        """Return the result; changes are made only where the prediction was right."""
-        was_right = self.prediction == self.label or bool(self.changes)
-        made = sorted(self.changes)
-        changes = tuple((self.original[start:end], new) for start, end, new in made)
-        starts = tuple(change.start for change in made)
-        rest = (self.queries, starts, self.tried, self.other)
-        return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *rest)
+__all__ = ["TextAttack"]
 
 
 def _check_tokenizer(name: str, tokenizer: Any) -> None:
@@ -95,12 +38,25 @@ def _check_tokenizer(name: str, tokenizer: Any) -> None:
 @options
 class TextAttack(EvaluationAttack, ABC):
     """
-    Searches for changes of a text that make the prediction wrong. The texts of a batch advance together: in a round
-    :meth:`propose` gives each text some changes, all of them are tried, and each text keeps its worst if that raises
-    its loss. A text is done when the prediction is wrong, ``limit`` changes are made, or nothing is left to try.
+    The base of attacks on text, which search for changes that make the prediction wrong. A subclass defines
+    :meth:`propose`. The texts of a batch advance together: in a round each text gets some changes proposed, all of them
+    are tried on the model, and the worst is kept if it raises the loss; changes that overlap with earlier ones are left
+    out. A text is done when the prediction is wrong, ``limit`` changes are made, or no change of a round raises the
+    loss (with ``gives_up = False``, when none is proposed).
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
     :options:
+    :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
+
+    Example, for a model and a tokenizer of yours::
+
+        class LeaveOut(TextAttack):
+            limit = 2
+
+            def propose(self, searches):
+                return [[Change(start, end, "") for start, end in word_spans(each.original)] for each in searches]
+
+        LeaveOut(model, tokenizer).attack(texts, labels)
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "tokenizer"})
@@ -134,15 +90,20 @@ class TextAttack(EvaluationAttack, ABC):
 
     @property
     def limit(self) -> int:
-        """The number of changes that a text may get."""
+        """The number of changes that a text may get; a subclass may set ``limit = 2`` instead."""
         return 3
 
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
-        """Return the changes to try next for each text that is predicted right; none ends its search."""
+        """
+        Propose the changes to try next.
+
+        :param searches: the texts that are predicted right, with the changes that they got so far.
+        :return: the changes for each text, in terms of its original; none ends its search.
+        """
 
     def prepare(self, texts: list[str]) -> None:
-        """Prepare for texts, before the first of them is attacked."""
+        """Prepare for all texts of an attack, before the first of them is attacked."""
 
     def validate(self) -> None:
         super().validate()
@@ -181,7 +142,11 @@ class TextAttack(EvaluationAttack, ABC):
         return [search.result() for search in searches]
 
     def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
+        """
+        Return the tokens of texts with the gradients at their lookups, by one forward and backward pass.
+
+        :param searches: the texts.
+        """
         texts = [search.text for search in searches]
         batch, spans = self._encode(list(zip(searches, texts, strict=True)))
         self.backward(self.run(lambda: self._score(batch, searches)[0]))
@@ -196,7 +161,12 @@ class TextAttack(EvaluationAttack, ABC):
         return found
 
     def ids(self, search: Search, texts: list[str]) -> list[list[int]]:
-        """Return the ids that the model is given for each text in the place of that of a search, without padding."""
+        """
+        Return the ids that the model would be given for other texts, without padding.
+
+        :param search: the search for one text.
+        :param texts: the texts in its place.
+        """
         if not texts:
             return []
         encoded = self.tokenizer(*self._inputs([(search, text) for text in texts]), **self._cut())

@@ -1,17 +1,20 @@
-"""How texts are read and changed: their words, changes of them, and a vocabulary as a tokenizer."""
+"""How texts are read and changed: words, changes, the search for an attacked text, a vocabulary as a tokenizer."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..options import check_count, must_be, optional
+from .results import Attacked
 
-__all__ = ["Change", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
+__all__ = ["Change", "Search", "Tokens", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
 
 # Chinese and Japanese, which are written without spaces and whose characters mean something by themselves
 _SPACELESS = (
@@ -71,6 +74,82 @@ def edited(text: str, changes: Iterable[Change]) -> str:
     return text
 
 
+class Tokens(NamedTuple):
+    """
+    A text as the model sees it.
+
+    :param ids: the ids of its tokens, with special tokens and without padding.
+    :param spans: where each token stands in the text, without white space; (0, 0) for special tokens that the tokenizer
+        adds, and for the tokens of the other text of a pair.
+    :param gradients: the gradient of the logarithm of the loss at the lookup of each, of shape ``(tokens, features)``.
+        It has the direction of the gradient of the loss, and does not vanish where the model is confident.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    gradients: Tensor
+
+
+@dataclass
+class Search:
+    """
+    The search for an attacked text.
+
+    :param original: the text.
+    :param label: its label.
+    :param other: the other text of a pair, which stays; ``None`` for a single text.
+    :param changes: the changes of the original so far.
+    :param loss: the loss of :attr:`text`.
+    :param prediction: the prediction for :attr:`text`.
+    :param queries: how many times the model was run.
+    :param tried: how many changes were tried.
+    :param plan: room for what an attack decides once for a text.
+    """
+
+    original: str
+    label: int
+    other: str | None = None
+    changes: tuple[Change, ...] = ()
+    loss: float = 0.0
+    prediction: int = -1
+    queries: int = 0
+    tried: int = 0
+    plan: list[Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The worst text so far."""
+        return edited(self.original, self.changes)
+
+    def changed(self, change: Change) -> str:
+        """Return the text with all changes so far and this one."""
+        return edited(self.original, [*self.changes, change])
+
+    def leaves(self, start: int, end: int) -> bool:
+        """Tell whether no change so far reaches into a stretch of the original."""
+        return all(end <= change.start or change.end <= start for change in self.changes)
+
+    def origin(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return where a stretch of :attr:`text` stands in the original; ``None`` if a change reaches into it."""
+        shift = 0
+        for change in sorted(self.changes):
+            if end <= change.start + shift:
+                break
+            if start < change.start + shift + len(change.new):
+                return None
+            shift += len(change.new) - (change.end - change.start)
+        return start - shift, end - shift
+
+    def result(self) -> Attacked:
+        """Return the result; changes are made only where the prediction was right."""
+        was_right = self.prediction == self.label or bool(self.changes)
+        made = sorted(self.changes)
+        changes = tuple((self.original[start:end], new) for start, end, new in made)
+        starts = tuple(change.start for change in made)
+        rest = (self.queries, starts, self.tried, self.other)
+        return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *rest)
+
+
 NO_LIMIT = 10**30  # as in transformers
 
 
@@ -80,7 +159,8 @@ class VocabularyTokenizer:
     that :class:`HotFlip`, :class:`Typos` and other attacks on text use.
 
     The batch that an attack makes with it holds ``input_ids`` and ``attention_mask``. Give the attack a ``step`` that
-    hands them to the model by their names there.
+    hands them to the model by their names there. For the second texts of pairs it also holds ``pair_input_ids``
+    and ``pair_attention_mask``.
 
     :param vocabulary: a ``Vocabulary`` of fastNLP with padding and an unknown entry, or a mapping from tokens to ids.
     :param split: how the texts of the training were split into tokens, a function from a text to its tokens:

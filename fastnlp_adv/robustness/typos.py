@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from ..options import at_least, check_count, must_be, option, options
-from .text_attack import Search, TextAttack, Tokens
-from .texts import SPACELESS, Change, is_spaceless, word_spans
+from .text_attack import TextAttack
+from .texts import SPACELESS, Change, Search, Tokens, is_spaceless, word_spans
 
 __all__ = ["SLIPS", "Typos", "character_typos", "homophones", "typos_of"]
 
@@ -59,6 +59,7 @@ class Typos(TextAttack):
 
         Typos(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
         Typos(model, tokenizer, slips=["swap", "homophone"]).attack(texts, labels)
+        Typos(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
     gives_up = False  # after a word that helps nothing come the others
