@@ -39,7 +39,7 @@ class HotFlip(TextAttack):
       without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer reads as a
       word of their own, so neither to special or unused tokens nor to continuations. Byte-level and sentencepiece
       vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores case, the new
-      word takes over the old one's.
+      word gets the case of the old one.
     * In Chinese and Japanese, tokens that consist of characters of that script, single characters included. They are
       flipped to other such tokens.
 
@@ -56,17 +56,11 @@ class HotFlip(TextAttack):
         HotFlip(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
-    max_flips: int = option(
-        default=3, check=check_count, doc="the number of words or characters that may be flipped, at least 1"
-    )
-    candidates: int = option(
-        default=8, check=check_count, doc="the number of flips of a text that are tried in a round"
-    )
+    max_flips: int = option(default=3, check=check_count, doc="the number of words or characters that may be flipped")
+    candidates: int = option(default=8, check=check_count, doc="the number of flips of a text tried in a round")
     min_similarity: float | None = option(
         default=None,
-        check=must_be(
-            "a number from -1 to 1 or None", lambda value: value is None or (is_finite(value) and abs(value) <= 1)
-        ),
+        check=must_be("a number from -1 to 1 or None", lambda x: x is None or (is_finite(x) and abs(x) <= 1)),
         doc="the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no bound",
     )
 

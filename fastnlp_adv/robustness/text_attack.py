@@ -79,7 +79,7 @@ class TextAttack(EvaluationAttack, ABC):
     max_length: int | None = option(
         default=None,
         check=optional(check_count),
-        doc="where texts are cut off, in tokens; the tokenizer's own length if ``None``",
+        doc="where texts are cut off, in tokens; the tokenizer's own if ``None``",
     )
     step: Callable[[dict[str, Any]], Any] | None = option(
         default=None,
@@ -156,7 +156,7 @@ class TextAttack(EvaluationAttack, ABC):
         for row, (search, text) in enumerate(zip(searches, texts, strict=True)):
             search.queries += 1
             real = mask[row].bool()
-            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real, strict=True) if is_real]
+            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real.tolist(), strict=True) if is_real]
             found.append(Tokens(ids[row][real].tolist(), where, gradients[row][real]))
         return found
 
@@ -235,8 +235,8 @@ class TextAttack(EvaluationAttack, ABC):
 
     def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
         """Return the batch and where each token stands in the attacked text; (0, 0) for tokens of the other."""
-        wanted = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
-        encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **wanted)
+        fields = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+        encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **fields)
         device = next(self.attached.parameters()).device
         spans = encoded[self._field(encoded, "offset_mapping")].tolist()
         if self.side is not None and "pair_input_ids" not in encoded:

@@ -103,7 +103,7 @@ class Search:
     :param prediction: the prediction for :attr:`text`.
     :param queries: how many times the model was run.
     :param tried: how many changes were tried.
-    :param plan: room for what an attack decides once for a text.
+    :param plan: room for a decision that an attack makes once per text.
     """
 
     original: str
@@ -166,8 +166,8 @@ class VocabularyTokenizer:
     :param split: how the texts of the training were split into tokens, a function from a text to its tokens:
         ``list``, into characters; ``str.split``, at white space; ``jieba.lcut``; ...
     :param max_length: where texts are cut off, in tokens; nowhere if ``None``.
-    :param padding: the entry that texts are padded with; that of the ``Vocabulary`` if ``None``.
-    :param unknown: the entry for what is not in the vocabulary; that of the ``Vocabulary`` if ``None``.
+    :param padding: the entry that texts are padded with; the ``Vocabulary``'s own if ``None``.
+    :param unknown: the entry for tokens that are not in the vocabulary; the ``Vocabulary``'s own if ``None``.
     :raises ValueError: if an argument is not of that kind, or padding or unknown are not in the vocabulary.
 
     Example::
@@ -241,7 +241,7 @@ class VocabularyTokenizer:
         return [self._tokens[i] for i in ids]
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """Return the id of a token, or that of the unknown entry."""
+        """Return the id of a token, or of the unknown entry."""
         found: int = self._ids.get(token, self._ids[self.unk_token])
         return found
 

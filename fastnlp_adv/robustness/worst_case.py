@@ -40,7 +40,7 @@ class Scores:
     losses: Tensor  # of shape (examples,), in double precision
     errors: Tensor  # the number of labels that are predicted wrong; 0 if unknown
     labels: Tensor  # the number of labels; 0 if unknown
-    heights: Tensor  # what the attack ascends on, a rising function of the loss
+    heights: Tensor  # a rising function of the loss, on which the attack ascends
 
 
 @options
@@ -149,8 +149,8 @@ class WorstCase(EvaluationAttack):
         """
         Attack a batch, inside :meth:`running`.
 
-        :param forward: runs the model on the batch and scores what it returns.
-        :return: the worst points at 0, then at each epsilon in turn; a larger one keeps what smaller ones found.
+        :param forward: runs the model on the batch and scores its outputs.
+        :return: the worst points at 0, then at each epsilon in turn; a larger one keeps the points of smaller ones.
         """
         for tap in self.taps:
             tap.reset()
