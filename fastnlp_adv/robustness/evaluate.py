@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..regularizers.outputs import IGNORED, LABELS, read_outputs
-from .worst_case import Scores, WorstCase
+from .worst_case import Scores, WorstCase, on_tensors
 
 __all__ = ["RobustResults", "averages", "modes_kept", "robust_evaluate", "score"]
 
@@ -124,7 +124,7 @@ def robust_evaluate(
     with modes_kept(model), attack.running():
         model.eval()
         for each in dataloader if progress is None else progress(dataloader):
-            batch = _moved(each, device)
+            batch = on_tensors(each, "to", device)
             for epsilon, worst in attack.search(partial(scores, batch)):
                 sums[epsilon] += worst.totals()
                 if update is not None:
@@ -163,14 +163,6 @@ def _step_of(model: nn.Module) -> Callable[[Any], Any]:
         return run(**(batch if takes_all else {name: batch[name] for name in parameters if name in batch}))
 
     return step
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if hasattr(value, "to"):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if type(value) in (list, tuple) else value
 
 
 def score(outputs: Any, batch: Any, labels: str | None = None, loss: Loss | None = None) -> Scores:
