@@ -41,6 +41,8 @@ class _InRows(OnEmbeddings):
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
+    #: True if perturbations are of the outputs of lookups, whatever computes these
+    needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0
     granularity: str = "sequence"
@@ -49,7 +51,7 @@ class EmbeddingAttack(_InRows, Attack):
     fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask, outputs=self.needs_only_outputs)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)
