@@ -1,8 +1,8 @@
-"""Which forward pass of the model is running: announced by whoever runs the model, read by taps and by R-Drop models.
+"""The dynamic scope of a training step: which batch is trained on, and which forward of the model is running.
 
-One training pass over a batch may run the model several times: R-Drop twice, VAT, SMART and R3F once more. Only who
-runs the model knows where one forward ends and the next begins, and that a doubled batch holds each example twice. Taps
-need to know it, since all forwards of a pass share an example's perturbation. So it is announced here, and attacks and
+One training pass over a batch may run the model several times: R-Drop twice, VAT, SMART and R3F once more. Only the
+driver knows where one forward ends and the next begins, and that a doubled batch holds each example twice. Taps need to
+know it, since all forwards of a pass share an example's perturbation. It is announced here, so that attacks and
 regularizers need not know each other.
 """
 
@@ -15,8 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["Forward", "announced", "one_batch", "run", "running"]
+__all__ = ["Batch", "Forward", "announced", "run", "scope", "scoped"]
+
+
+@dataclass(eq=False)
+class Batch:
+    """
+    The batch that is trained on, in all of its passes.
+
+    :param data: its fields, in a pass on the attacked rows of these; ``None`` where the driver does not know them.
+    """
+
+    data: Any = None
 
 
 @dataclass
@@ -26,8 +38,8 @@ class Forward:
 
     :param copies: how many copies of the batch it holds, one after the other.
     :param rows: the number of examples of one copy, if there are several copies.
-    :param bare: whether a model with R-Drop of its own runs once, because its caller has the say.
-    :param last: whether no other forward of the pass comes after it, so that distributed training takes part in it.
+    :param bare: True if a model with R-Drop of its own runs once, because its caller runs R-Drop, or none.
+    :param last: True if it is the last forward of its pass, in which distributed training takes part.
     """
 
     copies: int = 1
@@ -40,64 +52,59 @@ class Forward:
     lookups: dict[int, int] = field(default_factory=dict, init=False)
 
 
-class _Running:
-    """The innermost announced forward; ``None`` where nobody announced any, as in a plain training loop."""
+@dataclass
+class Scope:
+    """All that is announced; ``None`` where no driver announced it, as in a plain training loop."""
 
+    batch: Batch | None = None
     forward: Forward | None = None
-    #: stands for the batch that is trained on, in all of its passes; ``None`` where no driver said so
-    batch: object | None = None
+    #: the inputs of the model's forward, by name, while it runs
+    inputs: dict[str, Any] | None = None
+    #: where the terms of losses are noted
+    terms: dict[str, Tensor] | None = None
+    #: by the id of a model with R-Drop of its own, the regularizer in its place; None for no R-Drop
+    rdrop: dict[int, Any] = field(default_factory=dict)
 
 
-running = _Running()
+#: the innermost scope. No ContextVar: checkpoints run forwards again in threads of autograd.
+scope = Scope()
 
 
 @contextmanager
-def one_batch() -> Iterator[object]:
-    """Announce that all passes until the end of the block are over one batch."""
-    outer = running.batch
-    running.batch = outer or object()
+def scoped(**values: Any) -> Iterator[None]:
+    """Set attributes of the scope until the end of the block."""
+    before = dict(vars(scope))
+    vars(scope).update(values)
     try:
-        yield running.batch
+        yield
     finally:
-        running.batch = outer
+        vars(scope).update(before)
 
 
 @contextmanager
 def announced(*, copies: int = 1, rows: int | None = None, bare: bool = False, last: bool = True) -> Iterator[None]:
     """
-    Announce a forward of the model on the batch.
-
-    :param copies: see :class:`Forward`.
-    :param rows: see :class:`Forward`.
-    :param bare: see :class:`Forward`; holds for what is announced inside as well.
-    :param last: see :class:`Forward`; what is announced inside one that is not the last is not the last either.
+    Announce a forward of the model on the batch; see :class:`Forward`. Inside a bare forward all are bare, and inside
+    one that is not the last none is.
 
     Example::
 
         >>> with announced(copies=2, rows=4):
-        ...     running.forward.copies
+        ...     scope.forward.copies
         2
-        >>> running.forward is None
+        >>> scope.forward is None
         True
     """
-    outer = running.forward
+    outer = scope.forward
     if outer is not None:
         bare, last = bare or outer.bare, last and outer.last
-    running.forward = Forward(copies, rows, bare, last)
-    try:
+    with scoped(forward=Forward(copies, rows, bare, last)):
         yield
-    finally:
-        running.forward = outer
 
 
 def run(step: Callable[[Any], Any], batch: Any, **announcement: Any) -> Any:
     """
-    Run a training step as an announced forward, on a shallow copy of the batch, from which it may take fields out.
-
-    :param step: takes the batch.
-    :param batch: the batch; what is no mapping is not copied.
-    :param announcement: see :func:`announced`.
-    :return: what ``step`` returns.
+    Run a training step as an announced forward, on a shallow copy of a mapping, from which it may take fields out.
 
     Example::
 

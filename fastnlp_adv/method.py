@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import distributed as dist
@@ -11,6 +12,7 @@ from typing_extensions import Self
 
 from .model_method import ModelMethod
 from .options import Options, check_name, one_of, option, options
+from .random_state import same_dropout
 from .schedule import Progress, Scheduled
 
 __all__ = ["Cost", "DropoutMask", "Method", "OnEmbeddings", "SharesDropout", "logger"]
@@ -104,7 +106,7 @@ class OnEmbeddings(Options):
 
 
 @options
-class SharesDropout(Options):
+class SharesDropout(ModelMethod):
     """Runs several passes, which may share a dropout mask."""
 
     dropout_mask: DropoutMask = option(
@@ -112,3 +114,10 @@ class SharesDropout(Options):
         check=one_of("new", "same"),
         doc='``"new"``: each pass draws its own dropout mask; ``"same"``: all passes of a step share one',
     )
+
+    def begin_dropout(self) -> Callable[[], None]:
+        """Return the function to call before each forward of a step."""
+        return same_dropout(self.model) if self.dropout_mask == "same" else _nothing
+
+
+def _nothing() -> None: ...

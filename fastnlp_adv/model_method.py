@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from .options import Options, options
-from .random_state import Noise, Replay
+from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
 
-__all__ = ["ModelMethod"]
+__all__ = ["ModelMethod", "refuse_wrappers"]
 
 
 @options
@@ -52,9 +54,8 @@ class ModelMethod(Options):
         self.stream = Noise()
         #: how often a batch had no gradient at the taps, though others had
         self.without_grad = 0
-        #: whether the hooks are on the model
-        self.is_open = False
         vars(self).pop("_flat", None)
+        vars(self).pop("_norms", None)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         """
@@ -71,7 +72,7 @@ class ModelMethod(Options):
                 f"Expected `model` to be a torch.nn.Module, but got {type(model).__name__}. Give "
                 f"`{type(self).__name__}` the model first and the other arguments by name."
             )
-        _refuse_data_parallel(model)
+        refuse_wrappers(model)
         return self.find_taps(model)
 
     def attach(self, model: nn.Module) -> Self:
@@ -169,13 +170,16 @@ class ModelMethod(Options):
             _ = self.attached
         for tap in self.taps:
             tap.open()
-        self.is_open = True
 
     def close(self) -> None:
         """Take perturbation and hooks off the model. They can be put on again."""
         for tap in self.taps:
             tap.close()
-        self.is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the hooks are on the model."""
+        return any(tap.handles for tap in self.taps)
 
     def __enter__(self) -> Self:
         self.open()
@@ -187,20 +191,27 @@ class ModelMethod(Options):
     @contextmanager
     def running(self) -> Iterator[Any]:
         """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
-        was_open = self.is_open
-        try:
-            self.open()  # also what was frozen when it was opened
+        with ExitStack() as stack:
+            for tap in self.taps:
+                stack.enter_context(tap.on())
             yield
-        finally:
-            if not was_open:
-                self.close()
-            for tap in self.taps if was_open else ():
-                tap.reset()
 
-    def begin_dropout(self) -> Callable[[], None]:
-        """Return the function to call before each pass of a step, which may share a dropout mask."""
-        shares = getattr(self, "dropout_mask", "new") == "same"
-        return Replay(self.model, "same").step() if shares else _nothing
+    @contextmanager
+    def inner_forward(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Run a forward that does not train: in a precision of its own, and BatchNorm keeps its statistics."""
+        norms = [norm for norm in self._norms if norm.track_running_stats]
+        devices = {param.device.type for param in self.attached.parameters()} if dtype else set()
+        with ExitStack() as stack:
+            for device in sorted(devices):
+                # the cache would hand out weights as an autocast around this one has cast them
+                stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+            try:
+                for norm in norms:
+                    norm.track_running_stats = False
+                yield
+            finally:
+                for norm in norms:
+                    norm.track_running_stats = True
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
@@ -211,7 +222,10 @@ class ModelMethod(Options):
         try:
             inputs = [leaf for each in leaves for leaf in each]
             before = [param.grad for param in self._flat]
-            found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
+            # each operation has the precision of its forward; the meta device knows no autocast
+            is_meta = loss.device.type == "meta"
+            with nullcontext() if is_meta else torch.autocast(loss.device.type, torch.bfloat16, enabled=False):
+                found = torch.autograd.grad(loss, inputs, allow_unused=True, create_graph=create_graph)
         except RuntimeError as error:
             if not comes_of_reentrant_checkpoints(error):
                 raise
@@ -227,6 +241,11 @@ class ModelMethod(Options):
         grads = iter(found)
         for tap, own in zip(self.taps, leaves, strict=True):
             tap.receive([next(grads) for _ in own])
+
+    @cached_property
+    def _norms(self) -> list[_NormBase]:
+        modules = () if self.model is None else self.model.modules()
+        return [module for module in modules if isinstance(module, _NormBase)]
 
     @cached_property
     def _flat(self) -> list[nn.Parameter]:
@@ -283,11 +302,14 @@ class ModelMethod(Options):
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
 
 
-def _nothing() -> None: ...
-
-
-def _refuse_data_parallel(model: nn.Module) -> None:
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise for wrappers under which several passes cannot run."""
     for module in model.modules():
+        if isinstance(module, DistributedDataParallel) and module.static_graph:
+            raise ValueError(
+                "Expected DistributedDataParallel without `static_graph`, since a step has several passes, but got "
+                "`static_graph=True`. Leave it out; `find_unused_parameters=True` also works."
+            )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise ValueError(
                 f"Expected a model on one device per process, but got nn.DataParallel over {len(module.device_ids)} "

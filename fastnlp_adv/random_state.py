@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Noise", "Replay"]
+__all__ = ["Noise", "same_dropout"]
 
 
 class Noise:
@@ -15,7 +15,7 @@ class Noise:
     The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout
     mask and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
 
-    :param number: tells several streams of one method apart, which would draw the same otherwise.
+    :param number: distinguishes several streams of one method, which would draw the same otherwise.
 
     Example::
 
@@ -46,48 +46,41 @@ class Noise:
         return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Return where the stream stands; nothing yet before the first noise."""
+        """Return the position of the stream; nothing before the first noise."""
         return {"generator": self._state if self.generator is None else self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Go on where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
+        """Continue where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
         self.generator, self._state = None, state["generator"]
 
 
-class Replay:
+def same_dropout(model: nn.Module | None) -> Callable[[], None]:
     """
-    Runs several forward passes under the same dropout mask, by putting the random state back before each of them.
+    Return a function to call before each of several forwards, which all have the same dropout mask then: it puts the
+    random state back. The last one leaves the random state as any forward does.
 
-    :param model: tells which devices' random states count besides the CPU's; ``None`` for no other.
-    :param dropout_mask: ``"same"``, or ``"new"`` for doing nothing.
+    :param model: tells the devices besides the CPU.
 
     Example::
 
         >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), torch.ones(1, 8)
-        >>> begin_pass = Replay(model, "same").step()
-        >>> begin_pass()
+        >>> begin_forward = same_dropout(model)
+        >>> begin_forward()
         >>> first = model(x)
-        >>> begin_pass()
-        >>> second = model(x)
-        >>> torch.equal(first, second)
+        >>> begin_forward()
+        >>> torch.equal(first, model(x))
         True
     """
+    parameters = () if model is None else model.parameters()
+    devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
+    states: list[Tensor] = []
 
-    def __init__(self, model: nn.Module | None, dropout_mask: str):
-        self.same = dropout_mask == "same"
-        parameters = model.parameters() if self.same and model is not None else ()
-        self._devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
+    def begin_forward() -> None:
+        if not states:
+            states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
+            return
+        torch.set_rng_state(states[0])
+        for state, device in zip(states[1:], devices, strict=True):
+            torch.cuda.set_rng_state(state, device)
 
-    def step(self) -> Callable[[], None]:
-        """Return the function to call before each pass of a step. The last leaves the random state as it is."""
-        states: list[Tensor] = []
-
-        def begin_pass() -> None:
-            if self.same and not states:
-                states.extend([torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)])
-            elif self.same:
-                torch.set_rng_state(states[0])
-                for state, device in zip(states[1:], self._devices, strict=True):
-                    torch.cuda.set_rng_state(state, device)
-
-        return begin_pass
+    return begin_forward

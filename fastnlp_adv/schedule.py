@@ -113,9 +113,8 @@ class Growing(Scheduled):
     def strength_at(self, progress: Progress, pacing: Pacing) -> Tensor | float:
         """Return the factor of all lengths in this optimizer step; 0 where the method does not act."""
         if self.warmup == "auto":
+            pacing.begin_step(progress.step)
             return pacing.strength() if self.is_due(progress) else 0.0
-        if self.start == self.warmup == 0 and self.every == 1:
-            return 1.0
         if not self.is_due(progress):
             return 0.0
         number = progress.step - self.first_step(progress) + 1  # at 0 the first step would run for nothing

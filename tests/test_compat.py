@@ -1,12 +1,14 @@
 """Each scenario is what a user does. It must fail on fastNLP as it is, and work once its repair is made."""
 
 import contextlib
+import importlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 from array import array
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +42,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
+import fastnlp_adv
 from fastnlp_adv import compat
 
 
@@ -155,6 +158,18 @@ def fetch_batches():
         assert tokens == [[[0, 0], [1, 1]], [[2, 2], [3, 3]]]
     indices = TorchDataLoader(Subset(rows, [3, 2]), batch_size=2, prefetch_factor=None)
     assert [(batch["target"].tolist(), indices.get_batch_indices()) for batch in indices] == [([1, 0], [0, 1])]
+
+
+def save_models():
+    with TemporaryDirectory() as folder:
+        trained = make_trainer(loader())
+        for only_weights, new in ((True, str(Path(folder, "a", "b"))), (False, Path(folder, "c"))):
+            trained.save_model(new, only_weights)
+            trained.save_model(new, only_state_dict=only_weights)  # there now
+            assert Path(new, "fastnlp_model.pkl.tar").stat().st_size
+        other = make_trainer(loader(), seed=1)
+        other.load_model(str(Path(folder, "a", "b")))
+    assert_same_weights(trained.model, other.model)
 
 
 def load_models():
@@ -280,6 +295,7 @@ SCENARIOS = {
     "prefetch_factor": use_defaults,
     "mix_prefetch_factor": mix_data_sets,
     "batched_fetch": fetch_batches,
+    "save_to_new_folder": save_models,
     "load_whole_model": load_models,
     "load_arrays": resume_arrays,
     "resume_weights_only": resume_weights,
@@ -309,9 +325,9 @@ def main():
     """For a fresh interpreter: report what fails in fastNLP as it is, and what still does after one more repair."""
     names = list(SCENARIOS)
     report = {"": failures(names)}
-    for index, each in enumerate(compat.REPAIRS):
+    for index, (name, each) in enumerate(compat.REPAIRS.items()):
         each()
-        report[each.name] = failures(names[index:])
+        report[name] = failures(names[index:])
     print(json.dumps(report))
 
 
@@ -324,6 +340,7 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
         "prefetch_factor": "ValueError",
         "mix_prefetch_factor": "ValueError",
         "batched_fetch": "TypeError",  # raised by the scenario: it gets a list of letters for a batch
+        "save_to_new_folder": "RuntimeError",
         "load_whole_model": "UnpicklingError",
         "load_arrays": "UnpicklingError",
         "resume_weights_only": "AttributeError",
@@ -367,6 +384,7 @@ def patched():
         *(sampler.load_state_dict for sampler in SAMPLERS),
         *(sampler.__iter__ for sampler in SAMPLERS),
         Trainer.save_checkpoint,
+        Trainer.save_model,
         *(getattr(TorchFSDPDriver, name) for name in (*names, "unwrap_model", "get_optimizer_state")),
     ]
 
@@ -378,13 +396,26 @@ def test_repairing_twice_is_repairing_once():
     assert patched() == before
 
 
-@pytest.mark.parametrize("each", compat.REPAIRS, ids=lambda each: each.name)
-def test_skipped_where_there_is_no_fault(each):
+def test_skipped_where_there_is_no_fault(monkeypatch):
+    """Another copy of the package finds all repaired, and leaves it so."""
     compat.repair()
     before = patched()
-    again = compat.Repair(each._patch, each._fault)
-    assert again() is False and again.in_force is False
+    for name in [name for name in sys.modules if name.startswith("fastnlp_adv.compat")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(fastnlp_adv, "compat", compat)  # to be put back: the import sets the other
+    fresh = importlib.import_module("fastnlp_adv.compat")
+    assert fresh is not compat
+    assert fresh.repair() == ()
+    assert [each() for each in fresh.REPAIRS.values()] == [False] * len(compat.REPAIRS)
     assert patched() == before
+
+
+def test_each_repair_can_be_made_by_itself():
+    names = compat.repair()
+    assert list(compat.REPAIRS) == [name for name in compat.REPAIRS if callable(getattr(compat, name))]
+    for name, each in compat.REPAIRS.items():
+        assert getattr(compat, name) is each
+        assert each() is (name in names)
 
 
 @refuses_pickles
@@ -486,6 +517,20 @@ def test_a_whole_model_is_not_loaded_unasked(tmp_path):
     trainer.save_model(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match="only_state_dict=False"):
         trainer.load_model(tmp_path)
+
+
+def test_what_is_no_folder_is_saved_as_before(tmp_path):
+    compat.repair()
+    trainer, given = make_trainer(loader()), []
+    file = BytesIO()
+    trainer.save_model(file, True)
+    assert set(torch.load(BytesIO(file.getvalue()))) == set(trainer.model.state_dict())
+    trainer.save_model(tmp_path / "mine", model_save_fn=given.append)
+    trainer.save_model(tmp_path / "mine", False, given.append)
+    assert given == [tmp_path / "mine"] * 2 and not given[0].exists()
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError):
+        trainer.save_model(tmp_path / "taken")
 
 
 def test_loading_respects_strict_and_takes_state_dicts(tmp_path):

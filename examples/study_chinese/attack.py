@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from fastnlp_adv.robustness.slips import character_typos
-from fastnlp_adv.robustness.words import Change, edited, is_spaceless
+from fastnlp_adv.robustness.texts import Change, edited, is_spaceless
+from fastnlp_adv.robustness.typos import character_typos
 
 SLIPS = ("swap", "homophone")  # two neighbours swapped, and a character of the same pinyin
 Losses = Callable[[Sequence[int], Sequence[str]], Sequence[float]]

@@ -3,8 +3,7 @@
 from .atta import ATTA
 from .base import Attack, Pass
 from .embedding import EmbeddingAttack
-from .fgm import FGM
-from .fgsm import FGSM
+from .fgm import FGM, FGSM
 from .freelb import FreeLB
 from .neftune import NEFTune
 from .pgd import PGD

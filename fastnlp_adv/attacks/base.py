@@ -1,4 +1,4 @@
-"""What all attacks share: a step is a generator of passes."""
+"""What all attacks share: a step is a generator of passes, and one driver runs them in every kind of loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import forwards
 from ..batch import Part, count_examples, take_part
 from ..learning import Learning
-from ..method import Method, is_first_process, logger
-from ..random_state import Noise
+from ..method import DropoutMask, Method, is_first_process, logger
+from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
 
@@ -31,12 +31,12 @@ class Pass:
     One forward and backward pass of a training step.
 
     :param weight: the factor of its loss.
-    :param trains: whether parameters get gradients; if not, only the gradient at the taps is computed.
-    :param adversarial: whether the input is perturbed.
-    :param last: whether it is the last one, in which distributed training reduces the gradients.
-    :param only_reduces: whether that is all that it is for.
-    :param part: whether it runs on the examples under attack alone, where ``fraction`` leaves others.
-    :param batch: these examples; ``None`` for the whole batch.
+    :param trains: False if it computes only the gradient at the taps, and none of parameters.
+    :param adversarial: True if the input, or the weights, are perturbed.
+    :param last: True if it is the last one, in which distributed training reduces the gradients.
+    :param only_reduces: True if the pass exists only to trigger gradient reduction.
+    :param part: True if it runs on the attacked rows, where ``fraction`` leaves others.
+    :param batch: these rows; ``None`` for the whole batch.
     """
 
     weight: float = 1.0
@@ -48,40 +48,75 @@ class Pass:
     batch: Any = field(default=None, repr=False, compare=False)
 
     def of(self, batch: Any) -> Any:
-        """Return what the pass runs on; a mapping as a shallow copy, from which the model may take fields out."""
+        """Return the batch that the pass runs on; a mapping as a shallow copy, which the model may take fields out."""
         batch = batch if self.batch is None else self.batch
         return copy.copy(batch) if isinstance(batch, Mapping) else batch
 
 
-class Attack(Growing, Method, ABC):
-    """An attack describes its step as a generator of passes, :meth:`passes`; its driver runs the model in between."""
+@dataclass
+class Step:
+    """The current step of an attack, or the last one."""
 
+    #: the factor of all lengths of perturbations
+    strength: Tensor | float = 1.0
+    #: False for a plain step
+    acts: bool = False
+    #: of the first pass, and of the last adversarial one
+    loss: Tensor | None = None
+    adversarial_loss: Tensor | None = None
+
+
+def check_closure(closure: Any) -> None:
+    """Raise for anything but a function."""
+    if not callable(closure) or isinstance(closure, Tensor):
+        raise TypeError(
+            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
+            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
+        )
+
+
+def check_loss(loss: Any) -> Tensor:
+    """Return the loss of a closure; raise for anything else."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
+            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
+        )
+    return loss
+
+
+class Attack(Growing, Method, ABC):
+    """An attack describes its step as a generator of passes, :meth:`passes`; :meth:`drive` runs the model in them."""
+
+    #: the fraction of the examples of a batch that is attacked
+    fraction: float = 1.0
     #: the precision of the forward of passes that do not train; ``None`` for the model's own
     inner_autocast: torch.dtype | None = None
-    #: which fraction of the examples of a batch is attacked
-    fraction: float = 1.0
-    #: whether a step has a clean and an adversarial pass, whose losses tell whether the training learns
+    #: "same" for one dropout mask in all passes
+    dropout_mask: DropoutMask = "new"
+    #: True if a step has a clean and an adversarial pass, whose losses tell whether the training learns
     has_two_losses: ClassVar[bool] = False
 
     def _forget(self) -> None:
         super()._forget()
-        #: the stream that the attacked examples are drawn from
+        #: the stream that the attacked rows are drawn from
         self.choice = Noise(1)
-        #: the norms of the last ascent step, and how many had no direction, once there was one
+        #: of the last ascent step: the norms of gradients and perturbations; and how many had no direction so far
         self.norms: dict[str, Tensor] = {}
-        #: the factor of all lengths that it perturbs by in this step
-        self.strength: Tensor | float = 1.0
+        self.current = Step()
         self.pacing = Pacing()
         self.learning = Learning(type(self).__name__, self.names()[0])
-        #: the losses of this batch: of its first pass, and of the last adversarial one
-        self.losses: dict[str, Tensor] = {}
-        #: a warning that the training does not learn, for the driver to log
-        self.warning = ""
 
     @property
     def skipped(self) -> Tensor | int:
         """How often a gradient was missing, zero or not finite, so that nothing was perturbed."""
         return self.norms["skipped"] + self.without_grad if "skipped" in self.norms else self.without_grad
+
+    @property
+    def strength(self) -> Tensor | float:
+        """The factor of all lengths in this step, 1 without ``warmup``; it may be a tensor on the device."""
+        return self.current.strength
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -100,48 +135,86 @@ class Attack(Growing, Method, ABC):
         can be read after each pass, but not after the last of several: they are not computed there.
         """
 
-    @contextmanager
-    def running(
-        self, batch: Any = None, *, accumulation_steps: int = 1, total_steps: float | None = None
-    ) -> Iterator[Iterator[Pass]]:
+    def drive(
+        self,
+        forward: Callable[[Pass], Tensor],
+        backward: Callable[[Tensor, Pass], object],
+        batch: Any = None,
+        *,
+        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        scale: Callable[[Tensor], Tensor] | None = None,
+        reduces: bool = False,
+    ) -> Tensor:
         """
-        Yield the passes of one step; whatever happens in between, the model is left as it was. Where ``start`` or
-        ``every`` leaves the method out, there is one plain pass.
+        Run all passes of a step, in a loop of any kind. :meth:`step` is the short form for a plain one.
 
-        :param batch: the batch, of which an attack with a ``fraction`` below 1 takes a part.
-        :param accumulation_steps: how many batches make an optimizer step.
-        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
+        :param forward: runs the model on ``each.of(batch)`` and returns the loss, not divided for accumulation.
+        :param backward: takes the loss, times the weight of the pass, divides and scales it as the loop does, and
+            goes backward.
+        :param batch: the batch.
+        :param no_sync: a context without gradient reduction, for all passes but the last.
+        :param scale: divides and scales the loss of a pass that does not train, which does not reach ``backward``.
+        :param reduces: True if the last pass must run even where it only reduces.
+        :return: the loss of the first pass that trains, detached.
         """
-        self.progress.begin_batch(accumulation_steps, total_steps)
-        with self.driven(batch) as passes:
-            yield passes
-        self.log_in_a_loop()
+        trained: Tensor | None = None
+        with closing(self._prepared(batch)) as passes:  # type: ignore[type-var]
+            for each in passes:
+                if each.only_reduces and not reduces:
+                    break
+                with nullcontext() if each.last else no_sync():
+                    with nullcontext() if each.trains else self.inner_forward(self.inner_autocast):
+                        loss = forward(each)
+                    self.observe(loss, each)
+                    if each.trains:
+                        trained = loss.detach() if trained is None else trained
+                        backward(loss if each.weight == 1 else loss * each.weight, each)
+                    else:
+                        self.differentiate(loss if scale is None else scale(loss))
+        self._count_batch()
+        assert trained is not None
+        return trained
 
-    @contextmanager
-    def driven(self, batch: Any) -> Iterator[Iterator[Pass]]:
-        """Yield the passes of one step of which ``progress`` is known, and count it."""
-        self.prepare()
-        self.losses = {}
-        with forwards.one_batch():
-            if not self.acts:
-                yield iter([Pass(last=True)])
-            else:
-                with super().running(), closing(self._begun(batch)) as passes:  # type: ignore[type-var]
-                    yield passes
-        self.count_batch()
+    def _prepared(self, batch: Any) -> Iterator[Pass]:
+        """Yield the passes of one step, each ready to run; whatever happens, the model is left unperturbed."""
+        self._begin_step()
+        current = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=current), ExitStack() as stack:
+            if not self.current.acts:
+                yield Pass(last=True)
+                return
+            for tap in self.taps:
+                stack.enter_context(tap.on())
+            part = None if self.fraction == 1 else self._part_of(batch)
+            taken = None if part is None else take_part(batch, part, _WHOLE)
+            begin_forward = None if self.dropout_mask == "new" else same_dropout(self.model)
+            trained = 0.0
+            for number, each in enumerate(stack.enter_context(closing(self.passes()))):  # type: ignore[type-var]
+                for tap in self.taps:
+                    is_read = number == 0 or not each.last
+                    tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
+                if begin_forward is not None:
+                    begin_forward()
+                current.data = taken if each.part and part is not None else batch
+                yield replace(each, batch=taken) if each.part else each
+                trained += each.weight * each.trains
+                if number == 0 and not self.taps[0].has_grad and not self.check_grad():
+                    # the batch does not use the embedding: train plainly
+                    self.without_grad += len(self.taps)
+                    for tap in self.taps:
+                        tap.begin_pass(is_read=False)
+                    if not each.last:
+                        yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
+                    return
 
-    def prepare(self) -> None:
-        """Set the strength of this step."""
+    def _begin_step(self) -> None:
         if self.model is None:
             _ = self.attached
-        if self.warmup == "auto":
-            self.pacing.begin_step(self.progress.step)
-        self.strength = self.strength_at(self.progress, self.pacing)
-
-    @property
-    def acts(self) -> bool:
-        """Whether this step is more than a plain one; a strength on the device is not read."""
-        return isinstance(self.strength, Tensor) or self.strength > 0
+        step = self.current
+        step.strength, step.loss, step.adversarial_loss = 1.0, None, None
+        if self.start or self.warmup or self.every > 1:
+            step.strength = self.strength_at(self.progress, self.pacing)
+        step.acts = isinstance(step.strength, Tensor) or step.strength > 0  # a strength on the device is not read
 
     def observe(self, loss: Tensor, each: Pass) -> None:
         """
@@ -151,96 +224,27 @@ class Attack(Growing, Method, ABC):
         :param loss: the loss, not divided for accumulation.
         :param each: the pass.
         """
-        loss = loss.detach() if loss.requires_grad else loss
-        self.losses.setdefault("first", loss)
+        loss = loss.detach()
+        if self.current.loss is None:
+            self.current.loss = loss
         if each.adversarial:
-            self.losses["adversarial"] = loss
+            self.current.adversarial_loss = loss
 
-    def count_batch(self) -> None:
-        """Count a batch that has been trained, and follow its losses."""
-        loss = self.losses.get("first")
+    def _count_batch(self) -> None:
         if self.warmup == "auto":
-            if loss is None:
+            if self.current.loss is None:
                 raise RuntimeError(
                     "Expected the loss of each batch with `warmup='auto'`, but got none. Use `step(closure)`, call "
                     "`observe(loss, each)` in each pass of `running()`, or give `attack(loss=loss)`."
                 )
-            self.pacing.note(loss, self.progress.step)
+            self.pacing.note(self.current.loss, self.progress.step)
         self.progress.batches += 1
-        if loss is not None and self.has_two_losses:
-            self.warning = self.learning.note(loss, self.losses.get("adversarial"), self.progress)
 
-    def describe_strength(self) -> str:
-        """Return a line about where ``warmup="auto"`` stands; it reads the device."""
-        return self.pacing.describe(type(self).__name__, self.names()[0])
-
-    def log_in_a_loop(self) -> None:
-        """Log what a callback of a Trainer logs by itself: what is perturbed, once, and warnings."""
-        self.describe_once()
-        warning, self.warning = self.warning, ""
-        if warning and is_first_process():
-            logger.warning(warning)
-
-    def precision(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
-        """Enclose the forward of a pass that does not train: in ``inner_autocast``, if there is one."""
-        return nullcontext() if self.inner_autocast is None else self._autocast(enabled)
-
-    def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
-        with self.precision(enabled=False):  # each operation has the precision of its forward already
-            super().differentiate(loss, create_graph=create_graph)
-
-    @contextmanager
-    def _autocast(self, enabled: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            for device in sorted({p.device.type for p in self.attached.parameters()}):
-                # the cache would hand out weights as an autocast around this one has cast them
-                autocast = torch.autocast(device, self.inner_autocast, enabled=enabled, cache_enabled=False)
-                stack.enter_context(autocast)
-            yield
-
-    def choose(self, examples: int) -> Tensor:
-        """
-        Draw which examples of a batch are attacked. The same everywhere, since the CPU draws them.
-
-        :param examples: how many the batch has.
-        :return: ``round(fraction * examples)`` indices, at least one; ascending, for sequences sorted by length.
-        """
-        number = max(1, round(self.fraction * examples))
-        return torch.randperm(examples, generator=self.choice.on(torch.device("cpu")))[:number].sort().values
-
-    def _part_of(self, batch: Any) -> Part | None:
-        """Return which examples of a batch are attacked; ``None`` if they are all."""
-        if batch is None:
-            raise ValueError(
-                f"Expected the batch, of which `fraction={self.fraction}` attacks a part, but got None. Use "
-                "`step(closure, batch)`, whose closure takes what it is to run on, or `fraction=1`."
-            )
-        examples = count_examples(batch, _WHOLE)
-        rows = self.choose(examples)
-        return Part(rows, examples) if len(rows) < examples else None
-
-    def _begun(self, batch: Any) -> Iterator[Pass]:
-        trained = 0.0
-        part = None if self.fraction == 1 else self._part_of(batch)
-        taken = None if part is None else take_part(batch, part, _WHOLE)
-        begin_pass = self.begin_dropout()
-        with closing(self.passes()) as passes:  # type: ignore[type-var]
-            for number, each in enumerate(passes):
-                for tap in self.taps:
-                    is_read = number == 0 or not each.last
-                    tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
-                if part is not None:
-                    each = replace(each, batch=taken if each.part else None)
-                begin_pass()
-                yield each
-                trained += each.weight * each.trains
-                if number == 0 and not self.check_grad():  # the batch does not use the embedding: train plainly
-                    self.without_grad += len(self.taps)
-                    for tap in self.taps:
-                        tap.begin_pass(is_read=False)
-                    if not each.last:
-                        yield Pass(weight=1 - trained, last=True, only_reduces=trained == 1)
-                    return
+    def follow_learning(self) -> str:
+        """Follow the losses of the batch that was trained last; return a warning if the training does not learn."""
+        if self.current.loss is None or not self.has_two_losses:
+            return ""
+        return self.learning.note(self.current.loss, self.current.adversarial_loss, self.progress)
 
     def step(
         self,
@@ -254,28 +258,63 @@ class Attack(Growing, Method, ABC):
         Run all passes of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
         :param closure: runs the model on the batch and returns its loss; called once per pass, without arguments, or,
-            if there is a ``batch``, with what it is to run on.
+            if there is a ``batch``, with the batch of the pass.
         :param batch: the batch, as a dict, a tuple or list of fields, or one tensor. Only an attack with a ``fraction``
             below 1 needs it.
         :param accumulation_steps: how many batches make an optimizer step, for ``start``, ``every`` and ``warmup``.
         :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
-        first: Tensor | None = None
-        with self.running(batch, accumulation_steps=accumulation_steps, total_steps=total_steps) as passes:
-            for each in passes:
-                if each.only_reduces:
-                    break
-                with nullcontext() if each.trains else self.precision():
-                    loss = closure() if batch is None else closure(each.of(batch))
-                self.observe(loss, each)
-                if each.trains:
-                    (loss if each.weight == 1 else loss * each.weight).backward()
-                    first = loss.detach() if first is None else first
-                else:
-                    self.differentiate(loss)
-        assert first is not None
-        return first
+        check_closure(closure)
+        self.progress.begin_batch(accumulation_steps, total_steps)
+
+        def forward(each: Pass) -> Tensor:
+            return check_loss(closure() if batch is None else closure(each.of(batch)))
+
+        loss = self.drive(forward, lambda loss, each: loss.backward(), batch)
+        self._log()
+        return loss
+
+    @contextmanager
+    def running(
+        self, batch: Any = None, *, accumulation_steps: int = 1, total_steps: float | None = None
+    ) -> Iterator[Iterator[Pass]]:
+        """
+        Yield the passes of one step, for loops that run them on their own; whatever happens in between, the model is
+        left unperturbed. Where ``start`` or ``every`` leaves the method out, there is one plain pass.
+
+        :param batch: the batch, of which an attack with a ``fraction`` below 1 takes a part.
+        :param accumulation_steps: how many batches make an optimizer step.
+        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
+        """
+        self.progress.begin_batch(accumulation_steps, total_steps)
+        with closing(self._prepared(batch)) as passes:  # type: ignore[type-var]
+            yield passes
+        self._count_batch()
+        self._log()
+
+    def _log(self) -> None:
+        """Log, in a loop of one's own, what a callback logs in a Trainer."""
+        self.describe_once()
+        warning = self.follow_learning()
+        if warning and is_first_process():
+            logger.warning(warning)
+
+    def choose(self, examples: int) -> Tensor:
+        """Draw ``round(fraction * examples)`` rows, at least one; ascending, for sequences sorted by length."""
+        number = max(1, round(self.fraction * examples))  # on the CPU, so that they are the same everywhere
+        return torch.randperm(examples, generator=self.choice.on(torch.device("cpu")))[:number].sort().values
+
+    def _part_of(self, batch: Any) -> Part | None:
+        """Return the attacked rows; ``None`` if they are all."""
+        if batch is None:
+            raise ValueError(
+                f"Expected the batch, of which `fraction={self.fraction}` attacks a part, but got None. Use "
+                "`step(closure, batch)`, whose closure takes the batch of the pass, or `fraction=1`."
+            )
+        examples = count_examples(batch, _WHOLE)
+        rows = self.choose(examples)
+        return Part(rows, examples) if len(rows) < examples else None
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -298,33 +337,21 @@ class Attack(Growing, Method, ABC):
             self.pacing.load_state_dict(state["pacing"], device)
 
     def record(self, moved: list[list[Delta]]) -> None:
-        """
-        Note norms, and count the gradients that had no direction.
-
-        :param moved: for each tap its perturbations, with the gradients that led to them; none where the batch did not
-            come to the tap.
-        """
-        grads, values = [], []
-        without: Tensor | int = 0
-        for each in moved:
+        """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""
+        grads, values, without = [], [], []
+        for deltas in moved:
+            if not deltas:  # the batch did not come to the tap
+                self.without_grad += 1
+                continue
             peaks = []
-            for delta in each:
+            for delta in deltas:
                 wide = torch.promote_types(delta.grad.dtype, torch.float32)
                 grads.append(torch.linalg.vector_norm(delta.grad, dtype=wide))
                 values.append(torch.linalg.vector_norm(delta.value, dtype=wide))
-                if delta.grad.numel():
-                    peaks.append(delta.grad.abs().amax())
-            if peaks:
-                peak = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax()
-                without = without + (~(peak.isfinite() & (peak > 0))).long()
-            else:
-                self.without_grad += 1
+                peaks.append(delta.grad.abs().amax() if delta.grad.numel() else grads[-1])
+            peak = torch.stack(peaks).amax()
+            without.append(~(peak.isfinite() & (peak > 0)))
         if grads:
-            self.norms["grad"] = _total(grads)
-            self.norms["perturbation"] = _total(values)
-        if isinstance(without, Tensor):
-            self.norms["skipped"] = without + self.norms["skipped"] if "skipped" in self.norms else without
-
-
-def _total(norms: list[Tensor]) -> Tensor:
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+            self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads))
+            self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values))
+            self.norms["skipped"] = torch.stack(without).sum() + self.norms.get("skipped", 0)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
-from ..options import check_flag, check_fraction, one_of, option, options
-from ..taps import EmbeddingTap, Granularity, Tap, fits, taps_on
-from .base import Attack
+from ..options import check_flag, check_fraction, check_mask, one_of, option, options
+from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
+from .base import Attack, check_closure, check_loss
 from .passes import AdversarialLoss, InnerPrecision
 
 __all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
@@ -29,6 +29,13 @@ class _InRows(OnEmbeddings):
         doc="give lengths in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
         "It is measured when the attack is attached, for each embedding by itself, and kept in checkpoints",
     )
+    mask: Mask = option(
+        default=None,
+        check=check_mask,
+        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
+        "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
+    )
 
 
 class EmbeddingAttack(_InRows, Attack):
@@ -39,10 +46,10 @@ class EmbeddingAttack(_InRows, Attack):
     granularity: str = "sequence"
     norm: str = "l2"
 
-    fixed = Attack.fixed | {"relative"}
+    fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)
@@ -75,7 +82,7 @@ class EmbeddingAttack(_InRows, Attack):
             return ""
         most = 2 if self.granularity == "vocab" else 1
         for tap in self.embedding_taps if self.norm == "l2" else ():
-            row = 1.0 if self.relative else (tap.row_length() or math.inf) / tap.unit
+            row = 1.0 if self.relative else (tap.embedding.row_length() or math.inf) / tap.unit
             if self.epsilon > most * row:
                 smaller = "a smaller `epsilon`" if self.relative else "it in rows, as `relative=True, epsilon=0.5`"
                 return (
@@ -93,7 +100,7 @@ class EmbeddingAttack(_InRows, Attack):
         (tap,) = self.embedding_taps
         if self.relative:
             return f"{said} = {length * tap.unit:.2g}"
-        row = tap.row_length()
+        row = tap.embedding.row_length()
         # how far a coordinate moves is no part of a row
         return f"{said} = {length / row:.2g} rows" if row and self.norm != "linf" else said
 
@@ -163,8 +170,9 @@ class EmbeddingAttack(_InRows, Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        with self.precision():
-            loss = closure()
+        check_closure(closure)
+        with self.inner_forward(self.inner_autocast):
+            loss = check_loss(closure())
         self.differentiate(loss)
 
     def restore(self, emb_name: str | None = None) -> None:
@@ -195,13 +203,13 @@ class EmbeddingAttack(_InRows, Attack):
                 f"{self.start} and {self.every}. Use `step(closure)`, which can."
             )
         self.progress.begin_batch(accumulation_steps, total_steps)
-        self.prepare()
-        self.losses = {} if loss is None else {"first": loss.detach()}
+        self._begin_step()
+        self.current.loss = None if loss is None else loss.detach()
         with ExitStack() as stack:
             stack.callback(self.restore)  # at once, if perturbing fails halfway
             perturb()
-            self.count_batch()
-            self.log_in_a_loop()
+            self._count_batch()
+            self._log()
             return stack.pop_all()
 
     def _chosen(self, emb_name: str | None) -> list[Tap]:
@@ -259,7 +267,7 @@ def _row_of(tap: Tap) -> float:
             f"Expected `relative` to be False, since `{tap.name}` is not looked up and has no rows, but got True. "
             "Give an `emb_name` that matches embeddings only."
         )
-    row = tap.row_length()
+    row = tap.embedding.row_length()
     if row is None:
         raise ValueError(
             f"Expected `relative` to be False, since `{tap.name}` is sharded and no process has all rows, but got "

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..method import Cost
 from ..options import check_number, option, options
-from ..taps import Lookup
+from ..taps import EmbeddingTap, Lookup
+from ..taps.find import scales
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
@@ -23,10 +24,11 @@ class NEFTune(EmbeddingAttack):
     Noisy embedding fine-tuning (Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning",
     https://arxiv.org/abs/2310.05914).
 
-    The model trains on :math:`L(e + z)` alone, where :math:`e` are the outputs of the embedding lookups and :math:`z`
-    is uniform in :math:`(-1, 1)` times ``alpha`` :math:`/ \sqrt{LH}` on an example's :math:`L` real tokens of :math:`H`
-    features. One forward and one backward pass, as in plain training: no gradient is looked at. A token is real unless
-    its id is the embedding's ``padding_idx``; without one, all are.
+    The model trains on :math:`L(e + z)`, where :math:`e` are the outputs of the embedding lookups and :math:`z` is
+    uniform in :math:`(-1, 1)` times ``alpha`` :math:`/ \sqrt{LH}` on an example's :math:`L` real tokens of :math:`H`
+    features. A token is real unless its id is the ``padding_idx``. One forward and one backward pass, as in plain
+    training; no gradient is used. Embeddings that scale their rows (Gemma, BART) do not scale the noise, as in
+    transformers; with ``relative`` it is in rows, and scaled with them.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -34,7 +36,6 @@ class NEFTune(EmbeddingAttack):
 
     Example::
 
-        >>> import torch
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -49,7 +50,7 @@ class NEFTune(EmbeddingAttack):
     alpha: float = option(
         default=5.0,
         check=check_number,
-        doc="the size of the noise, in the units of the embedding: an example's noise has a norm of about "
+        doc="the size of the noise, in the units of the lookups' outputs: an example's noise has a norm of about "
         "``0.58 * alpha``",
         kw_only=False,
     )
@@ -63,13 +64,16 @@ class NEFTune(EmbeddingAttack):
     def describe(self) -> str:
         if not self.taps:
             return f"NEFTune: alpha {self.alpha:g}{' rows' * self.relative}, unattached"
-        return f"{super(EmbeddingAttack, self).describe()}: {self.in_both_units('alpha', self.alpha)}, per example"
+        scaled = not self.relative and any(scales(m) for tap in self.embedding_taps for m in tap.embedding.modules)
+        size = f"alpha {self.alpha:g} after scaling" if scaled else self.in_both_units("alpha", self.alpha)
+        return f"{super(EmbeddingAttack, self).describe()}: {size}, per example"
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
-            tap.start = partial(self._start, tap.unit * self.strength)
+            tap.of_rows = self.relative
+            tap.start = partial(self._start, tap)
         yield Pass(adversarial=True, last=True)
         self.record_start()
 
-    def _start(self, size: Tensor | float, lookup: Lookup, output: Tensor) -> Tensor:
-        return noise_on_tokens(self.stream, self.alpha * size, output, lookup.real())
+    def _start(self, tap: EmbeddingTap, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.alpha * (tap.unit * self.strength), output, lookup.real())

@@ -14,18 +14,21 @@ from .. import forwards
 from ..attacks import Attack, Pass
 from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
-from ..regularizers.base import noting
 
-__all__ = ["BatchStep", "Participant"]
+__all__ = ["BatchStep", "tell_progress"]
 
 
-class Participant(Protocol):
+class HasMethod(Protocol):
     """A callback, as the step sees it."""
 
     method: Method
 
-    def tell_progress(self, trainer: Any) -> None:
-        """Tell the method where the training stands."""
+
+def tell_progress(method: Method, trainer: Any) -> None:
+    """Tell a method where the training stands."""
+    progress = method.progress
+    progress.batches, progress.accumulation_steps = trainer.global_forward_batches, trainer.accumulation_steps
+    progress.total_steps = trainer.n_batches / trainer.accumulation_steps
 
 
 class BatchStep:
@@ -33,43 +36,47 @@ class BatchStep:
     Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all callbacks of a Trainer, whatever their order.
 
     :param original: the function to put back when the last callback leaves.
-    :param has_terms: whether the model runs R-Drop by itself, so that there are terms without a regularizer.
+    :param has_terms: True if the model runs R-Drop by itself, so that there are terms without a regularizer.
     """
 
     def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
         self.has_terms = has_terms
-        self.callbacks: list[Participant] = []
+        self.callbacks: list[HasMethod] = []
 
     def __call__(self, trainer: Any, batch: Any) -> None:
+        attack: Attack | None = None
+        regularizers: list[Regularizer] = []
         for callback in self.callbacks:
-            callback.tell_progress(trainer)
-        methods = [callback.method for callback in self.callbacks]
-        attack = next((method for method in methods if isinstance(method, Attack)), None)
-        found = [method for method in methods if isinstance(method, Regularizer)]
-        regularizers = [method for method in found if method.is_due(method.progress)]
-        # a model with R-Drop of its own runs as RDropCallback tells it, also where that is "not now"
-        bare = any(isinstance(method, RDrop) and method not in regularizers for method in found)
-        objective = trainer.train_step if not regularizers and not bare else _objective(trainer, regularizers, bare)
-        run = _Run(trainer, objective, batch, has_terms=self.has_terms or bool(regularizers))
-        with ExitStack() as running:
-            for regularizer in regularizers:
-                running.enter_context(regularizer.running())
-            if attack is None:
-                run.train(run.forward(batch), Pass(last=True))
-            else:
-                run.under(attack)
-        acted = attack is not None and attack.acts
+            method = callback.method
+            tell_progress(method, trainer)
+            if isinstance(method, Attack):
+                attack = method
+            elif isinstance(method, Regularizer):
+                regularizers.append(method)
+        with ExitStack() as stack:
+            objective: Callable[[Any], Any] = trainer.train_step
+            acting: list[Regularizer] = []
+            if regularizers:
+                objective, acting = _objective(trainer, regularizers)
+            for regularizer in acting:
+                if regularizer.taps:
+                    stack.enter_context(regularizer.running())
+            terms: dict[str, Tensor] = {}
+            if acting or self.has_terms:
+                stack.enter_context(forwards.scoped(terms=terms))
+            _train(trainer, batch, objective, attack, terms)
+        acted = attack is not None and attack.current.acts
         skipped = attack.skipped if attack is not None and acted else 0
-        for regularizer in regularizers:
+        for regularizer in acting:
             skipped = skipped + regularizer.without_grad
         if acted or skipped:
-            run.state["skipped"] = skipped
+            trainer.state["adv"]["skipped"] = skipped
         trainer.step()
         trainer.zero_grad()
 
     @staticmethod
-    def install(trainer: Any, callback: Participant) -> None:
+    def install(trainer: Any, callback: HasMethod) -> None:
         """Put the step into a Trainer, unless it is there, and the callback into the step."""
         loop = trainer.train_batch_loop
         if not isinstance(loop.batch_step_fn, BatchStep):
@@ -84,7 +91,7 @@ class BatchStep:
             loop.batch_step_fn.callbacks.append(callback)
 
     @staticmethod
-    def uninstall(trainer: Any, callback: Participant) -> None:
+    def uninstall(trainer: Any, callback: HasMethod) -> None:
         """Take a callback out of the step, if it is in it, and with the last one the step off the Trainer."""
         step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
         if isinstance(step, BatchStep):
@@ -95,80 +102,67 @@ class BatchStep:
                     vars(trainer.driver).pop("get_model_no_sync_context", None)
 
 
-def _objective(trainer: Any, regularizers: list[Regularizer], bare: bool) -> Callable[[Any], Any]:
-    """Return the training step, wrapped by each regularizer."""
+def _train(
+    trainer: Any, batch: Any, objective: Callable[[Any], Any], attack: Attack | None, terms: dict[str, Tensor]
+) -> None:
+    """Run the passes of a batch, with fastNLP's hooks around the first backward pass that trains."""
+    driver, accumulation_steps = trainer.driver, trainer.accumulation_steps
+    state = trainer.state.setdefault("adv", {})
+    hooks_are_due = True
+
+    def forward(each: Pass) -> Tensor:
+        outputs = objective(each.of(batch))
+        state.update(terms)
+        if each.trains and hooks_are_due:
+            trainer.on_before_backward(outputs)
+        loss: Tensor = trainer.extract_loss_from_outputs(outputs)
+        state["adv_loss" if each.adversarial else "loss"] = loss.detach()
+        return loss
+
+    def backward(loss: Tensor, each: Pass) -> None:
+        nonlocal hooks_are_due
+        driver.backward(loss / accumulation_steps)
+        if hooks_are_due:
+            hooks_are_due = False
+            trainer.on_after_backward()
+
+    if attack is None:
+        each = Pass(last=True)
+        backward(forward(each), each)
+        return
+    attack.drive(
+        forward,
+        backward,
+        batch,
+        no_sync=driver.get_model_no_sync_context(),
+        scale=lambda loss: driver.grad_scaler.scale(loss / accumulation_steps),
+        reduces=driver.is_distributed(),
+    )
+    if attack.norms and attack.current.acts:
+        # the tensor, since `get_scale()` would wait for the device
+        scale = getattr(driver.grad_scaler, "_scale", None)
+        unit = accumulation_steps if scale is None else accumulation_steps / scale
+        state["grad_norm"] = attack.norms["grad"] * unit
+        state["perturbation_norm"] = attack.norms["perturbation"]
+
+
+def _objective(trainer: Any, regularizers: list[Regularizer]) -> tuple[Callable[[Any], Any], list[Regularizer]]:
+    """Return the training step, wrapped by each regularizer that acts on this batch, and these."""
+    acting = [method for method in regularizers if method.is_due(method.progress)]
+    # a model with R-Drop of its own runs once where RDropCallback is not due
+    bare = any(isinstance(method, RDrop) and method not in acting for method in regularizers)
     no_sync = trainer.driver.get_model_no_sync_context()
 
     def train_step(batch: Any) -> Any:
-        forward = forwards.running.forward
+        forward = forwards.scope.forward
         with nullcontext() if forward is None or forward.last else no_sync():
             return trainer.train_step(batch)
 
     objective: Callable[[Any], Any] = partial(forwards.run, train_step, bare=True) if bare else train_step
-    for regularizer in sorted(regularizers, key=lambda each: (not each.innermost, each.name)):
-        objective = partial(_regularized, regularizer, objective, train_step)
-    return objective
+    for method in sorted(acting, key=lambda each: (not each.innermost, each.name)):
+        objective = partial(_regularized, method, objective, train_step)
+    return objective, acting
 
 
 def _regularized(regularizer: Regularizer, objective: Callable[[Any], Any], forward: Any, batch: Any) -> dict[str, Any]:
     return regularizer.regularize(objective, batch, forward)
-
-
-class _Run:
-    """One batch on its way through the passes."""
-
-    def __init__(self, trainer: Any, objective: Callable[[Any], Any], batch: Any, *, has_terms: bool):
-        self.trainer = trainer
-        self.objective = objective
-        self.batch = batch
-        self.terms_are_due = has_terms
-        self.hooks_are_due = True
-        self.attack: Attack | None = None
-        self.state = trainer.state.setdefault("adv", {})
-
-    def under(self, attack: Attack) -> None:
-        driver = self.trainer.driver
-        self.attack = attack
-        with attack.driven(self.batch) as passes:
-            for each in passes:
-                if each.only_reduces and not driver.is_distributed():
-                    break
-                with nullcontext() if each.last else driver.get_model_no_sync_context()():
-                    with nullcontext() if each.trains else attack.precision():
-                        outputs = self.forward(each.of(self.batch))
-                    if each.trains:
-                        self.train(outputs, each)
-                    else:
-                        attack.differentiate(driver.grad_scaler.scale(self.loss(outputs, each)))
-        if attack.norms and attack.acts:
-            # the tensor, since `get_scale()` would wait for the device
-            scale = getattr(driver.grad_scaler, "_scale", None)
-            unit = self.trainer.accumulation_steps if scale is None else self.trainer.accumulation_steps / scale
-            self.state["grad_norm"] = attack.norms["grad"] * unit
-            self.state["perturbation_norm"] = attack.norms["perturbation"]
-
-    def forward(self, batch: Any) -> Any:
-        if not self.terms_are_due:
-            return self.objective(batch)
-        with noting() as terms:  # of the first pass, which most often is the clean one
-            outputs = self.objective(batch)
-        self.state.update(terms)
-        self.terms_are_due = False
-        return outputs
-
-    def train(self, outputs: Any, each: Pass) -> None:
-        """Run a backward pass as ``trainer.backward`` does, but fire its hooks in the first pass of a batch only."""
-        fire, self.hooks_are_due = self.hooks_are_due, False
-        if fire:
-            self.trainer.on_before_backward(outputs)
-        loss = self.loss(outputs, each)
-        self.trainer.driver.backward(loss if each.weight == 1 else loss * each.weight)
-        if fire:
-            self.trainer.on_after_backward()
-
-    def loss(self, outputs: Any, each: Pass) -> Tensor:
-        loss = self.trainer.extract_loss_from_outputs(outputs)
-        self.state["adv_loss" if each.adversarial else "loss"] = value = loss.detach()
-        if self.attack is not None:
-            self.attack.observe(value, each)
-        return loss / self.trainer.accumulation_steps

@@ -6,14 +6,23 @@ A repair is skipped where fastNLP has no such fault, and asking twice is the sam
 
 from __future__ import annotations
 
-from .dataloaders import batched_fetch, mix_prefetch_factor, prefetch_factor  # isort: skip
-from .checkpoints import finished_epoch, load_arrays, load_whole_model, resume_again, resume_weights_only
-from .repairs import REPAIRS, Repair
+from .repairs import (
+    REPAIRS,
+    batched_fetch,
+    finished_epoch,
+    load_arrays,
+    load_whole_model,
+    mix_prefetch_factor,
+    prefetch_factor,
+    repair,
+    resume_again,
+    resume_weights_only,
+    save_to_new_folder,
+)
 from .sharding import fsdp_checkpoints, fsdp_launch, fsdp_unwrap
 
 __all__ = [
     "REPAIRS",
-    "Repair",
     "batched_fetch",
     "finished_epoch",
     "fsdp_checkpoints",
@@ -26,23 +35,5 @@ __all__ = [
     "repair",
     "resume_again",
     "resume_weights_only",
+    "save_to_new_folder",
 ]
-
-
-def repair() -> tuple[str, ...]:
-    """Make every repair that fastNLP needs on this torch.
-
-    Call it once, before dataloaders are built. It changes fastNLP's own classes, and only those; torch stays as it is.
-
-    :return: the names of the repairs that are in force; each is a function of this package that can be called alone.
-
-    Example::
-
-        >>> from fastNLP import DataSet, prepare_torch_dataloader
-        >>> from fastnlp_adv import compat
-        >>> "prefetch_factor" in compat.repair()
-        True
-        >>> len(prepare_torch_dataloader(DataSet({"x": [[1, 2], [3]]}), batch_size=1))
-        2
-    """
-    return tuple(each.name for each in REPAIRS if each())

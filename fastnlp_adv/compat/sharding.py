@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from fastNLP.core.drivers.torch_driver.torch_fsdp import TorchFSDPDriver
@@ -22,11 +21,11 @@ from fastNLP.envs import (
 from torch import nn
 from torch.distributed import fsdp
 
-from .repairs import raises, where
+from .repairs import raises, replaces, where
 
 __all__ = ["fsdp_checkpoints", "fsdp_launch", "fsdp_unwrap"]
 
-#: whether torch shards as these repairs expect: on a CPU too, which is where they are tested
+#: whether torch shards as these repairs expect, on a CPU too
 SHARDS = hasattr(fsdp, "fully_shard")
 state_dict: Any = importlib.import_module("torch.distributed.checkpoint.state_dict") if SHARDS else None
 
@@ -34,71 +33,58 @@ state_dict: Any = importlib.import_module("torch.distributed.checkpoint.state_di
 _choice: Any = importlib.import_module("fastNLP.core.drivers.torch_driver.initialize_torch_driver")
 
 
-def _unwrap() -> None:
-    TorchFSDPDriver.unwrap_model(SimpleNamespace(model=SimpleNamespace(module=nn.Linear(1, 1))))
+_wrapped = SimpleNamespace(model=SimpleNamespace(module=nn.Linear(1, 1)))
 
 
-@where(lambda: SHARDS and raises(AttributeError, _unwrap))
-def fsdp_unwrap() -> None:
+@replaces(
+    TorchFSDPDriver, "unwrap_model", lambda: SHARDS and raises(AttributeError, TorchFSDPDriver.unwrap_model, _wrapped)
+)
+def fsdp_unwrap(original: Any, self: Any) -> nn.Module:
     """Let the driver find the model inside ``FullyShardedDataParallel``, without which no Trainer can be built.
 
     It looks for a second wrapper, which torch 1 had and torch 2 has not.
     """
-
-    def unwrap_model(self: TorchFSDPDriver) -> nn.Module:
-        module = self.model.module
-        return module.model if isinstance(module, _DDPWrappingModel) else module
-
-    TorchFSDPDriver.unwrap_model = unwrap_model
+    module: Any = self.model.module
+    return module.model if isinstance(module, _DDPWrappingModel) else module
 
 
 def _takes_another_driver() -> bool:
-    # what a rank finds in its environment when torchrun starts it; with a process group that fastNLP would make
+    # The environment of a rank under torchrun, whose process group fastNLP would make.
     found = {FASTNLP_BACKEND_LAUNCH: "1", "LOCAL_RANK": "0", FASTNLP_DISTRIBUTED_CHECK: "1"}
-    with mock.patch.dict(os.environ, found):
-        driver = _choice.initialize_torch_driver("torch_fsdp", None, nn.Linear(1, 1))
-    return not isinstance(driver, TorchFSDPDriver)
+    before = os.environ.copy()
+    try:
+        os.environ.update(found)
+        return not isinstance(_choice.initialize_torch_driver("torch_fsdp", None, nn.Linear(1, 1)), TorchFSDPDriver)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
-@where(lambda: SHARDS and _takes_another_driver())
-def fsdp_launch() -> None:
+@replaces(_choice, "initialize_torch_driver", lambda: SHARDS and _takes_another_driver())
+def fsdp_launch(original: Any, driver: str, device: Any, model: nn.Module, **kwargs: Any) -> Any:
     """Let ``Trainer(driver="torch_fsdp")`` shard when torchrun started the process.
 
     fastNLP then takes its driver for DistributedDataParallel, and refuses a model in ``FullyShardedDataParallel``.
     """
-    original = _choice.initialize_torch_driver
-
-    def initialize_torch_driver(driver: str, device: Any, model: nn.Module, **kwargs: Any) -> Any:
-        if driver != "torch_fsdp" or FASTNLP_BACKEND_LAUNCH not in os.environ:
-            return original(driver, device, model, **kwargs)
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        return TorchFSDPDriver(model, own, is_pull_by_torch_run=True, **kwargs)
-
-    _choice.initialize_torch_driver = initialize_torch_driver
+    if driver != "torch_fsdp" or FASTNLP_BACKEND_LAUNCH not in os.environ:
+        return original(driver, device, model, **kwargs)
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return TorchFSDPDriver(model, own, is_pull_by_torch_run=True, **kwargs)
 
 
-def _refuses_checkpoints() -> bool:
-    try:
-        TorchFSDPDriver.load_checkpoint(None, Path(os.devnull), None)
-    except OSError:  # it has looked for the file
-        return False
-    except RuntimeError:
-        return True
-    return False
-
-
-@where(lambda: SHARDS and _refuses_checkpoints())
+# An OSError would mean that it looks for the file.
+@where(lambda: SHARDS and raises(RuntimeError, TorchFSDPDriver.load_checkpoint, None, Path(os.devnull), None))
 def fsdp_checkpoints() -> None:
     """Save and resume trainings on the driver, and save and load models that are whole.
 
     fastNLP refuses checkpoints there, and saves a model as shards, one file per rank, that torch 2.6 and later do not
-    load. Now all ranks gather, and the first writes what a training in one process writes: ``save_on_rank0`` and
+    load. Now all ranks gather, and the first writes the files of a training in one process: ``save_on_rank0`` and
     ``load_on_rank0`` no longer matter. Every rank reads the whole file.
     """
     whole = state_dict.StateDictOptions(full_state_dict=True)
 
     def gathered(driver: TorchFSDPDriver) -> Any:
-        # From a CPU to the CPU torch makes no copy, and reads what it has freed.
+        # From a CPU to the CPU torch makes no copy, and reads freed memory.
         on_device = next(driver.model.parameters()).device.type != "cpu"
         return state_dict.StateDictOptions(full_state_dict=True, cpu_offload=on_device)
 
@@ -109,27 +95,24 @@ def fsdp_checkpoints() -> None:
                 "that it could save; save its weights."
             )
 
-    def save_model(self: TorchFSDPDriver, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
+    def save_model(self: Any, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
         check(only_state_dict)
-        states = state_dict.get_model_state_dict(self.model, options=gathered(self))
-        rank_zero_call(torch.save)(states, filepath)
+        rank_zero_call(torch.save)(state_dict.get_model_state_dict(self.model, options=gathered(self)), filepath)
 
-    def load_model(self: TorchFSDPDriver, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
+    def load_model(self: Any, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
         check(only_state_dict)
-        states = torch.load(filepath, map_location="cpu")
-        state_dict.set_model_state_dict(self.model, states, options=whole)
+        state_dict.set_model_state_dict(self.model, torch.load(filepath, map_location="cpu"), options=whole)
 
-    def get_optimizer_state(self: TorchFSDPDriver) -> dict[str, Any]:
-        options = gathered(self)
-        states = [state_dict.get_optimizer_state_dict(self.model, each, options=options) for each in self.optimizers]
-        return {f"optimizer{number}": each for number, each in enumerate(states)}
+    def get_optimizer_state(self: Any) -> dict[str, Any]:
+        get, options = state_dict.get_optimizer_state_dict, gathered(self)
+        return {f"optimizer{i}": get(self.model, each, options=options) for i, each in enumerate(self.optimizers)}
 
-    def load_optimizer_state(self: TorchFSDPDriver, states: dict[str, Any]) -> None:
-        for number, each in enumerate(self.optimizers):
-            state_dict.set_optimizer_state_dict(self.model, each, states[f"optimizer{number}"], options=whole)
+    def load_optimizer_state(self: Any, states: dict[str, Any]) -> None:
+        for i, each in enumerate(self.optimizers):
+            state_dict.set_optimizer_state_dict(self.model, each, states[f"optimizer{i}"], options=whole)
 
     def save_checkpoint(
-        self: TorchFSDPDriver,
+        self: Any,
         folder: Any,
         states: dict[str, Any],
         dataloader: Any,
@@ -148,4 +131,4 @@ def fsdp_checkpoints() -> None:
 
     for method in (save_model, load_model, get_optimizer_state, load_optimizer_state, save_checkpoint):
         setattr(TorchFSDPDriver, method.__name__, method)
-    del TorchFSDPDriver.load_checkpoint  # that of the other drivers does, on the methods above
+    del TorchFSDPDriver.load_checkpoint  # the inherited one works on the methods above

@@ -1,13 +1,10 @@
-"""Regularizers: one extra loss term per file, in plain PyTorch."""
+"""Regularizers: each adds a term to the loss, in plain PyTorch."""
 
 from .base import Regularizer
-from .dropout import has_dropout, warn_without_dropout
 from .gradient_penalty import GradientPenalty
-from .r3f import R3F
-from .rdrop import RDrop
+from .rdrop import RDrop, has_dropout, warn_without_dropout
 from .rdrop_mixin import RDropMixin
-from .smart import SMART
-from .vat import VAT
+from .smoothness import R3F, SMART, VAT
 
 __all__ = [
     "R3F",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .. import forwards
+from .. import divergences, forwards
 from ..method import Method
-from ..options import Options, must_be, one_of, option, options
-from .outputs import Mask, read_loss, read_outputs
+from ..options import check_mask, one_of, option, options
+from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
-__all__ = ["Divergence", "Forward", "Mask", "Predictions", "Reduction", "Regularizer", "add_term", "noting"]
+__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
 
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
@@ -33,17 +34,16 @@ class Regularizer(Method, ABC):
     innermost.
     """
 
-    #: under which name the outputs hold the term, unweighted and detached
+    #: the key of the term in the outputs
     name: ClassVar[str]
     #: whether it is nested inside the others
     innermost: ClassVar[bool] = False
-
-    #: whether the objective has to give a loss
+    #: whether the objective must return a loss
     needs_loss: ClassVar[bool] = True
 
     def _forget(self) -> None:
         super()._forget()
-        #: the batch that was counted last, and whether the method acts on it
+        #: the last batch counted, and whether the method acts on it
         self._counted: object = None
         self._acts = True
 
@@ -61,7 +61,8 @@ class Regularizer(Method, ABC):
 
         :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
             ``logits``), floating-point logits or values of shape ``(examples, ...)``; with the terms of other
-            regularizers that it contains.
+            regularizers that it contains. Of several predictions, a tuple or dict in ``pred`` or ``start_logits`` and
+            ``end_logits``, the divergences are added.
         :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
         :param forward: the bare training step, for the passes that the method needs besides; ``objective`` if ``None``.
             A model with R-Drop of its own runs once in it.
@@ -71,11 +72,12 @@ class Regularizer(Method, ABC):
             method, unless the model itself returns something of this name.
         :raises ValueError: if the outputs lack what the method needs.
         """
-        with forwards.one_batch() as token:
-            is_new = token is not self._counted  # an attack runs several passes over a batch
+        current = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=current):
+            is_new = current is not self._counted  # an attack runs several passes over a batch
             if is_new:
                 self.progress.begin_batch(accumulation_steps, total_steps)
-                self._counted, self._acts = token, self.is_due(self.progress)
+                self._counted, self._acts = current, self.is_due(self.progress)
             if self._acts:
                 outputs = self.regularize(objective, batch, forward)
                 self.describe_once()
@@ -93,48 +95,12 @@ class Regularizer(Method, ABC):
         """Follow a step of the optimizer."""
 
 
-# What is noted goes to whoever logs it. Only that is ours: a model may return something of its own under any name.
-_listeners: list[dict[str, Tensor]] = []
-
-
-@contextmanager
-def noting() -> Iterator[dict[str, Tensor]]:
-    """
-    Collect what is noted.
-
-    :return: the terms by name, filled as they come.
-
-    Example::
-
-        >>> import torch
-        >>> with noting() as terms:
-        ...     outputs = add_term({"loss": torch.tensor(1.0)}, "kl", 2.0, torch.tensor(0.5))
-        >>> outputs["loss"], terms
-        (tensor(2.), {'kl': tensor(0.5000)})
-    """
-    terms: dict[str, Tensor] = {}
-    _listeners.append(terms)
-    try:
-        yield terms
-    finally:
-        _listeners.pop()
-
-
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
-    """
-    Add a term to the loss of some outputs.
-
-    :param outputs: a dict; its ``loss`` may be missing.
-    :param name: the name of the term, under which it is noted, and added to the outputs unless the model itself
-        uses it.
-    :param weight: its weight.
-    :param term: a tensor of no dimensions.
-    :return: a new dict.
-    """
+    """Return the outputs with a weighted term in ``loss``, and under ``name`` unless the model itself uses it."""
     loss, unweighted = outputs.get("loss"), term.detach()
     loss = weight * term if loss is None else loss + weight * term
-    if _listeners:
-        _listeners[-1][name] = unweighted
+    if forwards.scope.terms is not None:  # of the first pass over a batch, which most often is the clean one
+        forwards.scope.terms.setdefault(name, unweighted)
     return {name: unweighted, **outputs, "loss": loss}
 
 
@@ -144,8 +110,11 @@ def _check_divergence(name: str, value: Any) -> None:
 
 
 @options
-class Predictions(Options):
+class Predictions(Regularizer):
     """Compares predictions."""
+
+    #: whether both directions of a divergence are averaged or summed; ``None`` for one
+    symmetric: ClassVar[str | None] = "mean"
 
     divergence: Divergence = option(
         default="categorical",
@@ -161,13 +130,50 @@ class Predictions(Options):
     )
     mask: Mask = option(
         default=None,
-        check=must_be(
-            "None, the key of a batch field or a callable",
-            lambda value: value is None or isinstance(value, str) or callable(value),
-        ),
+        check=check_mask,
         doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
-        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
-        "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
-        "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
-        "labels inside needs a callable that shifts too",
+        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
+        "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
+        "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
+        "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop knows one by "
+        "its output, or if it is given the model. Decoders of BART and its like do not shift and need a mask",
     )
+
+    def _forget(self) -> None:
+        super()._forget()
+        #: whether the first batch has been checked
+        self.has_looked = False
+        #: whether the model is a causal language model
+        self._shifts = False
+
+    def make_memory(self, model: nn.Module) -> None:
+        super().make_memory(model)
+        self._shifts = shifts_labels(model)
+
+    def masks(self, batch: Any, outputs: dict[str, Any], returned: Any) -> list[Tensor | None]:
+        """Return the mask of each prediction; validate the first batch."""
+        if not self.has_looked:  # reading values synchronizes, so only the first batch is validated
+            self.has_looked = True
+            if self.divergence == "categorical":
+                _refuse_multi_label(batch, tensors_of(outputs["pred"]))
+        return find_masks(self.mask, batch, outputs, shifts=self._shifts or "CausalLMOutput" in type(returned).__name__)
+
+    def distance(self, pred: Any, other: Any, masks: list[Tensor | None], reduction: str | None = None) -> Tensor:
+        """Return the divergence between two predictions, of several the sum; a squared error has one direction only."""
+        symmetric = None if self.divergence == "mse" else self.symmetric
+        how: dict[str, Any] = {"kind": self.divergence, "reduction": reduction or self.reduction}
+        pairs = zip(tensors_of(pred), tensors_of(other), masks, strict=True)
+        terms = [divergences.divergence(p, q, mask=mask, symmetric=symmetric, **how) for p, q, mask in pairs]
+        return functools.reduce(torch.add, terms)
+
+
+def _refuse_multi_label(batch: Any, preds: list[Tensor]) -> None:
+    """Raise ``ValueError`` for labels of 0 and 1 per class, unless they are distributions over the classes."""
+    for labels in labels_in(batch):
+        fits = labels.is_floating_point() and labels.ndim > 1 and any(labels.shape == pred.shape for pred in preds)
+        if fits and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() < 0.01)).all()):
+            raise ValueError(
+                f"Expected `divergence` to be 'bernoulli' for labels of shape {tuple(labels.shape)} that are no "
+                "distributions over classes, but got 'categorical', which does not notice a shift of all logits. "
+                "Use divergence='bernoulli' for multi-label classification, 'mse' for a regression."
+            )

@@ -1,27 +1,27 @@
-"""How a model does on the worst that an attack finds: perturbations of its lookups, flipped words, typos."""
+"""Attacks for evaluation: on the lookups of a model, and on its texts by flipped words and typos."""
 
-from .attacked import Attacked, RobustAccuracy, robust_accuracy
-from .evaluate import RobustResults, modes_kept, robust_evaluate
+from .evaluate import RobustResults, robust_evaluate
 from .hotflip import HotFlip
-from .report import write_report
-from .scores import Scores, averages, score
-from .tokenizer import VocabularyTokenizer
+from .results import Attacked, RobustAccuracy, robust_accuracy, write_report
+from .text_attack import TextAttack
+from .texts import Change, Search, Tokens, VocabularyTokenizer, word_spans
 from .typos import Typos
 from .worst_case import WorstCase
 
 __all__ = [
     "Attacked",
+    "Change",
     "HotFlip",
     "RobustAccuracy",
     "RobustResults",
-    "Scores",
+    "Search",
+    "TextAttack",
+    "Tokens",
     "Typos",
     "VocabularyTokenizer",
     "WorstCase",
-    "averages",
-    "modes_kept",
     "robust_accuracy",
     "robust_evaluate",
-    "score",
+    "word_spans",
     "write_report",
 ]

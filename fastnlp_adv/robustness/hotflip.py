@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..options import check_count, must_be
+from ..options import check_count, is_finite, must_be, option, options
 from ..taps import refuse_shards
-from .search import Search, Tokens
 from .text_attack import TextAttack
-from .words import Change, is_spaceless, word_spans
+from .texts import Change, Search, Tokens, is_spaceless, word_spans
 
 __all__ = ["HotFlip"]
 
-SPARE = 4  # flips looked at for each that is tried, since some do not survive the tokenizer
-WORD, COMMA = "a", "，"  # what a word, or a Chinese character, may stand behind
+SPARE = 4  # flips ranked for each that is tried, since some do not survive the tokenizer
+WORD, COMMA = "a", "，"  # a context for words, and one for Chinese characters
 
 
+@options
 class HotFlip(TextAttack):
     r"""
     Swaps words for others by the first-order gain in loss (Ebrahimi et al. 2018, https://arxiv.org/abs/1712.06751):
@@ -33,61 +32,46 @@ class HotFlip(TextAttack):
     tried on the model, and the worst is kept if it raises the loss. A word is flipped at most once. The text is done
     when the prediction is wrong, ``max_flips`` words are flipped, or none of the candidates raises the loss.
 
-    A flip is made in the text, and the model is given what the tokenizer reads there; flips that change another token
-    too are not tried. What is flipped is found per script:
+    A flip is made in the text, and the model is given the text as the tokenizer reads it; flips that change another
+    token too are not tried. What can be flipped depends on the script:
 
-    * Where there are spaces, words of letters alone that are one token; words are what stands between white space,
+    * Where there are spaces, words of letters only that are one token; words are the stretches between white space,
       without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer reads as a
       word of their own, so neither to special or unused tokens nor to continuations. Byte-level and sentencepiece
       vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores case, the new
-      word takes over the old one's.
-    * In Chinese and Japanese, tokens of characters of that script alone, single characters included. They are flipped
-      to other such tokens.
+      word gets the case of the old one.
+    * In Chinese and Japanese, tokens that consist of characters of that script, single characters included. They are
+      flipped to other such tokens.
 
     Text with neither, such as English words on a vocabulary of characters, is not attacked, and reported so.
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
-    :param tokenizer: a fast tokenizer of transformers, or a :class:`~fastnlp_adv.robustness.VocabularyTokenizer`.
-    :param max_flips: the number of words or characters that may be flipped, at least 1.
-    :param candidates: the number of flips of a text that are tried in a round.
-    :param min_similarity: the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no
-        such bound.
-    :param batch_size: the number of texts that advance together, and that the model gets at a time.
-    :param max_length: where texts are cut off, in tokens; the tokenizer's own length if ``None``.
-    :param emb_name: part of the name of the embedding, a glob, or ``None`` for the input embedding.
-    :param step: a function of the tokenized batch, a dict of tensors with ``attention_mask``, that returns logits, or
-        a dict, dataclass or ``ModelOutput`` with ``pred`` or ``logits``; ``model(**batch)`` if ``None``.
+    :options:
     :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no
         words.
 
-    Example, for a model and a tokenizer of yours::
+    Example, for a model and a tokenizer of yours, and with pairs of which the second text is attacked::
 
         HotFlip(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
+        HotFlip(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        max_flips: int = 3,
-        candidates: int = 8,
-        min_similarity: float | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        emb_name: str | None = None,
-        step: Callable[[dict[str, Any]], Any] | None = None,
-    ):
-        check_count("max_flips", max_flips)
-        check_count("candidates", candidates)
-        must_be("a number from -1 to 1 or None", _is_cosine)("min_similarity", min_similarity)
-        super().__init__(
-            model, tokenizer, max_flips, batch_size=batch_size, max_length=max_length, emb_name=emb_name, step=step
-        )
-        self._candidates, self._min_similarity = candidates, min_similarity
-        (tap,) = self.embedding_taps[:1]
-        refuse_shards([(tap.name, tap.weight)], "HotFlip, which reads the word vectors,")
-        self._weight = tap.weight
+    max_flips: int = option(default=3, check=check_count, doc="the number of words or characters that may be flipped")
+    candidates: int = option(default=8, check=check_count, doc="the number of flips of a text tried in a round")
+    min_similarity: float | None = option(
+        default=None,
+        check=must_be("a number from -1 to 1 or None", lambda x: x is None or (is_finite(x) and abs(x) <= 1)),
+        doc="the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no bound",
+    )
+
+    @property
+    def limit(self) -> int:
+        return self.max_flips
+
+    def make_memory(self, model: nn.Module) -> None:
+        (tap,) = self.embedding_taps
+        refuse_shards([(tap.name, tap.embedding.weight)], "HotFlip, which reads the word vectors,")
+        self._weight = tap.embedding.weight
         self._read_vocabulary()
 
     def propose(self, searches: list[Search]) -> list[list[Change]]:
@@ -97,11 +81,12 @@ class HotFlip(TextAttack):
         return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found, strict=True)]
 
     def _flips(self, search: Search, tokens: Tokens, weight: Tensor, rows: Tensor) -> list[Change]:
-        places = self._places(search, tokens)
+        text = search.text
+        places = self._places(search, text, tokens)
         if not places:
             return []
-        gains = self._gains(search.text, tokens, places, weight, rows)
-        best = gains.flatten().topk(min(SPARE * self._candidates, gains.numel()))
+        gains = self._gains(text, tokens, places, weight, rows)
+        best = gains.flatten().topk(min(SPARE * self.candidates, gains.numel()))
         flips = []
         for at in best.indices[best.values > -math.inf].tolist():
             (position, start, end), new = places[at // len(rows)], at % len(rows)
@@ -109,42 +94,47 @@ class HotFlip(TextAttack):
             ids[position] = int(self._ids[new])
             word = self._in_case(self._words[new], search.original[start:end])
             flips.append((Change(start, end, word), ids))
-        read = self.ids([search.changed(change) for change, _ in flips])
-        return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self._candidates]
+        read = self.ids(search, [search.changed(change) for change, _ in flips])
+        return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self.candidates]
 
-    def _places(self, search: Search, tokens: Tokens) -> list[tuple[int, int, int]]:
+    def _places(self, search: Search, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:
         """The tokens that can be flipped: the position of each, and where it stands in the original text."""
-        words = {span for span in word_spans(search.text) if search.text[slice(*span)].isalpha()}
+        special = self.special_ids()
+        words = {span for span in word_spans(text) if text[slice(*span)].isalpha()}
         times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
         places = []
         for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True)):
-            fits = span in words or is_spaceless(search.text[slice(*span)])
-            if fits and times[span] == 1 and token not in self._special:
+            fits = span in words or is_spaceless(text[slice(*span)])
+            if fits and times[span] == 1 and token not in special:
                 origin = search.origin(*span)
                 if origin is not None:
                     places.append((position, *origin))
         return places
 
     def _gains(self, text: str, tokens: Tokens, places: list[Any], weight: Tensor, rows: Tensor) -> Tensor:
-        """What each flip promises, of shape ``(places, words)``; minus infinity for what is no flip."""
+        """The first-order gain of each flip, of shape ``(places, words)``; minus infinity where it is not allowed."""
         positions = [position for position, *_ in places]
         g = tokens.gradients[positions]
         old = torch.tensor([tokens.ids[position] for position in positions], device=g.device)
         gains = g @ rows.T - (g * weight[old]).sum(1, keepdim=True)
         where = torch.tensor([_where(text, *tokens.spans[position]) for position in positions])
         allowed = self._fits[where].to(g.device) & (self._ids.to(g.device) != old.unsqueeze(1))
-        if self._min_similarity is not None:
+        if self.min_similarity is not None:
             unit = nn.functional.normalize
-            allowed &= unit(weight[old], dim=1) @ unit(rows, dim=1).T >= self._min_similarity
+            allowed &= unit(weight[old], dim=1) @ unit(rows, dim=1).T >= self.min_similarity
         return gains.masked_fill(~allowed | gains.isnan(), -math.inf)
 
     def _read_vocabulary(self) -> None:
-        """Which tokens are words or characters, by what the tokenizer makes of them alone and behind something."""
-        tokenizer = self._tokenizer
-        ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in self._special)
+        """Find the tokens that are words or characters, by how the tokenizer reads them first and in a context."""
+        tokenizer, special = self.tokenizer, self.special_ids()
+        ids = sorted(i for i in tokenizer.get_vocab().values() if i < len(self._weight) and i not in special)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         written = [_written(tokenizer, token).strip() for token in tokens]
-        words = [(i, word) for i, word in zip(ids, written, strict=True) if is_spaceless(word) or _is_word(word)]
+        words = [
+            (i, word)
+            for i, word in zip(ids, written, strict=True)
+            if is_spaceless(word) or (len(word) > 1 and word.isalpha() and not any(map(is_spaceless, word)))
+        ]
         texts = [word for _, word in words]
         first, spaced, beside = (self._readings(texts, before) for before in ("", f"{WORD} ", COMMA))
         kept = []
@@ -152,8 +142,7 @@ class HotFlip(TextAttack):
             if is_spaceless(word):
                 fits = (False, False, alone == [i], after_comma == [i])
             else:
-                # a piece of a word, where words begin with a mark, reads as itself at the beginning; no space goes
-                # before it
+                # where words begin with a mark, a piece of a word is read as itself only without a space before it
                 fits = (alone == [i] and len(after_space) == 1, after_space == [i], False, False)
             if any(fits):
                 kept.append((i, word, fits))
@@ -168,11 +157,11 @@ class HotFlip(TextAttack):
         self._ignores_case = tokenizer.tokenize("Aa bB") == tokenizer.tokenize("aa bb")
 
     def _readings(self, words: list[str], context: str) -> list[list[int]]:
-        """The tokens of each word, behind the context."""
+        """The tokens of each word in a context; none where the context is read differently."""
         if not words:
             return []
-        before = self._tokenizer(context.strip(), add_special_tokens=False)["input_ids"] if context else []
-        read = self._tokenizer([context + word for word in words], add_special_tokens=False)["input_ids"]
+        before = self.tokenizer(context.strip(), add_special_tokens=False)["input_ids"] if context else []
+        read = self.tokenizer([context + word for word in words], add_special_tokens=False)["input_ids"]
         return [ids[len(before) :] if ids[: len(before)] == before else [] for ids in read]
 
     def _in_case(self, new: str, old: str) -> str:
@@ -184,15 +173,11 @@ class HotFlip(TextAttack):
 
 
 def _written(tokenizer: Any, token: str) -> str:
-    """A token as it stands in a text."""
+    """The text of a token."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and backend.decoder is None:  # which transformers before 4.39 does not expect
+    if backend is not None and backend.decoder is None:  # transformers before 4.39 fails without a decoder
         return token
     return str(tokenizer.convert_tokens_to_string([token]))
-
-
-def _is_word(text: str) -> bool:
-    return len(text) > 1 and text.isalpha() and not any(map(is_spaceless, text))
 
 
 def _where(text: str, start: int, end: int) -> int:
@@ -200,7 +185,3 @@ def _where(text: str, start: int, end: int) -> int:
     if is_spaceless(text[start:end]):
         return 3 if start > 0 and not text[start - 1].isspace() else 2
     return 1 if start > 0 and text[start - 1] == " " else 0
-
-
-def _is_cosine(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and -1 <= value <= 1)

@@ -1,173 +1,255 @@
-"""What attacks on text share: rounds of edits, and the questions to the model."""
+"""The base of attacks on text: rounds of changes that are tried on the model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..model_method import ModelMethod
-from ..options import at_least, check_count, check_name, must_be
+from ..options import at_least, check_count, must_be, one_of, option, optional, options
 from ..regularizers.outputs import read_outputs
 from ..taps import Tap, taps_on
-from .attacked import Attacked
-from .evaluate import modes_kept
-from .scores import Scores, score
-from .search import Search, Tokens
-from .words import Change
-from .worst_case import differentiable
+from .evaluate import modes_kept, score
+from .results import Attacked
+from .texts import Change, Search, Tokens
+from .worst_case import EvaluationAttack, Scores
 
 __all__ = ["TextAttack"]
 
 
-class TextAttack(ModelMethod, ABC):
+def _check_tokenizer(name: str, tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"Expected `{name}` to be a fast tokenizer of transformers, which tells where in the text its tokens "
+            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
+            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
+            "`VocabularyTokenizer`."
+        )
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"Expected `{name}` to have a padding token, since texts are tried in batches, but got none. Set "
+            "`tokenizer.pad_token = tokenizer.eos_token`, and `pad_token_id` in the model's config."
+        )
+
+
+@options
+class TextAttack(EvaluationAttack, ABC):
     """
-    Searches for edits of a text that the model gets wrong. The texts of a batch advance together: in a round each is
-    given some edits, all of them are tried, and each text keeps its worst if that raises its loss. A text is done when
-    the prediction is wrong, which it may be before any edit, or nothing is left to try.
+    The base of attacks on text, which search for changes that make the prediction wrong. A subclass defines
+    :meth:`propose`. The texts of a batch advance together: in a round each text gets some changes proposed, all of them
+    are tried on the model, and the worst is kept if it raises the loss; changes that overlap with earlier ones are left
+    out. A text is done when the prediction is wrong, ``limit`` changes are made, or no change of a round raises the
+    loss (with ``gives_up = False``, when none is proposed).
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
-    :param tokenizer: a fast tokenizer of transformers, or a :class:`VocabularyTokenizer`.
-    :param limit: how many edits may be made.
-    :param rest: ``batch_size``, ``max_length``, ``emb_name`` and ``step``, as the attacks document them.
+    :options:
+    :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
+
+    Example, for a model and a tokenizer of yours::
+
+        class LeaveOut(TextAttack):
+            limit = 2
+
+            def propose(self, searches):
+                return [[Change(start, end, "") for start, end in word_spans(each.original)] for each in searches]
+
+        LeaveOut(model, tokenizer).attack(texts, labels)
     """
 
-    #: whether a text is done when no edit of a round raises its loss
-    gives_up = True
+    fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "tokenizer"})
+    #: whether a text is done when no change of a round raises its loss
+    gives_up: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, tokenizer: Any, limit: int, **rest: Any):
-        _check_tokenizer(tokenizer)
-        check_count("batch_size", rest["batch_size"])
-        if rest["max_length"] is not None:
-            at_least(tokenizer.num_special_tokens_to_add() + 1)("max_length", rest["max_length"])
-        check_name("emb_name", rest["emb_name"])
-        if rest["step"] is not None:
-            must_be("a function of the tokenized batch or None", callable)("step", rest["step"])
-        self._emb_name = rest["emb_name"]
-        super().__init__(model)
-        self.close()
-        if len(self.taps) != 1:
-            names = ", ".join(f"`{tap.name}`" for tap in self.taps)
-            raise ValueError(f"Expected `emb_name` to match one embedding, but got {names}. Give more of its name.")
-        self._model, self._tokenizer, self._limit = model, tokenizer, limit
-        self._batch_size, self._step = rest["batch_size"], rest["step"] or (lambda batch: model(**batch))
-        length = tokenizer.model_max_length if rest["max_length"] is None else rest["max_length"]
-        # a tokenizer that was told no length says one of 30 digits
-        self._cut = {"truncation": True, "max_length": length} if length < 10**9 else {}
-        self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    tokenizer: Any = option(
+        default=None,
+        check=_check_tokenizer,
+        doc="a fast tokenizer of transformers, or a :class:`~fastnlp_adv.VocabularyTokenizer`",
+        kw_only=False,
+    )
+    side: Literal["first", "second"] | None = option(
+        default=None,
+        check=one_of(None, "first", "second"),
+        doc='for pairs of texts, such as premise and hypothesis: which of the two is attacked, ``"first"`` or '
+        '``"second"``; the other stays. ``None`` for single texts',
+    )
+    batch_size: int = option(default=32, check=check_count, doc="the number of texts that advance together")
+    max_length: int | None = option(
+        default=None,
+        check=optional(check_count),
+        doc="where texts are cut off, in tokens; the tokenizer's own if ``None``",
+    )
+    step: Callable[[dict[str, Any]], Any] | None = option(
+        default=None,
+        check=must_be("a function of the tokenized batch or None", lambda value: value is None or callable(value)),
+        doc="a function of the tokenized batch, a dict of tensors with ``attention_mask``, that returns logits, or a "
+        "dict, dataclass or ``ModelOutput`` with ``pred`` or ``logits``; ``model(**batch)`` if ``None``",
+    )
 
-    def find_taps(self, model: nn.Module) -> list[Tap]:
-        return taps_on(model, self._emb_name, "token")
-
-    def prepare(self, texts: list[str]) -> None:
-        """See to what the texts need, before any of them is attacked."""
+    @property
+    def limit(self) -> int:
+        """The number of changes that a text may get; a subclass may set ``limit = 2`` instead."""
+        return 3
 
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
-        """Return the edits to try next, for each text that is predicted right; none ends its search."""
+        """
+        Propose the changes to try next.
+
+        :param searches: the texts that are predicted right, with the changes that they got so far.
+        :return: the changes for each text, in terms of its original; none ends its search.
+        """
+
+    def prepare(self, texts: list[str]) -> None:
+        """Prepare for all texts of an attack, before the first of them is attacked."""
+
+    def validate(self) -> None:
+        super().validate()
+        least = at_least(self.tokenizer.num_special_tokens_to_add(pair=self.side is not None) + 1)
+        optional(least)("max_length", self.max_length)
+
+    def find_taps(self, model: nn.Module) -> list[Tap]:
+        taps = taps_on(model, self.emb_name, "token")
+        if len(taps) != 1:
+            names = ", ".join(f"`{tap.name}`" for tap in taps)
+            raise ValueError(f"Expected `emb_name` to match one embedding, but got {names}. Give more of its name.")
+        return taps
 
     def attack(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | Sequence[tuple[str, str]],
         labels: Sequence[int],
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     ) -> list[Attacked]:
         """
         Attack texts.
 
-        :param texts: the texts.
+        :param texts: the texts, or pairs of texts with ``side``.
         :param labels: the label of each, an integer.
         :param progress: wraps the batches of texts, for instance ``tqdm.tqdm``; nothing is shown without one.
-        :return: what became of each text.
+        :return: the result for each text.
         :raises ValueError: if there are not as many labels as texts, or the model's outputs do not fit them.
         """
-        pairs = _pairs(texts, labels)
-        self.prepare([text for text, _ in pairs])
-        batches = [pairs[i : i + self._batch_size] for i in range(0, len(pairs), self._batch_size)]
-        found: list[Attacked] = []
-        with modes_kept(self._model), self.running():
-            self._model.eval()
+        searches = _searches(texts, labels, self.side)
+        self.prepare([search.original for search in searches])
+        batches = [searches[i : i + self.batch_size] for i in range(0, len(searches), self.batch_size)]
+        with modes_kept(self.attached), self.running():
+            self.attached.eval()
             for batch in batches if progress is None else progress(batches):
-                found += self._attack(batch)
-        return found
-
-    def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
-        batch, spans = self._encode([each.text for each in searches])
-        for tap in self.taps:
-            tap.begin_pass(inner=True)
-        with torch.enable_grad(), differentiable(self._model):
-            total = self._score(batch, [each.label for each in searches])[0].heights.sum()
-        self.differentiate(total)
-        gradients = self._at(batch["input_ids"])
-        found = []
-        for row, search in enumerate(searches):
-            search.queries += 1
-            real = batch["attention_mask"][row].bool()
-            where = [span for span, kept in zip(spans[row], real.tolist(), strict=True) if kept]
-            stripped = [_stripped(search.text, *span) for span in where]
-            found.append(Tokens(batch["input_ids"][row][real].tolist(), stripped, gradients[row][real]))
-        return found
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids that the model is given for each text, without padding."""
-        return self._tokenizer(texts, **self._cut)["input_ids"] if texts else []
-
-    def _attack(self, pairs: list[tuple[str, int]]) -> list[Attacked]:
-        clean = self._ask([text for text, _ in pairs], [label for _, label in pairs])
-        searches = [
-            Search(text, label, text, loss, prediction, prediction == label)
-            for (text, label), (loss, prediction) in zip(pairs, clean, strict=True)
-        ]
-        alive = [search for search in searches if search.was_right]
-        while alive:
-            alive = self._round(alive)
+                self._attack(batch)
         return [search.result() for search in searches]
 
+    def tokens(self, searches: list[Search]) -> list[Tokens]:
+        """
+        Return the tokens of texts with the gradients at their lookups, by one forward and backward pass.
+
+        :param searches: the texts.
+        """
+        texts = [search.text for search in searches]
+        batch, spans = self._encode(list(zip(searches, texts, strict=True)))
+        self.backward(self.run(lambda: self._score(batch, searches)[0]))
+        ids, mask = (batch[self._field(batch, name)] for name in ("input_ids", "attention_mask"))
+        gradients = self._gradients(ids, batch)
+        found = []
+        for row, (search, text) in enumerate(zip(searches, texts, strict=True)):
+            search.queries += 1
+            real = mask[row].bool()
+            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real.tolist(), strict=True) if is_real]
+            found.append(Tokens(ids[row][real].tolist(), where, gradients[row][real]))
+        return found
+
+    def ids(self, search: Search, texts: list[str]) -> list[list[int]]:
+        """
+        Return the ids that the model would be given for other texts, without padding.
+
+        :param search: the search for one text.
+        :param texts: the texts in its place.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(*self._inputs([(search, text) for text in texts]), **self._cut())
+        found: list[list[int]] = encoded[self._field(encoded, "input_ids")]
+        return found
+
+    def special_ids(self) -> set[int]:
+        """Return the ids of special and added tokens."""
+        return {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+
+    def _attack(self, searches: list[Search]) -> None:
+        asked = [(search, search.original) for search in searches]
+        for search, (loss, prediction) in zip(searches, self._query(asked), strict=True):
+            search.loss, search.prediction = loss, prediction
+        going_on = [search for search in searches if search.prediction == search.label]
+        while going_on:
+            going_on = self._round(going_on)
+
     def _round(self, searches: list[Search]) -> list[Search]:
-        """Try the edits of all texts, and return the texts that go on."""
-        asked = [
-            (search, change, search.changed(change))
+        """Try changes of all texts, and return the texts that go on."""
+        proposed = [
+            [change for change in changes if search.leaves(change.start, change.end)]
             for search, changes in zip(searches, self.propose(searches), strict=True)
-            for change in changes
         ]
-        told = self._ask([text for *_, text in asked], [search.label for search, *_ in asked])
-        tried: dict[int, list[Any]] = {}
-        for (search, change, text), each in zip(asked, told, strict=True):
-            tried.setdefault(id(search), []).append((change, text, *each))
-        on = [s for s in searches if id(s) in tried and (s.consider(tried[id(s)]) or not self.gives_up)]
-        return [search for search in on if search.prediction == search.label and len(search.changes) < self._limit]
+        tries = list(zip(searches, proposed, strict=True))
+        told = iter(self._query([(search, search.changed(change)) for search, each in tries for change in each]))
+        going_on = []
+        for search, changes in tries:
+            search.tried += len(changes)
+            tried = [(change, *next(told)) for change in changes]
+            rising = [each for each in tried if each[1] > search.loss]
+            if rising:
+                change, search.loss, search.prediction = max(rising, key=lambda t: (t[2] != search.label, t[1]))
+                search.changes = (*search.changes, change)
+            if changes and (rising or not self.gives_up):
+                going_on.append(search)
+        return [each for each in going_on if each.prediction == each.label and len(each.changes) < self.limit]
 
-    def _ask(self, texts: list[str], labels: list[int]) -> list[tuple[float, int]]:
-        """The loss and the prediction for each text; those of about a length together, to pad little."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    def _query(self, asked: list[tuple[Search, str]]) -> list[tuple[float, int]]:
+        """Return loss and prediction for each text of a search; texts of a similar length share a batch."""
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]) + len(asked[i][0].other or ""))
         told: dict[int, tuple[float, int]] = {}
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            batch, _ = self._encode([texts[i] for i in rows])
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch, _ = self._encode([asked[i] for i in rows])
             with torch.no_grad():
-                scores, predictions = self._score(batch, [labels[i] for i in rows])
+                scores, predictions = self._score(batch, [asked[i][0] for i in rows])
             told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True))
-        return [told[i] for i in range(len(texts))]
+        for search, _ in asked:
+            search.queries += 1
+        return [told[i] for i in range(len(asked))]
 
-    def _encode(self, texts: list[str]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
-        encoded = self._tokenizer(
-            texts,
-            **self._cut,
-            padding=True,
-            return_attention_mask=True,
-            return_offsets_mapping=True,
-            return_tensors="pt",
-        )
-        device = next(self._model.parameters()).device
-        spans = encoded.pop("offset_mapping").tolist()
-        return {name: value.to(device) for name, value in encoded.items()}, spans
+    def _cut(self) -> dict[str, Any]:
+        length = self.max_length or self.tokenizer.model_max_length
+        # a tokenizer without a length has one of 30 digits
+        return {"truncation": True, "max_length": length} if length < 10**9 else {}
 
-    def _score(self, batch: dict[str, Tensor], labels: list[int]) -> tuple[Scores, Tensor]:
-        outputs = self._step(batch)
+    def _inputs(self, asked: list[tuple[Search, str]]) -> list[Any]:
+        """Return the texts as the tokenizer takes them, with the other texts of pairs."""
+        texts, others = [text for _, text in asked], [search.other for search, _ in asked]
+        return [texts] if self.side is None else [texts, others] if self.side == "first" else [others, texts]
+
+    def _field(self, encoded: Mapping[str, Any], name: str) -> str:
+        """Return the field of the attacked text, where the tokenizer reads the texts of a pair by themselves."""
+        return f"pair_{name}" if self.side == "second" and f"pair_{name}" in encoded else name
+
+    def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
+        """Return the batch and where each token stands in the attacked text; (0, 0) for tokens of the other."""
+        fields = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+        encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **fields)
+        device = next(self.attached.parameters()).device
+        spans = encoded[self._field(encoded, "offset_mapping")].tolist()
+        if self.side is not None and "pair_input_ids" not in encoded:
+            own = ("first", "second").index(self.side)
+            for row, each in enumerate(spans):
+                of = encoded.sequence_ids(row)
+                each[:] = [span if side == own else (0, 0) for span, side in zip(each, of, strict=True)]
+        batch = {name: value.to(device) for name, value in encoded.items() if not name.endswith("offset_mapping")}
+        return batch, spans
+
+    def _score(self, batch: dict[str, Tensor], searches: list[Search]) -> tuple[Scores, Tensor]:
+        labels = [search.label for search in searches]
+        outputs = self.attached(**batch) if self.step is None else self.step(batch)
         logits = outputs if isinstance(outputs, Tensor) else read_outputs(outputs, needs_loss=False)["pred"]
         if logits.dim() != 2 or len(logits) != len(labels) or logits.shape[1] <= max(1, *labels):
             raise ValueError(
@@ -175,10 +257,13 @@ class TextAttack(ModelMethod, ABC):
                 f"for {len(labels)} texts with labels up to {max(labels)}. Give `step`, a function of the tokenized "
                 "batch that returns such logits."
             )
-        return score(logits, {"labels": torch.tensor(labels, device=logits.device)}), logits.argmax(-1)
+        return score(logits, {"labels": torch.tensor(labels)}), logits.argmax(-1)
 
-    def _at(self, ids: Tensor) -> Tensor:
+    def _gradients(self, ids: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return the gradients at the lookups of these ids."""
         lookups = [each for each in self.embedding_taps[0].lookups if torch.equal(each.ids, ids)]
+        if "pair_input_ids" in batch and torch.equal(batch["input_ids"], batch["pair_input_ids"]):
+            lookups = lookups[0 if self.side == "first" else 1 :: 2]  # equal texts; the first is looked up first
         if not lookups:
             raise ValueError(
                 f"Expected the model to look up the tokenizer's ids in embedding `{self.taps[0].name}`, and its logits "
@@ -189,32 +274,30 @@ class TextAttack(ModelMethod, ABC):
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """Byte-level tokens take the space before a word along."""
+    """Leave out the space before a word, which byte-level tokens include."""
     piece = text[start:end]
     return end - len(piece.lstrip()), start + len(piece.rstrip())
 
 
-def _pairs(texts: Sequence[str], labels: Sequence[int]) -> list[tuple[str, int]]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"Expected `texts` to be a sequence of strings, but got {texts!r:.80}.")
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _searches(texts: Sequence[Any], labels: Sequence[int], side: str | None) -> list[Search]:
+    if isinstance(texts, str) or not all(isinstance(each, str) if side is None else _is_pair(each) for each in texts):
+        expected = "strings" if side is None else "pairs of strings"
+        way_out = (
+            "For pairs, name the attacked text with `side`" if side is None else "For single texts, leave `side` out"
+        )
+        raise ValueError(f"Expected `texts` to be a sequence of {expected}, but got {texts!r:.80}. {way_out}.")
     if len(texts) != len(labels):
         raise ValueError(f"Expected as many `labels` as `texts`, but got {len(labels)} for {len(texts)}.")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
         at_least(0)("labels", label)
-    return list(zip(texts, labels, strict=True))
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            "Expected `tokenizer` to be a fast tokenizer of transformers, which tells where in the text its tokens "
-            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
-            "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
-            "`VocabularyTokenizer`."
-        )
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            "Expected `tokenizer` to have a padding token, since texts are tried in batches, but got none. Set "
-            "`tokenizer.pad_token = tokenizer.eos_token`, and `pad_token_id` in the model's config."
-        )
+    pairs = (
+        [(text, None) for text in texts]
+        if side is None
+        else [pair if side == "first" else pair[::-1] for pair in texts]
+    )
+    return [Search(text, label, other) for (text, other), label in zip(pairs, labels, strict=True)]

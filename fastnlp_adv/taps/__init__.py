@@ -1,10 +1,10 @@
 """Where a model is perturbed: which embeddings it has, the tap on their lookups, and the tap on other parameters."""
 
-from .base import Delta, Tap
-from .embedding import EmbeddingTap
+from .embedding import EmbeddingTap, Tap
 from .find import Embedding, Matches, find_embeddings, fits
+from .layout import Mask
 from .on_model import taps_on
-from .perturbation import Granularity, Lookup
+from .perturbation import Delta, Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
 from .weight import WeightTap, moved_weights
 
@@ -14,6 +14,7 @@ __all__ = [
     "EmbeddingTap",
     "Granularity",
     "Lookup",
+    "Mask",
     "Matches",
     "Tap",
     "WeightTap",

@@ -1,25 +1,92 @@
-"""The tap on the outputs of lookups."""
+"""Taps: where gradients are read and perturbations put; and the tap on the outputs of lookups."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .. import forwards
 from ..batch import Part
-from ..forwards import running
-from ..functional import group_norm
 from ..versions import compile_nothing_in
-from .base import Delta, Tap, described
-from .find import Embedding, lookup_of, scales
-from .perturbation import ByPosition, ByToken, Lookup, Perturbation, TapPass
-from .shards import is_shard
+from .find import Embedding, described, lookup_of, scales
+from .layout import Layout, Mask, watch_inputs
+from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 
-__all__ = ["EmbeddingTap"]
+__all__ = ["EmbeddingTap", "Tap"]
+
+
+class Tap(ABC):
+    """
+    A place that can be perturbed. Each pass is driven alike: ``begin_pass``, forward and backward, ``deltas``, an
+    ascent step on each, ``perturb``; ``reset`` takes the perturbation off.
+    """
+
+    name: str
+    #: what lengths are given in: 1, or the length of a row
+    unit = 1.0
+    #: True once any pass had a gradient here; a place that never has one is probably the wrong one
+    had_grad = False
+    #: True if the last pass had a gradient here
+    has_grad: bool
+    #: the tensors that a gradient-only pass differentiates with respect to
+    leaves: list[Tensor]
+    #: the hooks that are on the model
+    handles: list[RemovableHandle]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Keep the hooks on until the end of the block, which leaves the model unperturbed."""
+        was_open = bool(self.handles)
+        try:
+            self.open()  # also on a parameter that was frozen when the others were put on
+            yield
+        finally:
+            self.reset() if was_open else self.close()
+
+    def close(self) -> None:
+        """Take the perturbation and the hooks off; :meth:`open` puts hooks on again."""
+        self.reset()
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    @abstractmethod
+    def open(self) -> None:
+        """Put the hooks on, unless they are."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return name and shape and, of an embedding, the length of its rows."""
+
+    @abstractmethod
+    def receive(self, grads: Sequence[Tensor | None]) -> None:
+        """Set the gradients at ``leaves``; ``None`` where the loss does not depend on one."""
+
+    @abstractmethod
+    def begin_pass(
+        self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
+    ) -> None:
+        """Forget the gradients of the last pass. ``inner``: only gradients at the taps; else see :class:`TapPass`."""
+
+    @abstractmethod
+    def deltas(self) -> list[Delta]:
+        """Return the perturbations with their gradients; none if the batch had none here. Raises if none ever had."""
+
+    @abstractmethod
+    def perturb(self, values: Sequence[Tensor]) -> None:
+        """Perturb by these values, one for each of :meth:`deltas`, from here on."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Take the perturbation off and forget the pass."""
 
 
 class EmbeddingTap(Tap):
@@ -33,65 +100,48 @@ class EmbeddingTap(Tap):
 
     :param embedding: the embedding.
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
+    :param model: the model, whose inputs tell which dimension of the ids holds the examples, and the mask.
+    :param mask: see :class:`~fastnlp_adv.taps.layout.Layout`.
     """
 
     #: for methods whose first pass is not clean, until the next reset: returns the perturbation of a lookup, given the
     #: lookup and its output; for ``"sequence"`` and ``"token"``
     start: Callable[[Lookup, Tensor], Tensor] | None = None
+    #: True if perturbations are of the rows, which some lookups scale; False if of the output
+    of_rows = True
     #: True if clean and perturbed passes end in one backward pass, where a checkpoint cannot tell them apart
     mixes_passes = False
 
-    def __init__(self, embedding: Embedding, granularity: str):
+    def __init__(self, embedding: Embedding, granularity: str, model: nn.Module | None = None, mask: Mask = None):
         self.name = embedding.name
-        self._embedding = embedding
+        self.embedding = embedding
         self._granularity = granularity
         self._hooks = [_Hook(self, module) for module in embedding.modules]
-        self._handles: list[RemovableHandle] = []
+        self.handles = []
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
-        #: in a plain loop, the last pass with a gradient, if lookups came after its backward pass
-        self._before: TapPass | None = None
+        self._model = model
+        has_padding = all(lookup_of(module).padding_idx is not None for module in embedding.modules)
+        needs_layout = granularity != "vocab" or mask is not None or not has_padding
+        self._layout = Layout(self.name, mask) if needs_layout else None
         #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
         self._ids_of_part: dict[int, Tensor] | None = {}
         self._call = self.on_lookup
 
     def describe(self) -> str:
-        length = self.row_length()
+        length = self.embedding.row_length()
         rows = "sharded" if length is None else f"rows {length:.3g} long on average"
-        return described(self.name, self.shape, f", {rows}")
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight that is looked up; what this process has of it, where it is sharded."""
-        return self._embedding.weight
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole weight, ``(rows, features)``."""
-        return self._embedding.shape
-
-    def row_length(self) -> float | None:
-        """
-        Return the mean l2 norm of the rows; it reads the whole weight, and waits for the device. ``None`` where the
-        weight is sharded: all processes would have to ask at once.
-        """
-        if is_shard(self.weight) or self.weight.is_meta:
-            return None
-        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
+        return described(self.name, self.embedding.shape, f", {rows}")
 
     def open(self) -> None:
-        if self._handles:
+        if self.handles:
             return
         if self._call == self.on_lookup:  # a compiled model breaks its graph here: perturbations change per pass
             self._call = compile_nothing_in(self.on_lookup)
         for hook in self._hooks:
-            self._handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
-
-    def close(self) -> None:
-        self.reset()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+            self.handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
+        if self._layout is not None and self._model is not None:
+            self.handles += watch_inputs(self._model)
 
     def reset(self) -> None:
         for lookup in self._pass.lookups:
@@ -99,7 +149,7 @@ class EmbeddingTap(Tap):
                 lookup.leaf.grad = None  # a gradient with a graph holds its leaf
         # `attack()` may be called too early; keep the lookups so that a later `backward()` counts.
         if self._perturbation is not None or self._pass.driven or self._pass.lookups:
-            self._pass, self._before = TapPass(), None
+            self._pass = TapPass()
         self._perturbation = self.start = None
         if self._ids_of_part:
             self._ids_of_part = None
@@ -107,10 +157,10 @@ class EmbeddingTap(Tap):
     def begin_pass(
         self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
     ) -> None:
-        self._pass, self._before = TapPass(True, is_read, part, alone), None
+        self._pass = TapPass(True, is_read, part, alone)
 
     @property
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Tensor]:  # type: ignore[override]
         return [lookup.leaf for lookup in self._pass.lookups if lookup.leaf is not None]
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
@@ -123,19 +173,19 @@ class EmbeddingTap(Tap):
         return self._pass.has_lookups
 
     @property
-    def has_grad(self) -> bool:
+    def has_grad(self) -> bool:  # type: ignore[override]
         return bool(self.lookups)
 
     @property
     def lookups(self) -> list[Lookup]:
         """The lookups of the last pass that have a gradient."""
-        found = [lookup for lookup in self._last.lookups if lookup.grad is not None]
+        found = []
+        last = self._pass if self._pass.lookups else self._pass.before or self._pass
+        for lookup in last.lookups:
+            if lookup.leaf is not None and lookup.leaf.grad is not None:
+                found.append(lookup)
         self.had_grad = self.had_grad or bool(found)
         return found
-
-    @property
-    def _last(self) -> TapPass:
-        return self._pass if self._before is None or self._pass.lookups else self._before
 
     def deltas(self) -> list[Delta]:
         lookups = self.lookups
@@ -145,34 +195,33 @@ class EmbeddingTap(Tap):
         if self._perturbation is None and self._granularity == "vocab":
             self._perturbation = ByToken(lookups)
         elif self._perturbation is None:
-            self._perturbation = self._by_position(lookups)
+            last = self._pass if self._pass.lookups else self._pass.before or self._pass
+            total = last.count(lookups)
+            self._perturbation = ByPosition(lookups, total, last.starts, per_token=self._granularity == "token")
         return self._perturbation.deltas(lookups)
-
-    def _by_position(self, lookups: list[Lookup]) -> ByPosition:
-        last, first = self._last, 0
-        if not last.driven and not last.announced:
-            # Forwards without a backward pass may have come before: count from the first lookup with a gradient.
-            first = min(lookup.number for lookup in lookups)
-            for lookup in lookups:
-                lookup.number -= first
-        return ByPosition(lookups, last.total - first, last.starts, per_token=self._granularity == "token")
 
     def perturb(self, values: Sequence[Tensor]) -> None:
         if self._perturbation is not None:
-            self._perturbation.set(values)
-        self._pass, self._before = TapPass(), None
+            self._perturbation.values = list(values)
+        self._pass = TapPass()
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
-        """Return the output of a lookup plus ``scale`` times the leaf."""
+        """Return the output of a lookup plus the leaf, times ``scale`` if it is of the rows."""
         trains = torch.is_grad_enabled()
         repeated = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again in the backward pass
-        lookup = self._repeat(table, ids) if repeated else self._new_lookup(table, ids, trains)
-        delta = self._value(lookup, output)
-        if delta is None and not trains:
+        lookup = self._repeated(table, ids) if repeated else self._new_lookup(table, ids, trains)
+        self._pass.has_repeats = self._pass.has_repeats or repeated
+        delta = None
+        if self._perturbation is not None:
+            delta = self._perturbation.at(lookup)
+        elif self.start is not None and lookup.trained and lookup.number >= 0:
+            delta = self._start_of(lookup, output)
+        if delta is not None:
+            delta = delta.to(output.dtype)
+        elif trains:  # zeros that take no memory
+            delta = output.new_zeros(()).expand(*lookup.ids.shape, output.shape[-1])
+        else:
             return output
-        if delta is None:  # zeros that take no memory
-            one = output if lookup.ids is ids else output[: len(lookup.ids)]
-            delta = output.new_zeros(()).expand_as(one)
         if trains and self._pass.is_read:
             delta = delta.detach().requires_grad_()
         if trains and not repeated:
@@ -182,29 +231,45 @@ class EmbeddingTap(Tap):
                 self._pass.lookups.append(lookup)
             else:
                 self._await(lookup, delta)
-        if isinstance(scale, Tensor) or scale != 1:  # comparing a tensor would synchronize
+        if self.of_rows and (isinstance(scale, Tensor) or scale != 1):  # comparing a tensor would synchronize
             delta = (delta * scale).to(output.dtype)
         return lookup.add(output, delta)
 
     def _new_lookup(self, table: nn.Embedding, ids: Tensor, trains: bool) -> Lookup:
-        forward = running.forward
+        forward = forwards.scope.forward
         numbered = trains or forward is not None
         if numbered and self._pass.lookups and not self._pass.driven:  # a backward pass came in between
-            self._before, self._pass = self._pass, TapPass()
-        copies = 1
-        if forward is not None and self._pass.part is not None:
-            copies = forward.copies
-        elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
-            copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
+            self._pass = TapPass(before=replace(self._pass, before=None))
+        copies = 1 if forward is None else forward.copies
+        all_ids, transposed = ids, False
+        if self._layout is not None:
+            by_example = self._granularity == "sequence" and self._pass.part is None
+            transposed = self._layout.is_transposed(ids, copies, by_example=by_example)
+            ids = ids.transpose(0, 1) if transposed else ids
+        if copies > 1 and forward is not None and self._pass.part is None:
+            is_doubled = ids.dim() and len(ids) == forward.copies * (forward.rows or 0)
+            copies = copies if is_doubled and self._granularity != "vocab" else 1
         trained = trains or (forward is not None and not forward.trains)
-        rows = None if self._pass.part is None else self._pass.rows(ids, copies, self.name)
-        lookup = Lookup(table, ids, copies, rows, trained)
+        rows = None if self._pass.part is None else self._pass.attacked_rows(ids, copies, self.name)
+        attacked = ids if copies == 1 and rows is None else one_copy(ids, copies, rows)
+        lookup = Lookup(table, attacked, all_ids, copies, rows, transposed, trained=trained)
+        if self._layout is not None:
+            part = None if self._pass.part is None else self._pass.part.rows(ids.device)
+            lookup.mask = self._layout.mask_of(attacked, copies, part, table.padding_idx)
         if numbered:
-            lookup.number = self._pass.number(self, forward)
-            self._pass.alive.add(lookup)
+            self._pass.add_number(lookup, self, forward)
             if self._pass.part is not None:
                 self._check_order(lookup)
         return lookup
+
+    def _repeated(self, table: nn.Embedding, ids: Tensor) -> Lookup:
+        if self.mixes_passes:
+            raise RuntimeError(
+                f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
+                "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
+            )
+        by_position = self._granularity != "vocab" and (self._perturbation is not None or self.start is not None)
+        return self._pass.repeated(table, ids, self.name, by_position=by_position)
 
     def _await(self, lookup: Lookup, leaf: Tensor) -> None:
         """Keep a lookup of a plain loop when its leaf has a gradient; until then only the graph holds that."""
@@ -217,42 +282,11 @@ class EmbeddingTap(Tap):
 
         handle = leaf.register_post_accumulate_grad_hook(keep)
 
-    def _value(self, lookup: Lookup, output: Tensor) -> Tensor | None:
-        """Return the perturbation of a lookup; ``None`` for zeros."""
-        delta = None
-        if self._perturbation is not None:
-            delta = self._perturbation.at(lookup.number, lookup.ids)
-        elif self.start is not None and lookup.trained and lookup.number >= 0:
-            if lookup.number not in self._pass.starts:
-                one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
-                self._pass.starts[lookup.number] = self.start(lookup, one.detach())
-            delta = self._pass.starts[lookup.number]
-        return None if delta is None else delta.to(output.dtype)
-
-    def _repeat(self, table: nn.Embedding, ids: Tensor) -> Lookup:
-        """Return what a checkpoint looks up again; without a number where the perturbation does not depend on it."""
-        if self.mixes_passes:
-            raise RuntimeError(
-                f"Expected gradient checkpointing to leave out embedding `{self.name}`, since a clean and a perturbed "
-                "pass end in one backward pass, but got a lookup inside. Look up outside the checkpointed function."
-            )
-        if self._granularity == "vocab" or (self._perturbation is None and self.start is None):
-            part = self._pass.part
-            # The number of copies is not announced now, but the first time there was a row for each example.
-            if part is None:
-                return Lookup(table, ids)
-            copies = len(ids) // (len(part) if self._pass.alone else part.of)
-            return Lookup(table, ids, copies, self._pass.rows(ids, copies, self.name))
-        alive = list(self._pass.alive)
-        same = [v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr() for v in alive]
-        found = [v for v, is_same in zip(alive, same, strict=True) if is_same] or alive
-        if len({lookup.number for lookup in found}) != 1:
-            raise RuntimeError(
-                f"Expected each lookup of embedding `{self.name}` inside gradient checkpointing to be known by its "
-                f"ids, but got {len(found)} that may be the one. Use `granularity='vocab'`, or look up outside the "
-                "checkpointed function."
-            )
-        return found[0]
+    def _start_of(self, lookup: Lookup, output: Tensor) -> Tensor:
+        assert self.start is not None
+        if lookup.number not in self._pass.starts:
+            self._pass.starts[lookup.number] = self.start(lookup, lookup.of_one_copy(output.detach()))
+        return self._pass.starts[lookup.number]
 
     def _check_order(self, lookup: Lookup) -> None:
         """Warn if the attacked rows seem to be other examples in another pass. Synchronizes, in the first step only."""
@@ -271,7 +305,7 @@ class EmbeddingTap(Tap):
 
     def _check_elsewhere(self) -> None:
         """Raise for a pass without a gradient, unless others had one: some batches may not use the embedding."""
-        if not self._handles:
+        if not self.handles:
             raise RuntimeError(
                 f"Expected an open attack on embedding `{self.name}`, but it is closed. Call `open()` first."
             )
@@ -280,9 +314,16 @@ class EmbeddingTap(Tap):
                 f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got "
                 "none. Call `loss.backward()` first, on a loss that depends on the embedding."
             )
+        if not self.had_grad and self._pass.has_repeats:
+            raise RuntimeError(
+                f"Expected the forward to run before the backward pass, but embedding `{self.name}` was only looked up "
+                "inside it, as gradient caching (GradCache, the `Cached...` losses of sentence-transformers) or "
+                "reentrant checkpointing do. Use a loss without caching, or `use_reentrant=False`."
+            )
         if not self.had_grad:
             raise RuntimeError(
                 f"Expected the forward pass to look up embedding `{self.name}`, but it never did (with gradients on). "
+                "Call `loss.backward()` before `attack()`. "
                 "Give the model ids rather than `inputs_embeds`, or name the embedding that is looked up with "
                 "`emb_name`; turn reentrant gradient checkpointing off (`use_reentrant=False`) where it spans the "
                 "embedding; call `torch.compiler.reset()` if the model was compiled and run before the attack was "

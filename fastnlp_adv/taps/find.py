@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .base import described
-from .shards import named_weights
+from ..functional import group_norm
+from .shards import is_shard, named_weights
 
-__all__ = ["Embedding", "Matches", "find_embeddings", "fits", "lookup_of", "scales"]
+__all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "lookup_of", "scales"]
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 #: a word that says that a table is of positions
 _POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
+
+
+def described(name: str, shape: Sequence[int], more: str = "") -> str:
+    """
+    Name a parameter and its shape.
+
+    :param name: its name.
+    :param shape: that of the parameter.
+    :param more: what else is to stand behind the shape.
+
+    Example::
+
+        >>> described("words.weight", (100, 8), ", frozen")
+        '`words.weight` (100 x 8, frozen)'
+    """
+    return f"`{name}` ({' x '.join(map(str, shape))}{more})"
 
 
 @dataclass
@@ -44,6 +61,15 @@ class Embedding:
             return tuple(self.weight.shape)
         table = lookup_of(self.modules[0])
         return table.num_embeddings, table.embedding_dim
+
+    def row_length(self) -> float | None:
+        """
+        Return the mean l2 norm of the rows; it reads the whole weight, and synchronizes. ``None`` where the weight is
+        sharded: all processes would have to ask at once.
+        """
+        if is_shard(self.weight) or self.weight.is_meta:
+            return None
+        return group_norm(self.weight.detach(), dims=(1,)).mean().item()
 
 
 @dataclass

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..batch import Part
-from .base import Delta, Tap, described
+from .embedding import Tap
+from .find import described
+from .perturbation import Delta
 
 __all__ = ["WeightTap", "moved_weights"]
 
@@ -42,9 +43,9 @@ class WeightTap(Tap):
     def __init__(self, name: str, param: nn.Parameter, *, copies: bool = True):
         self.name = name
         self.param = param
+        self.handles = []
         self.grad: Tensor | None = None
         self._copies = copies
-        self._handles: list[RemovableHandle] = []
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
         self._moved = ExitStack()
@@ -55,18 +56,15 @@ class WeightTap(Tap):
         return described(self.name, self.param.shape)
 
     def open(self) -> None:
-        if not self._handles and self.param.requires_grad:
-            self._handles = [self.param.register_hook(self._on_gradient)]
+        if not self.handles and self.param.requires_grad:
+            self.handles = [self.param.register_hook(self._on_gradient)]
 
     def close(self) -> None:
-        self.reset()
+        super().close()
         self._backup = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     @property
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Tensor]:  # type: ignore[override]
         return [self.param] if self._inner and self.param.requires_grad else []
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
@@ -75,7 +73,7 @@ class WeightTap(Tap):
             self.had_grad = self.had_grad or self.has_grad
 
     @property
-    def has_grad(self) -> bool:
+    def has_grad(self) -> bool:  # type: ignore[override]
         return self.grad is not None
 
     def begin_pass(

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnlp_adv import FGM, FGSM, PGD
-from fastnlp_adv.taps import EmbeddingTap
+from fastnlp_adv.taps import Embedding
 
 ROWS, HIDDEN = 5000, 6
 IDS, LABELS = batch(4, 7, vocab=ROWS)
@@ -103,7 +103,7 @@ def test_no_operation_waits_for_a_device(attack, arguments, passes, emb_name, mo
     """A whole step on fake tensors, which have no values: anything that needs one on the host raises."""
     if emb_name and arguments.get("granularity"):
         arguments = {k: v for k, v in arguments.items() if k != "granularity"}
-    monkeypatch.setattr(EmbeddingTap, "row_length", lambda tap: 1.0)  # is read once, at attaching
+    monkeypatch.setattr(Embedding, "row_length", lambda embedding: 1.0)  # is read once, at attaching
     with FakeTensorMode():
         ids, labels = torch.zeros(4, 7, dtype=torch.long), torch.zeros(4, dtype=torch.long)
         model = Model(scale_grad_by_freq=True)

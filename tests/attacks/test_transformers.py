@@ -157,7 +157,7 @@ def test_an_encoder_decoder_looks_up_twice_and_bart_scales(name, scale):
     grad = model.get_input_embeddings().weight.grad
     weight = model.get_input_embeddings().weight.detach()
     moved = weight + 0.7 * grad / grad.norm()
-    modules = [module for tap in fgm.taps for module in tap._embedding.modules]
+    modules = [module for tap in fgm.taps for module in tap.embedding.modules]
     with fgm.attack(), torch.no_grad():
         assert {float(m(IDS).sub(scale * moved[IDS]).abs().max()) < 1e-12 for m in modules} == {True}
 

@@ -13,8 +13,6 @@ from torch import nn
 from fastnlp_adv import RDropCallback
 from fastnlp_adv.regularizers import RDrop, RDropMixin
 
-ROWS = pytest.mark.parametrize("rows", [2, 3, 5, 8])
-
 
 def said(step, batch, times=1, **settings):
     """The warnings of so many steps of one R-Drop."""
@@ -24,52 +22,6 @@ def said(step, batch, times=1, **settings):
         for _ in range(times):
             rdrop(step, batch)
     return [str(w.message) for w in caught]
-
-
-class Encoders(nn.Module):
-    """A dual encoder: each query's positive is the document of its row, and all others of the batch are negatives."""
-
-    def __init__(self, temperature=0.1):
-        super().__init__()
-        torch.manual_seed(0)
-        self.temperature = temperature
-        self.queries, self.documents = (nn.Sequential(nn.Linear(7, 8), nn.Dropout(0.1)) for _ in range(2))
-
-    def forward(self, batch):
-        similar = self.queries(batch["query"]) @ self.documents(batch["document"]).T
-        target = torch.arange(len(similar))
-        loss = (F.cross_entropy(similar, target) + F.cross_entropy(similar.T, target)) / 2
-        return {"loss": loss, "pred": similar}
-
-
-def pairs(rows, **more):
-    torch.manual_seed(1)
-    return {"query": torch.randn(rows, 7), "document": torch.randn(rows, 7), **more}
-
-
-@ROWS
-@pytest.mark.parametrize("model", ["both ways", "one way", "other loss", "labels given"])
-def test_contrastive_losses_are_told_of_two_pass_once(rows, model):
-    encoders, batch = Encoders(), pairs(rows)
-    if model == "labels given":
-        if rows < 4:
-            pytest.skip("labels 0, 1, 2 may well be classes")
-        batch["labels"] = torch.arange(rows)
-
-    def step(batch):
-        outputs = encoders(batch)
-        own = torch.arange(len(outputs["pred"]))
-        if model == "one way":
-            outputs["loss"] = F.cross_entropy(outputs["pred"], own)
-        elif model == "other loss":
-            outputs["loss"] = F.cross_entropy(outputs["pred"] / 0.05, own, label_smoothing=0.1)
-        elif model == "labels given":
-            outputs["loss"] = F.cross_entropy(outputs["pred"] / 0.05, batch["labels"])
-        return outputs
-
-    (message,) = said(step, batch, times=3)
-    assert "mode='two_pass'" in message and "negative" in message
-    assert said(step, batch, mode="two_pass") == []
 
 
 def classify(net):
@@ -87,29 +39,6 @@ def classes(rows, count, seed=0, scale=1.0):
         net[-1].weight *= scale
         net[-1].bias *= scale
     return net, {"x": torch.randn(rows, 5), "labels": torch.randint(count, (rows,))}
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("scale", [1.0, 0.0], ids=["", "head of zeros"])
-def test_as_many_classes_as_rows_are_no_contrast(rows, scale):
-    for seed in range(20):
-        net, batch = classes(rows, 2 * rows, seed, scale)
-        assert said(classify(net), batch) == []
-
-
-def test_labels_of_another_name_are_labels_and_first_classes_too():
-    net, batch = classes(3, 6)
-    step = classify(net)
-    batch["gold"] = batch.pop("labels")
-    assert said(lambda b: step({"x": b["x"], "labels": b["gold"]}), batch) == []
-    assert said(classify(net), {**batch, "labels": torch.arange(3)}) == []
-    several = {"x": batch["x"], "gold": torch.rand(3, 6).round()}
-
-    def multi(batch):
-        pred = net(batch["x"])
-        return {"loss": F.binary_cross_entropy_with_logits(pred, batch["gold"]), "pred": pred}
-
-    assert said(multi, several, divergence="bernoulli") == []
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])

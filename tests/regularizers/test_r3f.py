@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import RDrop
 from fastnlp_adv.callbacks import R3FCallback
-from fastnlp_adv.regularizers.r3f import R3F
+from fastnlp_adv.regularizers import R3F
 from fastnlp_adv.taps import Lookup
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -72,7 +72,7 @@ def test_noise_has_the_size_it_should_and_none_at_padding(noise, size):
     model = Classifier()
     r3f = R3F(model, epsilon=0.1, noise=noise)
     ids = batches(10, size=40)[0]["input_ids"]
-    lookup = Lookup(model.word_embeddings, ids, number=0)
+    lookup = Lookup(model.word_embeddings, ids, ids, number=0)
     z = r3f.start_at(lookup, torch.zeros(*ids.shape, 64))
     assert (z[ids == 0] == 0).all()
     assert z[ids != 0].std().item() == pytest.approx(0.1 * size, rel=0.05)

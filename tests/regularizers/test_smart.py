@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM
 from fastnlp_adv.callbacks import SMARTCallback
-from fastnlp_adv.regularizers.smart import SMART
+from fastnlp_adv.regularizers import SMART
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 WIDE = {"epsilon": 0.3, "alpha": 0.2, "noise": 0.05}  # some coordinates end at the bound, some do not

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastnlp_adv import FGM, RDrop
 from fastnlp_adv.callbacks import VATCallback
-from fastnlp_adv.regularizers.vat import VAT
+from fastnlp_adv.regularizers import VAT
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 

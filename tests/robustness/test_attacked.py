@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import pickle
@@ -24,21 +22,16 @@ def test_each_result_is_exactly_one_of_four():
 
 def test_texts_that_were_not_attacked_count_neither_way():
     found = robust_accuracy([FOOLED, ROBUST, WRONG, UNTOUCHED, UNTOUCHED])
-    assert found == 1 / 3 and isinstance(found, float)
-    assert (found.not_attacked, found.attacked) == (2, 3)
-    assert repr(found) == f"RobustAccuracy({1 / 3!r}, not_attacked=2, attacked=3)"
-    assert repr(robust_accuracy([ROBUST])) == "RobustAccuracy(1.0, attacked=1)"
+    assert found == RobustAccuracy(accuracy=1 / 3, not_attacked=2, attacked=3)
 
 
 def test_nothing_attacked_is_no_number():
     found = robust_accuracy([UNTOUCHED, UNTOUCHED])
-    assert math.isnan(found) and found.not_attacked == 2
+    assert math.isnan(found.accuracy) and found.not_attacked == 2
 
 
-def test_it_is_a_number_wherever_numbers_go():
+def test_it_is_formatted_as_its_number_which_is_a_plain_float():
     found = robust_accuracy([FOOLED, ROBUST, UNTOUCHED])
-    file = io.StringIO()
-    csv.writer(file).writerow([found])
-    assert (f"{found:.1%}", str(found), json.dumps(found), file.getvalue()) == ("50.0%", "0.5", "0.5", "0.5\r\n")
-    copy = pickle.loads(pickle.dumps(found))
-    assert isinstance(copy, RobustAccuracy) and (copy, copy.not_attacked, copy.attacked) == (0.5, 1, 2)
+    assert (f"{found:.1%}", f"{found}") == ("50.0%", "0.5")
+    assert type(found.accuracy) is float and json.dumps(found.accuracy) == "0.5"
+    assert pickle.loads(pickle.dumps(found)) == found

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 
 from fastnlp_adv.robustness import HotFlip, Typos, VocabularyTokenizer
-from fastnlp_adv.robustness.slips import SLIPS
+from fastnlp_adv.robustness.typos import SLIPS
 
 LETTER_SLIPS = SLIPS[:4]  # those that need no other package
 CHINESE = ["这本书很好看", "房间太小，服务也不好！", "屏幕很好 性价比高", "物流慢", "我不太喜欢这家酒店的早餐。"]
@@ -149,30 +149,44 @@ def test_typos_do_not_undo_one_another(texts, max_typos):
 
 
 def chinese_typos(text, at):
-    """All of one character, by hand."""
-    found = {text[:at] + text[at] + text[at:]}
+    """All changes by one typo of a character, by hand: start, end and what stands there then."""
+    found = [(at, at + 1, 2 * text[at])]
     if at + 1 < len(text) and is_han(text[at + 1]):
-        found.add(text[:at] + text[at + 1] + text[at] + text[at + 2 :])
+        found.append((at, at + 2, text[at + 1] + text[at]))
     if any(is_han(c) for c in text[max(0, at - 1) : at] + text[at + 1 : at + 2]):
-        found.add(text[:at] + text[at + 1 :])
-    return found - {text}
+        found.append((at, at + 1, ""))
+    return found
 
 
-def test_one_typo_is_that_of_the_most_salient_character_that_raises_the_loss(word_piece):
+def with_changes(text, changes):
+    for start, end, new in sorted(changes, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+@pytest.mark.parametrize("max_typos", [1, 3])
+def test_it_is_the_greedy_search_over_the_most_salient_characters(word_piece, max_typos):
     """The definition, one text and one query at a time."""
     model = bert_for(word_piece)
     for text in CHINESE:
-        loss, label = ask(model, word_piece, text)
-        loss, _ = ask(model, word_piece, text, label)
-        saliency, expected = saliencies(model, word_piece, text, label), text
+        label = ask(model, word_piece, text)[1]
+        (loss, prediction), made = ask(model, word_piece, text, label), []
+        saliency = saliencies(model, word_piece, text, label)
         for at in sorted(saliency, key=saliency.get, reverse=True):
-            told = [(ask(model, word_piece, typo, label), typo) for typo in chinese_typos(text, at)]
-            rising = [(prediction != label, high, typo) for (high, prediction), typo in told if high > loss]
-            if rising:
-                expected = max(rising)[-1]
+            if prediction != label or len(made) == max_typos:
                 break
-        (found,) = Typos(model, word_piece, max_typos=1, slips=LETTER_SLIPS).attack([text], [label])
-        assert found.text == expected != text
+            free = [c for c in chinese_typos(text, at) if all(c[1] <= a or b <= c[0] for a, b, _ in made)]
+            typos = {with_changes(text, [*made, change]): change for change in free}
+            told = [
+                (*ask(model, word_piece, typo, label), typo) for typo in typos if distance(text, typo) == len(made) + 1
+            ]
+            rising = [each for each in told if each[0] > loss]
+            if rising:
+                loss, prediction, typo = max(rising, key=lambda each: (each[1] != label, each[0]))
+                made.append(typos[typo])
+        (found,) = Typos(model, word_piece, max_typos=max_typos, slips=LETTER_SLIPS).attack([text], [label])
+        assert (found.text, found.prediction) == (with_changes(text, made), prediction)
+        assert found.changes
 
 
 def saliencies(model, tokenizer, text, label):

@@ -17,7 +17,8 @@ from support import Bert, Classifier, assert_untouched, collate, samples, snapsh
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv.robustness import robust_evaluate, score
+from fastnlp_adv.robustness import robust_evaluate
+from fastnlp_adv.robustness.evaluate import score
 
 SEED = 3
 

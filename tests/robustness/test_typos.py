@@ -29,8 +29,7 @@ from texts import (
 )
 
 from fastnlp_adv.robustness import Typos
-from fastnlp_adv.robustness.slips import SLIPS
-from fastnlp_adv.robustness.typos import typos_of
+from fastnlp_adv.robustness.typos import SLIPS, typos_of
 
 PIECES = word_piece()
 BYTES = byte_level()

@@ -17,7 +17,7 @@ GRANULARITIES = ("vocab", "sequence", "token")
 
 def lookup_of(ids, grad, padding_idx=None, scale_grad_by_freq=False, number=0):
     module = nn.Embedding(50, HIDDEN, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
-    lookup = Lookup(module, ids, number=number)
+    lookup = Lookup(module, ids, ids, number=number)
     lookup.leaf = torch.zeros_like(grad, requires_grad=True)
     lookup.leaf.grad = grad
     return lookup
@@ -28,6 +28,10 @@ def perturbation_for(granularity, lookups, total=None):
         return ByToken(list(lookups.values()))
     total = max(lookups) + 1 if total is None else total
     return ByPosition(list(lookups.values()), total, {}, per_token=granularity == "token")
+
+
+def at(perturbation, number, ids):
+    return perturbation.at(Lookup(nn.Embedding(50, HIDDEN), ids, ids, number=number))
 
 
 def collect(perturbation, lookups):
@@ -69,9 +73,9 @@ def by_token(lookups):
 def test_vocab_sums_the_gradients_of_a_token_and_reaches_all_its_places(lookups):
     perturbation = perturbation_for("vocab", lookups)
     rows = by_token(lookups)
-    perturbation.set(collect(perturbation, lookups))
-    for index, lookup in lookups.items():
-        delta = perturbation.at(index, lookup.ids)
+    perturbation.values = collect(perturbation, lookups)
+    for lookup in lookups.values():
+        delta = perturbation.at(lookup)
         for place in positions(lookup.ids):
             expected = rows.get(lookup.ids[place].item(), torch.zeros(HIDDEN, dtype=torch.float64))
             torch.testing.assert_close(delta[place], expected)
@@ -98,8 +102,8 @@ def test_vocab_frees_one_slot_for_every_token_that_can_move(lookups):
 def test_vocab_follows_tokens_into_other_lookups_and_leaves_unknown_ones_alone():
     seen = {0: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN))}
     perturbation = perturbation_for("vocab", seen)
-    perturbation.set(collect(perturbation, seen))
-    delta = perturbation.at(7, torch.tensor([[9, 2, 0, 4, 3]]))
+    perturbation.values = collect(perturbation, seen)
+    delta = at(perturbation, 7, torch.tensor([[9, 2, 0, 4, 3]]))
     assert delta[..., 0].tolist() == [[0.0, 1.0, 0.0, 1.0, 0.0]]
     later = {0: lookup_of(torch.tensor([[9, 2]]), torch.full((1, 2, HIDDEN), 5.0))}
     assert sorted(collect(perturbation, later)[0][:, 0].tolist()) == [0.0, 5.0]
@@ -109,9 +113,9 @@ def test_vocab_follows_tokens_into_other_lookups_and_leaves_unknown_ones_alone()
 @given(lookups=passes())
 def test_a_position_keeps_its_own_gradient_unless_it_is_padding(granularity, lookups):
     perturbation = perturbation_for(granularity, lookups)
-    perturbation.set(collect(perturbation, lookups))
-    for index, lookup in lookups.items():
-        delta = perturbation.at(index, lookup.ids)
+    perturbation.values = collect(perturbation, lookups)
+    for lookup in lookups.values():
+        delta = perturbation.at(lookup)
         for place in positions(lookup.ids):
             expected = lookup.grad[place] * (lookup.ids[place].item() != lookup.table.padding_idx)
             torch.testing.assert_close(delta[place], expected)
@@ -130,19 +134,19 @@ def test_positions_share_a_norm_by_example_or_not_at_all(granularity):
 def test_positions_stay_still_where_no_gradient_came_and_keep_their_shape(granularity):
     lookups = {1: lookup_of(torch.tensor([[4, 2]]), torch.ones(1, 2, HIDDEN), number=1)}
     perturbation = perturbation_for(granularity, lookups)
-    assert perturbation.at(0, torch.tensor([[4, 2]])) is None
+    assert at(perturbation, 0, torch.tensor([[4, 2]])) is None
     assert collect(perturbation, {})[0].eq(0).all()
     with pytest.raises(RuntimeError, match=r"same shape, but got \(1, 3\) where the first pass had \(1, 2\).*vocab"):
-        perturbation.at(1, torch.tensor([[4, 2, 1]]))
+        at(perturbation, 1, torch.tensor([[4, 2, 1]]))
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_positions_refuse_more_lookups_than_the_first_pass_had(granularity):
     ids = torch.tensor([[4, 2]])
     perturbation = perturbation_for(granularity, {0: lookup_of(ids, torch.ones(1, 2, HIDDEN))}, total=2)
-    assert perturbation.at(1, ids) is None
+    assert at(perturbation, 1, ids) is None
     with pytest.raises(RuntimeError, match=r"look up as often as the first pass, 2 times.*vocab"):
-        perturbation.at(2, ids)
+        at(perturbation, 2, ids)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -161,8 +165,8 @@ def test_ids_need_not_be_contiguous(granularity):
     ids = torch.tensor([[1, 2, 3], [3, 2, 0]]).t()
     lookups = {0: lookup_of(ids, torch.randn(3, 2, HIDDEN), padding_idx=0, scale_grad_by_freq=granularity == "vocab")}
     perturbation = perturbation_for(granularity, lookups)
-    perturbation.set(collect(perturbation, lookups))
+    perturbation.values = collect(perturbation, lookups)
     rows = by_token(lookups)
     if granularity == "vocab":
-        torch.testing.assert_close(perturbation.at(0, ids)[1, 1].double(), rows[2].double())
-    assert perturbation.at(0, ids)[2, 1].eq(0).all()
+        torch.testing.assert_close(at(perturbation, 0, ids)[1, 1].double(), rows[2].double())
+    assert at(perturbation, 0, ids)[2, 1].eq(0).all()
