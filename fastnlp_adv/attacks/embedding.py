@@ -33,8 +33,9 @@ class _InRows(OnEmbeddings):
         default=None,
         check=check_mask,
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
-        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
-        "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
+        "positions go by the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
+        "``padding_idx``; those of token types do not, since they are of the weight",
     )
 
 
