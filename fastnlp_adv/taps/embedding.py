@@ -30,7 +30,7 @@ class Tap(ABC):
     """
 
     name: str
-    #: what lengths are given in: 1, or the length of a row
+    #: the unit of lengths: 1, or the length of a row
     unit = 1.0
     #: True once any pass had a gradient here; a place that never has one is probably the wrong one
     had_grad = False
@@ -297,8 +297,8 @@ class EmbeddingTap(Tap):
             warnings.warn(
                 f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
                 f"`{self.name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
-                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. One that masks words itself "
-                "can go on.",
+                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. Ignore this for a model "
+                "that masks words itself.",
                 stacklevel=2,
             )
 
