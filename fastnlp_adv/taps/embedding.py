@@ -92,8 +92,8 @@ class Tap(ABC):
 class EmbeddingTap(Tap):
     r"""
     Adds a leaf tensor to the output of each lookup of one embedding: the perturbation, or zeros. Autograd puts the
-    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving what is looked up is
-    the same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
+    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving the outputs is the
+    same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
 
     All forwards of a pass, and the copies in a doubled batch, see the same perturbation of an example; its gradient is
     the sum over them.
