@@ -33,14 +33,17 @@ class _InRows(OnEmbeddings):
         default=None,
         check=check_mask,
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
-        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
-        "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
+        "positions go by the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
+        "``padding_idx``; those of token types do not, since they are of the weight",
     )
 
 
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
+    #: True if perturbations are of the outputs of lookups, whatever computes these
+    needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0
     granularity: str = "sequence"
@@ -49,7 +52,7 @@ class EmbeddingAttack(_InRows, Attack):
     fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask, outputs=self.needs_only_outputs)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)

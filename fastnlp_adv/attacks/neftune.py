@@ -56,6 +56,7 @@ class NEFTune(EmbeddingAttack):
     )
 
     paper = "https://arxiv.org/abs/2310.05914"
+    needs_only_outputs = True
 
     @property
     def cost(self) -> Cost:

@@ -121,8 +121,7 @@ class EmbeddingTap(Tap):
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
         self._model = model
-        has_padding = all(lookup_of(module).padding_idx is not None for module in embedding.modules)
-        needs_layout = granularity != "vocab" or mask is not None or not has_padding
+        needs_layout = granularity != "vocab" or mask is not None
         self._layout = Layout(self.name, mask) if needs_layout else None
         #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
         self._ids_of_part: dict[int, Tensor] | None = {}
