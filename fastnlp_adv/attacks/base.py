@@ -19,6 +19,7 @@ from ..method import DropoutMask, Method, is_first_process, logger
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
+from .closures import run_closure
 
 __all__ = ["Attack", "Pass"]
 
@@ -64,26 +65,6 @@ class Step:
     #: of the first pass, and of the last adversarial one
     loss: Tensor | None = None
     adversarial_loss: Tensor | None = None
-
-
-def check_closure(closure: Any) -> None:
-    """Raise for anything but a function."""
-    if not callable(closure) or isinstance(closure, Tensor):
-        raise TypeError(
-            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
-            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
-        )
-
-
-def check_loss(loss: Any) -> Tensor:
-    """Return the loss of a closure; raise for anything else."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(
-            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
-            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
-        )
-    return loss
 
 
 class Attack(Growing, Method, ABC):
@@ -265,11 +246,10 @@ class Attack(Growing, Method, ABC):
         :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
-        check_closure(closure)
         self.progress.begin_batch(accumulation_steps, total_steps)
 
         def forward(each: Pass) -> Tensor:
-            return check_loss(closure() if batch is None else closure(each.of(batch)))
+            return run_closure(closure, *(() if batch is None else (each.of(batch),)))
 
         loss = self.drive(forward, lambda loss, each: loss.backward(), batch)
         self._log()

@@ -13,7 +13,8 @@ from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
-from .base import Attack, check_closure, check_loss
+from .base import Attack
+from .closures import run_closure
 from .passes import AdversarialLoss, InnerPrecision
 
 __all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
@@ -167,9 +168,8 @@ class EmbeddingAttack(_InRows, Attack):
         """Run the model and differentiate its loss with respect to the embeddings only."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        check_closure(closure)
         with self.inner_forward(self.inner_autocast):
-            loss = check_loss(closure())
+            loss = run_closure(closure)
         self.differentiate(loss)
 
     def restore(self, emb_name: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,8 @@ class Layout:
     def __init__(self, name: str, mask: Mask):
         self._name = name
         self._mask = mask
+        #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
+        self._attacked: dict[int, Tensor] | None = {}
         #: for ids of as many examples as positions
         self._is_transposed: bool | None = None
 
@@ -129,6 +132,25 @@ class Layout:
                 "batch; a loop of your own hands the batch to `step(closure, batch)`, or the field to the model."
             )
         return found != 0
+
+    def check_order(self, number: int, ids: Tensor) -> None:
+        """Warn if the attacked rows seem to be other examples in another pass; synchronizes, in the first step only."""
+        if self._attacked is None:
+            return
+        before = self._attacked.setdefault(number, ids.clone())
+        if before.shape == ids.shape and not torch.equal(before, ids):
+            self._attacked = None
+            warnings.warn(
+                f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
+                f"`{self._name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
+                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. Ignore this for a model "
+                "that masks words itself.",
+                stacklevel=2,
+            )
+
+    def end_step(self) -> None:
+        """Stop checking the order after the first step."""
+        self._attacked = None if self._attacked else self._attacked
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
