@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import forwards
-from ..batch import double_batch, fields_of, first_half
+from ..batch import double_batch, fields_of, first_half, scale_counts
 from ..method import Cost
 from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, add_term
-from .outputs import IGNORED, read_outputs, scale_counts, shifted, tensors_of
+from .outputs import IGNORED, read_outputs, shifted, tensors_of
 
 __all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
 
