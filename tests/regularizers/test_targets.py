@@ -18,7 +18,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fastnlp_adv import R3F, SMART, VAT, RDrop
+from fastnlp_adv import R3F, SMART, VAT, RDrop, RDropMixin
 from tests.support import bert_config
 
 VOCAB = 60
@@ -173,6 +173,26 @@ def test_a_position_counts_whose_loss_is_the_next_labels(make, mode):
     for rdrop, step in ((RDrop(mode=mode), lambda b: model(**b)), (RDrop(model, mode=mode), of_ones_own)):
         found = rdrop(step, batch)
         assert found["kl"].item() == pytest.approx(kl_at(found["pred"], found["pred2"], following), rel=1e-4)
+
+
+@pytest.mark.parametrize("rdrop_in", ["train_step", "forward"])
+def test_a_model_with_the_mixin_counts_the_same_positions(rdrop_in):
+    class Speaker(RDropMixin, GPT2LMHeadModel):
+        def train_step(self, input_ids, labels):
+            outputs = self(input_ids=input_ids, labels=labels)
+            return {"loss": outputs.loss, "pred": outputs.logits}
+
+    Speaker.rdrop_in = rdrop_in
+    (batch, _, following), dropout = partly_labelled(), {"resid_pdrop": 0.4}
+    config = GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=16, **dropout)
+    torch.manual_seed(0)
+    model = Speaker(config).train()
+    torch.manual_seed(1)
+    kl = (model(**batch) if rdrop_in == "forward" else model.train_step(**batch))["kl"]
+    torch.manual_seed(1)
+    with model.rdrop_as(None):
+        p, q = model(**batch).logits, model(**batch).logits
+    assert kl.item() == pytest.approx(kl_at(p, q, following), rel=1e-4)
 
 
 def test_a_masked_language_model_counts_positions_with_a_label():
