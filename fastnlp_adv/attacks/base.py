@@ -1,4 +1,4 @@
-"""What all attacks share: a step is a generator of passes, and one driver runs them in every kind of loop."""
+"""The base of attacks: a step is a generator of passes, and one driver runs them in every kind of loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..taps import Delta
 
 __all__ = ["Attack", "Pass"]
 
-_WHOLE = "Use `fraction=1`, which attacks the batch as it is."
+_WHOLE = "Use `fraction=1`, which attacks the whole batch."
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ class Attack(Growing, Method, ABC):
         self._log()
 
     def _log(self) -> None:
-        """Log, in a loop of one's own, what a callback logs in a Trainer."""
+        """Log the lines that a callback logs in a Trainer."""
         self.describe_once()
         warning = self.follow_learning()
         if warning and is_first_process():
@@ -340,7 +340,7 @@ class Attack(Growing, Method, ABC):
         """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""
         grads, values, without = [], [], []
         for deltas in moved:
-            if not deltas:  # the batch did not come to the tap
+            if not deltas:  # the batch does not use this embedding
                 self.without_grad += 1
                 continue
             peaks = []

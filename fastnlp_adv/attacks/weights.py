@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..method import Cost, SharesDropout
-from ..options import check_flag, check_number, must_be, option, optional, options
+from ..options import Options, check_flag, check_number, must_be, option, optional, options
 from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
@@ -29,7 +29,11 @@ def _params(default: str, doc: str) -> Any:
 
 
 @options
-class WeightAttack(SharesDropout, InnerPrecision, Attack):
+class _OnParameters(Options):
+    params: str = _params("*", "The default takes all; less needs less memory")
+
+
+class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
     back bit for bit when the step ends, however it ends.
@@ -38,8 +42,6 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
     # Attributes of attacks without the argument.
     adv_weight: float = 1.0
     replace: bool = True
-
-    params: str = _params("*", "The default takes all; less needs less memory")
 
     fixed = Attack.fixed | {"params"}
     has_two_losses: ClassVar[bool] = True
@@ -63,12 +65,8 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
             yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
     def describe(self) -> str:
-        size = f"{self.names()[0]} {getattr(self, self.names()[0]):g}"
-        return (
-            f"{super().describe()}: {size}, {self.whose()}"
-            if self.taps
-            else f"{type(self).__name__}: {size}, unattached"
-        )
+        name, shared = self.names()[0], self.whose() if self.taps else "unattached"
+        return f"{super().describe() or type(self).__name__}: {name} {getattr(self, name):g}, {shared}"
 
     @torch.no_grad()
     def move(self, taps: list[WeightTap]) -> None:

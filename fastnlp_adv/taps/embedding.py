@@ -30,7 +30,7 @@ class Tap(ABC):
     """
 
     name: str
-    #: what lengths are given in: 1, or the length of a row
+    #: the unit of lengths: 1, or the length of a row
     unit = 1.0
     #: True once any pass had a gradient here; a place that never has one is probably the wrong one
     had_grad = False
@@ -92,8 +92,8 @@ class Tap(ABC):
 class EmbeddingTap(Tap):
     r"""
     Adds a leaf tensor to the output of each lookup of one embedding: the perturbation, or zeros. Autograd puts the
-    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving what is looked up is
-    the same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
+    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving the outputs is the
+    same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
 
     All forwards of a pass, and the copies in a doubled batch, see the same perturbation of an example; its gradient is
     the sum over them.
@@ -121,8 +121,7 @@ class EmbeddingTap(Tap):
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
         self._model = model
-        has_padding = all(lookup_of(module).padding_idx is not None for module in embedding.modules)
-        needs_layout = granularity != "vocab" or mask is not None or not has_padding
+        needs_layout = granularity != "vocab" or mask is not None
         self._layout = Layout(self.name, mask) if needs_layout else None
         #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
         self._ids_of_part: dict[int, Tensor] | None = {}
@@ -298,8 +297,8 @@ class EmbeddingTap(Tap):
             warnings.warn(
                 f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
                 f"`{self.name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
-                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. One that masks words itself "
-                "can go on.",
+                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. Ignore this for a model "
+                "that masks words itself.",
                 stacklevel=2,
             )
 

@@ -113,7 +113,8 @@ class Layout:
             key = self._mask or "attention_mask"
             is_input = not isinstance(data, Mapping) or key not in data
             source = inputs if is_input else data
-            found = source.get(key) if isinstance(source, Mapping) else None
+            is_known = isinstance(source, Mapping) and (self._mask is not None or _are_input_ids(ids, source))
+            found = source.get(key) if is_known and isinstance(source, Mapping) else None
         if isinstance(found, Tensor) and found.dim():
             found = found[: len(found) // copies] if is_input else found
             found = found if rows is None or len(found) == len(ids) else found.index_select(0, rows.to(found.device))
@@ -140,6 +141,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+
+
+def _are_input_ids(ids: Tensor, fields: Mapping[str, Any]) -> bool:
+    """Return False for ids that the attention mask may not be of: a decoder's, as long as the encoder's."""
+    given = fields.get("input_ids")
+    if isinstance(given, Tensor) and given.data_ptr() == ids.data_ptr():
+        return True
+    others = {name: f for name, f in fields.items() if name not in ("input_ids", "attention_mask", "token_type_ids")}
+    return not any(field.shape == ids.shape for field in _tensors(others))
 
 
 def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool | None:
