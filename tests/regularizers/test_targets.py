@@ -18,7 +18,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fastnlp_adv import R3F, SMART, VAT, RDrop, RDropMixin
+from fastnlp_adv import FGM, PGD, R3F, SMART, VAT, FreeLB, RDrop, RDropMixin
 from tests.support import bert_config
 
 VOCAB = 60
@@ -135,6 +135,35 @@ def test_looking_at_an_unusual_loss_draws_no_dropout_mask():
     assert rows == [8, 4, 8]
     torch.testing.assert_close(found[0]["pred2"], found[2]["pred2"], rtol=0, atol=0)
     assert torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+@pytest.mark.parametrize("attack", [FGM, PGD, FreeLB, None])
+def test_looking_at_an_unusual_loss_changes_no_step_of_an_attack(attack, granularity):
+    found = []
+    for has_looked in (False, True):
+        model, batch, rdrop = Tagger(dropout=0.3), sentences(), RDrop()
+        rdrop.has_looked = has_looked
+        vat = VAT(model) if attack is None else None
+
+        def step(batch, model=model):
+            pred = model.head(model.drop(model.words(batch["input_ids"])))
+            return {"loss": pred.square().mean(), "pred": pred}
+
+        def objective(batch, rdrop=rdrop, step=step):
+            return rdrop(step, batch)
+
+        torch.manual_seed(3)
+        if vat is not None:
+            vat.stream.generator = torch.Generator().manual_seed(1)
+            vat(objective, batch, step)["loss"].backward()
+        else:
+            how = {} if attack is FreeLB else {"granularity": granularity}
+            method = attack(model, **how)
+            method.stream.generator = torch.Generator().manual_seed(1)
+            method.step(lambda b, objective=objective: objective(b)["loss"], batch)
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 # The positions of causal language models.
