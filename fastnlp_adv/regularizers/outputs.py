@@ -186,7 +186,7 @@ def shifted(labels: Tensor) -> Tensor:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Tell whether a model is, or holds, a causal language model of transformers, which shifts its labels."""
-    return any(type(module).__name__.endswith(_CAUSAL) for module in model.modules())
+    return any(base.__name__.endswith(_CAUSAL) for module in model.modules() for base in type(module).__mro__)
 
 
 def _field(batch: Any, name: str) -> Any:

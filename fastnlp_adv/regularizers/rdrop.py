@@ -33,7 +33,8 @@ class RDrop(Predictions):
 
     where :math:`L_i` and :math:`P_i` are loss and prediction of two forwards of the same batch.
 
-    :param model: not needed; a model to :meth:`attach` to is checked for dropout.
+    :param model: not needed, unless a step returns the logits of a causal language model of transformers in a dict of
+        its own; see ``mask``.
     :options:
     :raises ValueError: if an argument is out of its range.
 
