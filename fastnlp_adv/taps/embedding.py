@@ -156,7 +156,11 @@ class EmbeddingTap(Tap):
 
     @property
     def leaves(self) -> list[Tensor]:  # type: ignore[override]
-        return [lookup.leaf for lookup in self._pass.lookups if lookup.leaf is not None]
+        found = []
+        for lookup in self._pass.lookups:
+            if lookup.leaf is not None:
+                found.append(lookup.leaf)
+        return found
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
         for leaf, grad in zip(self.leaves, grads, strict=True):
