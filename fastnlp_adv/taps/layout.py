@@ -89,7 +89,8 @@ class Layout:
             found = True
         else:
             found = False
-            if by_example and not any(length and first % length == 0 for length in lengths):
+            is_of_positions = any(first in field.shape for field in fields)  # as position ids, which all examples share
+            if by_example and not is_of_positions and not any(length and first % length == 0 for length in lengths):
                 raise RuntimeError(
                     f"Expected a dimension of the ids that embedding `{self._name}` looks up to hold the "
                     f"{max(set(lengths), key=lengths.count)} examples of the batch, but got ids of shape "
