@@ -1,17 +1,18 @@
-"""What is done with a batch: doubling it, halving the outputs again, and taking some of its examples.
+"""Doubling a batch, halving the outputs again, and taking some of its examples.
 
-A batch holds *fields*, by name or by position. A field has one row for each example: a tensor or an array along its
-first dimension, a list (raw text) along its length. Tensors in a list, a tuple or a namedtuple are fields each, as
-torch's ``default_collate`` makes of tuples. What a sequence holds must not depend on lengths, which agree by chance in
-some batch.
+A batch holds *fields*, by name or by position. A field has one row per example: a tensor or an array along its first
+dimension, a list (raw text) along its length. Tensors in a list, a tuple or a namedtuple are fields each, as torch's
+``default_collate`` makes of tuples. Whether a sequence holds fields must not depend on lengths, which agree by chance
+in some batch. Dicts are followed inwards; ``None``, strings, numbers and tensors of no dimensions belong to no example.
 """
 
 from __future__ import annotations
 
 import copy
 import numbers
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "take_part"]
 
-_WAY_OUT = "Use mode='two_pass', which gives the model the batch as it is."
+_WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
 
 def double_batch(batch: Any) -> tuple[Any, int]:
     """
-    Return the batch followed by itself, ``[x; x]`` along the rows of every field.
-
-    :param batch: a dict, a tuple or list of fields, one tensor, or a list of raw examples. Tensors, arrays and lists
-        are doubled, dicts, sequences of tensors and namedtuples followed inwards; ``None``, strings, numbers and
-        tensors of no dimensions stay.
-    :return: the doubled batch, of the same type, and the number of rows before doubling.
-    :raises ValueError: if a field has another number of rows than the rest, or is of an unknown type; it is named.
+    Return the batch followed by itself along the rows of every field, and the number of rows before.
 
     Example::
 
@@ -47,16 +42,11 @@ def double_batch(batch: Any) -> tuple[Any, int]:
             return torch.cat([value, value])
         return np.concatenate([value, value]) if isinstance(value, np.ndarray) else value * 2
 
-    return _each_field(batch, rows, double, "mode='concat' cannot double it", _WAY_OUT), rows
+    return _change_fields(batch, rows, double, "mode='concat' cannot double it", _WAY_OUT), rows
 
 
 class Part:
-    """
-    Some of the examples of a batch.
-
-    :param rows: their indices in the batch, ascending, on the CPU.
-    :param of: how many examples the batch has.
-    """
+    """Some of the examples of a batch: ``rows``, ascending and on the CPU, of so many."""
 
     def __init__(self, rows: Tensor, of: int):
         self.of = of
@@ -82,62 +72,36 @@ class Part:
 
 
 def take_part(batch: Any, part: Part, way_out: str) -> Any:
-    """
-    Return some examples of a batch.
-
-    :param batch: as in :func:`double_batch`.
-    :param part: which.
-    :param way_out: what to do where the batch has no examples to take.
-    :return: a batch of the same type, in which what belongs to no example is as it was.
-    :raises ValueError: if a field has another number of rows than the rest, or is of an unknown type; it is named.
-
-    Example::
-
-        >>> batch = {"words": torch.tensor([[1, 2], [3, 4], [5, 6]]), "text": ["a", "b", "c"], "scale": 0.5}
-        >>> taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "Use fraction=1.")
-        >>> taken["words"].tolist(), taken["text"], taken["scale"]
-        ([[1, 2], [5, 6]], ['a', 'c'], 0.5)
-    """
-    return _each_field(batch, part.of, part.take, "no part of it can be taken", way_out)
+    """Return a batch of the same type with only these examples; an error ends with ``way_out``."""
+    return _change_fields(batch, part.of, part.take, "no part of it can be taken", way_out)
 
 
-def _each_field(batch: Any, rows: int, change: Callable[[Any], Any], failure: str, way_out: str) -> Any:
-    """Return a batch of the same type, each field of so many ``rows`` changed; other fields are refused."""
+def count_examples(batch: Any, way_out: str) -> int:
+    """Return the number of examples, the rows of most fields; an error ends with ``way_out``."""
+    voters = _voters(batch)
+    if not voters:
+        raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {way_out}")
+    return Counter(len(field) for _, field in voters).most_common(1)[0][0]
 
-    def changed(value: Any, path: str) -> Any:
-        if _stays(value):
-            return value
-        if isinstance(value, Mapping):
-            copied: Any = copy.copy(value)  # so that a ``defaultdict`` or a ``BatchEncoding`` stays one
-            for key, item in value.items():
-                copied[key] = changed(item, f"{path}[{key!r}]")
-            return copied
-        if _is_array(value) and value.shape[0] == rows:
-            return change(value)
-        if _is_sequence(value):
-            if _holds_fields(value, path):
-                return _like(value, [changed(item, f"{path}[{i}]") for i, item in enumerate(value)])
-            if len(value) == rows:
-                return change(value)
-        hint = " A list of tensors is taken for fields." if _is_in_list(path) else ""
-        reference = next(path for path, field in _voters(batch) if len(field) == rows)
-        raise ValueError(
-            f"Expected every field of the batch to have one entry for each example, but got {_describe(value)} for "
-            f"`{path}`, where `{reference}` has {rows} rows: {failure}.{hint} {way_out}"
-        )
 
-    return changed(batch, "batch")
+def fields_of(batch: Any, in_lists: bool = True) -> list[tuple[str, Any]]:
+    """Return the fields of a batch, or those outside lists, with their paths, such as ``batch['words']``."""
+    fields = []
+
+    def collect(value: Any, path: str, in_list: bool) -> Any:
+        if (_is_array(value) or _is_sequence(value)) and (in_lists or not in_list):
+            fields.append((path, value))
+        return value
+
+    _map(collect, batch)
+    return fields
 
 
 def first_half(value: Any, rows: int) -> Any:
     """
-    Return what belongs to the first ``rows`` of ``2 * rows`` examples.
+    Return outputs of ``2 * rows`` examples cut to the first half; values without a clear row per example stay.
 
-    :param value: anything that a model returns. Where it is not clear that something has a row for each example, it
-        stays as it is.
-    :param rows: the number of examples before doubling.
-    :return: ``value`` with its tensors, arrays and lists of ``2 * rows`` rows cut to the first half; a dict inside
-        becomes a plain dict.
+    A dict becomes a plain dict.
 
     Example::
 
@@ -156,56 +120,57 @@ def first_half(value: Any, rows: int) -> Any:
     return value
 
 
-def count_examples(batch: Any, way_out: str) -> int:
-    """
-    Return how many examples a batch has: the rows of most of its fields.
-
-    :param batch: as in :func:`double_batch`.
-    :param way_out: what to do where it has no fields.
-    :raises ValueError: if it holds neither tensors nor lists.
-
-    Example::
-
-        >>> count_examples({"words": torch.zeros(3, 2), "labels": torch.zeros(3)}, "Use fraction=1.")
-        3
-    """
-    voters = _voters(batch)
-    if not voters:
-        raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {way_out}")
-    return Counter(len(field) for _, field in voters).most_common(1)[0][0]
+def _map(change: Callable[[Any, str, bool], Any], value: Any, path: str = "batch", in_list: bool = False) -> Any:
+    """Return nested containers of the same types with ``change(value, path, in_list)`` in place of each entry."""
+    is_mapping = isinstance(value, Mapping)
+    if is_mapping:
+        keys = list(value)
+    elif _is_sequence(value) and _holds_fields(value, path):
+        keys = list(range(len(value)))
+    else:
+        return change(value, path, in_list)
+    in_list = not is_mapping and path != "batch"
+    items = [_map(change, value[key], f"{path}[{key!r}]", in_list) for key in keys]
+    if all(map(operator.is_, items, map(value.__getitem__, keys))):
+        return value
+    if not is_mapping:
+        return _like(value, items)
+    copied = copy.copy(value)  # so that a ``defaultdict`` or a ``BatchEncoding`` stays one
+    for key, item in zip(keys, items, strict=True):
+        copied[key] = item
+    return copied
 
 
 def _voters(batch: Any) -> list[tuple[str, Any]]:
     """Return the fields that tell how many examples there are: tensors, those in lists where there are no others."""
-    fields = list(fields_of(batch))
-    arrays = [field for field in fields if _is_array(field[1])]
-    return [field for field in arrays if not _is_in_list(field[0])] or arrays or fields
+    fields = fields_of(batch)
+    for each in (fields_of(batch, in_lists=False), fields):
+        arrays = [(path, field) for path, field in each if _is_array(field)]
+        if arrays:
+            return arrays
+    return fields
 
 
-def fields_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
-    """
-    Yield the fields of a batch, with what leads to them.
+def _change_fields(batch: Any, rows: int, change: Callable[[Any], Any], failure: str, way_out: str) -> Any:
+    """Return a batch of the same type, each field changed; raise for a field without ``rows`` rows."""
 
-    :param value: the batch.
-    :param path: what it is called.
-    :return: paths and fields.
-    """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from fields_of(item, f"{path}[{key!r}]")
-    elif _is_sequence(value) and _holds_fields(value, path):
-        for i, item in enumerate(value):
-            yield from fields_of(item, f"{path}[{i}]")
-    elif _is_array(value) or _is_sequence(value):
-        yield path, value
+    def changed(value: Any, path: str, in_list: bool) -> Any:
+        if value is None or isinstance(value, (str, bytes, numbers.Number)) or getattr(value, "ndim", None) == 0:
+            return value
+        if (_is_array(value) or _is_sequence(value)) and len(value) == rows:
+            return change(value)
+        hint = " A list of tensors is taken for fields." if in_list else ""
+        reference = next(path for path, field in _voters(batch) if len(field) == rows)
+        raise ValueError(
+            f"Expected every field of the batch to have one entry for each example, but got {_describe(value)} for "
+            f"`{path}`, where `{reference}` has {rows} rows: {failure}.{hint} {way_out}"
+        )
 
-
-def _is_in_list(path: str) -> bool:
-    return path[-2].isdigit() and path.count("[") > 1
+    return _map(changed, batch)
 
 
 def _holds_fields(sequence: list[Any] | tuple[Any, ...], path: str) -> bool:
-    """Tell whether a sequence holds fields, and not an entry for each example."""
+    """Return whether a sequence holds fields, and not an entry for each example."""
     whole_batch = path == "batch" and any(isinstance(item, (Mapping, list, tuple)) for item in sequence)
     return whole_batch or _is_named(sequence) or _has_arrays(sequence)
 
@@ -215,7 +180,7 @@ def _has_arrays(sequence: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _has_rows(value: Any, rows: int) -> bool:
-    """Tell whether something that a model returned is a tensor of so many rows, or holds such tensors alone."""
+    """Return whether an output is a tensor of so many rows, or holds only such tensors."""
     if _is_sequence(value):
         return len(value) > 0 and all(_has_rows(item, rows) for item in value)
     return _is_array(value) and value.shape[0] == rows
@@ -227,11 +192,6 @@ def _is_sequence(value: Any) -> bool:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
-
-
-def _stays(value: Any) -> bool:
-    scalar = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
-    return scalar or value is None or isinstance(value, (str, bytes, numbers.Number, np.generic))
 
 
 def _like(sequence: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:

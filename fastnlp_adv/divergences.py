@@ -1,7 +1,7 @@
 """Divergences between two predictions of the same examples.
 
-Every function takes what a model returns (logits, or values for a regression) and stays on the device of its inputs: it
-never waits for a result, so it can be called in a training step. float16 and bfloat16 are computed in float32.
+Every function takes predictions (logits, or values for a regression) and stays on the device of its inputs, without
+host-device synchronization. float16 and bfloat16 are computed in float32.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def categorical(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tens
     r"""
     Return the terms of the KL divergence between two categorical distributions given as logits over the last dimension.
 
-    The sum of the terms over the classes is :math:`KL(p \| q) = \sum_c p_c (\log p_c - \log q_c)`. A class that neither
-    distribution can take (its logit is ``-inf`` in both) adds 0 and gets a gradient of 0.
+    The sum of the terms over the classes is :math:`KL(p \| q) = \sum_c p_c (\log p_c - \log q_c)`. A class that is
+    impossible in both (its logit is ``-inf``) adds 0 and gets a gradient of 0.
 
     :param p: logits of shape ``(..., classes)``, two classes or more.
     :param q: logits of the same shape.
-    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for :math:`KL(p \| q)` alone.
+    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for only :math:`KL(p \| q)`.
     :return: one term for each class, of the shape of ``p``.
     :raises ValueError: if there are fewer than two classes: every such divergence is 0.
 
@@ -55,7 +55,7 @@ def bernoulli(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor
 
     :param p: logits of any shape; each is one yes-or-no decision.
     :param q: logits of the same shape.
-    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for :math:`KL(p \| q)` alone.
+    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for only :math:`KL(p \| q)`.
     :return: one divergence for each logit, of the shape of ``p``.
 
     Example::
@@ -94,8 +94,8 @@ def reduce(values: Tensor, reduction: str = "batchmean", mask: Tensor | None = N
     :param reduction: ``"batchmean"`` divides the sum by the number of examples or, with a mask, by the number of
         entries that the mask keeps; ``"sum"`` does not divide; ``"mean"`` divides by the number of (kept) elements,
         classes included.
-    :param mask: bool or 0-1 tensor of shape ``values.shape[:-1]`` or ``values.shape``, true at what counts. What it
-        leaves out reaches neither the result nor the gradient of ``values``, even if it is NaN.
+    :param mask: bool or 0-1 tensor of shape ``values.shape[:-1]`` or ``values.shape``, true at the values that
+        count. Others change neither the result nor the gradient of ``values``, even if they are NaN.
     :return: a tensor of no dimensions; 0 where nothing counts.
     :raises ValueError: if ``reduction`` is unknown or the shape of ``mask`` does not fit.
 
@@ -133,12 +133,12 @@ def divergence(
     :param q: prediction of the same shape.
     :param kind: ``"categorical"``, ``"bernoulli"``, ``"mse"``, or a callable that takes ``p`` and ``q`` (float32 or
         float64, 0 at masked positions) and returns either values of the shape of ``p`` or of ``p.shape[:-1]``, which
-        are reduced like the others, or a tensor of no dimensions, which is taken as it is and cannot be masked.
+        are reduced like the others, or a tensor of no dimensions, which is returned unchanged and cannot be masked.
     :param reduction: see :func:`reduce`.
     :param mask: bool or 0-1 tensor of shape ``p.shape[:-1]``, true at the positions that count; for other kinds than
-        ``"categorical"`` also of shape ``p.shape``. Masked positions reach neither the value nor the gradients.
+        ``"categorical"`` also of shape ``p.shape``. Masked positions change neither the value nor the gradients.
     :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for the direction from ``p`` to ``q``.
-        A callable ``kind`` is called once, whatever ``symmetric`` says.
+        A callable ``kind`` is called once and ignores it.
     :return: a tensor of no dimensions.
     :raises ValueError: if an argument is unknown, or shapes or types do not fit.
 

@@ -25,7 +25,7 @@ class Batch:
     """
     The batch that is trained on, in all of its passes.
 
-    :param data: its fields; ``None`` where the driver does not know them.
+    :param data: its fields, in a pass on the attacked rows of these; ``None`` where the driver does not know them.
     """
 
     data: Any = None
@@ -58,6 +58,8 @@ class Scope:
 
     batch: Batch | None = None
     forward: Forward | None = None
+    #: the inputs of the model's forward, by name, while it runs
+    inputs: dict[str, Any] | None = None
     #: where the terms of losses are noted
     terms: dict[str, Tensor] | None = None
     #: by the id of a model with R-Drop of its own, the regularizer in its place; None for no R-Drop

@@ -63,7 +63,7 @@ def steepest_direction(grad: Tensor, *, dims: tuple[int, ...], norm: str = "l2")
     else:  # the largest element is made 1 first: the squares of small gradients would vanish
         direction = grad / peak
         direction = direction / group_norm(direction, dims=dims)
-    return direction.nan_to_num(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
+    return direction.nan_to_num(0.0, 0.0, 0.0)  # a group without a direction is all NaN by now
 
 
 def project(x: Tensor, epsilon: Tensor | float, *, dims: tuple[int, ...], norm: str = "l2") -> Tensor:

@@ -60,7 +60,7 @@ def must_be(what: str, test: Callable[[Any], bool]) -> Check:
     Return a check that raises where ``test`` returns False.
 
     :param what: the values that pass it, in words.
-    :param test: tells whether a value passes.
+    :param test: returns whether a value passes.
 
     Example::
 
@@ -101,7 +101,7 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Tell whether a value is a finite number, which True is not."""
+    """Return whether a value is a finite number, which True is not."""
     return _is(numbers.Real, value) and math.isfinite(value)
 
 
@@ -123,7 +123,7 @@ def option(*, default: Any, check: Check, doc: str, kw_only: bool = True) -> Any
 
     :param default: its default.
     :param check: called with name and value; raises ``ValueError`` if the value is out of range.
-    :param doc: its description, with the unit, as it stands behind ``:param name:``.
+    :param doc: its description, with the unit, as written behind ``:param name:``.
     :param kw_only: False for the one argument that may be given by position, the size.
     """
     return dataclasses.field(default=default, kw_only=kw_only, metadata={"check": check, "doc": doc})
@@ -132,7 +132,7 @@ def option(*, default: Any, check: Check, doc: str, kw_only: bool = True) -> Any
 class Options:
     """The base of classes with arguments: checks values when they are assigned, and refuses misspelt names."""
 
-    #: the checks of the arguments, by name, those of the class itself first
+    #: the checks of the arguments, by name, the class's own first
     _checks: ClassVar[dict[str, Check]] = {}
     _docs: ClassVar[dict[str, str]] = {}
 
@@ -248,7 +248,7 @@ def _name_unknown_arguments(cls: Any) -> None:
 
 
 def with_options(doc: str, cls: type[Options]) -> str:
-    """Return a docstring with the descriptions of a class's arguments in the place of ``:options:``."""
+    """Return a docstring with the descriptions of a class's arguments in place of ``:options:``."""
     lines = []
     for line in doc.splitlines():
         if line.strip() != ":options:":

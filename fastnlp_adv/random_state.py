@@ -15,7 +15,7 @@ class Noise:
     The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout
     mask and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
 
-    :param number: tells several streams of one method apart, which would draw the same otherwise.
+    :param number: distinguishes several streams of one method, which would draw the same otherwise.
 
     Example::
 
@@ -46,11 +46,11 @@ class Noise:
         return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Return where the stream stands; nothing yet before the first noise."""
+        """Return the position of the stream; nothing before the first noise."""
         return {"generator": self._state if self.generator is None else self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Go on where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
+        """Continue where :meth:`state_dict` was taken; from the seed if that was before the first noise."""
         self.generator, self._state = None, state["generator"]
 
 

@@ -63,7 +63,9 @@ VARIANTS = {
     # the embedding, and parameters that are not looked up
     "PGD-weights": Row("PGD", {"emb_name": "*e*", "random_init": True, "steps": 2}),
     "FreeLB-ball": Row("FreeLB", {"epsilon": 0.1, "steps": 2}),
+    "FreeLB-clean": Row("FreeLB", {"clean": True}),
     "TAVAT-one": Row("TAVAT", {"steps": 1}),
+    "TAVAT-clean": Row("TAVAT", {"clean": True}),
     "AWP-replace": Row("AWP", {"replace": True, "params": "head"}),
     "SAM-adaptive": Row("SAM", {"adaptive": True}),
     "RDrop-two-pass": Row("RDrop", {"mode": "two_pass"}),

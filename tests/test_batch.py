@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 from transformers import BatchEncoding
 
-from fastnlp_adv.batch import Part, count_examples, double_batch, first_half, take_part
+from fastnlp_adv.batch import Part, count_examples, double_batch, fields_of, first_half, take_part
 
 few = settings(max_examples=60, deadline=None)
 Pair = namedtuple("Pair", "words target")
@@ -58,6 +58,99 @@ def test_a_part_has_the_same_examples_of_every_field(drawn, data):
     for name, value in batch.items():
         assert type(taken[name]) is type(value)
         assert rows_of(taken[name]) == [rows_of(value)[row] for row in chosen]
+
+
+Bounds = namedtuple("Bounds", "first last")
+KEYS = st.one_of(st.text("abc", min_size=1), st.integers(0, 9), st.tuples(st.integers(0, 3)))
+DATA = np.random.default_rng(0).integers(0, 100, (5, 2))
+
+# A field is a function of the indices of the examples that it holds; lists of such functions hold fields.
+TENSORS = st.sampled_from(
+    [
+        lambda rows: torch.tensor(DATA)[list(rows)],
+        lambda rows: torch.tensor([i / 2 for i in rows], dtype=torch.float64),
+        lambda rows: DATA[list(rows)],
+    ]
+)
+LISTS = st.sampled_from(
+    [
+        lambda rows: ["a" * i for i in rows],
+        lambda rows: tuple([i] * i for i in rows),
+        lambda rows: [{"id": i} for i in rows],
+    ]
+)
+SCALARS = st.sampled_from([None, "text", 0.5, 3]).map(lambda value: lambda rows: value)
+
+
+def sequences(fields):
+    listed = st.lists(fields, min_size=1, max_size=3)
+    kinds = st.sampled_from([list, tuple, lambda fields: Bounds(fields[0], fields[-1])])
+    return st.tuples(kinds, listed).map(lambda drawn: lambda rows: drawn[0]([field(rows) for field in drawn[1]]))
+
+
+def dicts(fields):
+    kinds, items = st.sampled_from([dict, OrderedDict]), st.dictionaries(KEYS, fields, max_size=3)
+    return st.tuples(kinds, items).map(
+        lambda drawn: lambda rows: drawn[0]((key, field(rows)) for key, field in drawn[1].items())
+    )
+
+
+NESTED = st.recursive(st.one_of(TENSORS, LISTS, SCALARS, sequences(TENSORS)), dicts, max_leaves=8)
+BATCHES = st.tuples(st.dictionaries(KEYS, NESTED, min_size=1, max_size=4), TENSORS).map(
+    lambda drawn: lambda rows: {**{key: field(rows) for key, field in drawn[0].items()}, "x": drawn[1](rows)}
+)
+
+
+def plain(value):
+    """The value with types and contents, to be compared by ``==``."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return type(value), str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return type(value), [(key, plain(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return type(value), [plain(item) for item in value]
+    return value
+
+
+@settings(max_examples=200, deadline=None)
+@given(BATCHES, st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True), st.data())
+def test_nested_batches_are_those_built_from_the_examples(build, rows, data):
+    """Doubling and taking give the batch that is built anew from these examples."""
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1))))
+    batch = build(rows)
+    before = plain(batch)
+    assert count_examples(batch, "way out") == len(rows)
+    doubled, counted = double_batch(batch)
+    assert (plain(doubled), counted) == (plain(build(rows + rows)), len(rows))
+    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=len(rows)), "way out")
+    assert plain(taken) == plain(build([rows[i] for i in chosen]))
+    assert plain(batch) == before
+
+
+@pytest.mark.parametrize("keys", [(1, 2), ("one", "two"), ((1,), (2,)), ("1]", "[2")], ids=str)
+def test_a_key_of_a_dict_is_no_place_in_a_list(keys):
+    """Tensors of nested dicts tell the number of examples, whatever their keys look like."""
+    batch = {"a": {key: torch.zeros(4) for key in keys}, "b": torch.zeros(3)}
+    assert count_examples(batch, "way out") == 4
+    message = refusal(batch)
+    assert f"got shape (3,) for `batch['b']`, where `batch['a'][{keys[0]!r}]` has 4 rows" in message
+    assert "A list of tensors" not in message
+    del batch["a"][keys[0]]
+    batch.update(c=torch.zeros(3))
+    message = refusal(batch)
+    assert f"for `batch['a'][{keys[1]!r}]`" in message and "A list of tensors" not in message
+
+
+def test_a_list_of_tensors_does_not_outvote_other_tensors():
+    batch = {"spans": [torch.zeros(4), torch.zeros(4)], "x": torch.zeros(3)}
+    assert count_examples(batch, "way out") == 3
+    assert "for `batch['spans'][0]`, where `batch['x']` has 3 rows" in refusal(batch)
+
+
+def test_fields_are_listed_with_their_paths():
+    batch = {"a": {1: torch.zeros(2)}, "b": [torch.ones(2)], "text": ["x", "y"], "scale": 0.5, "none": None}
+    assert [path for path, _ in fields_of(batch)] == ["batch['a'][1]", "batch['b'][0]", "batch['text']"]
+    assert [path for path, _ in fields_of((batch["text"], batch["a"]))] == ["batch[0]", "batch[1][1]"]
 
 
 def test_a_part_of_nested_fields():

@@ -1,16 +1,14 @@
-"""Attacks: one per file, plain PyTorch, usable in any training loop."""
+"""Attacks, one per file but AWP and SAM: plain PyTorch, usable in any training loop."""
 
 from .atta import ATTA
-from .awp import AWP
 from .base import Attack, Pass
 from .embedding import EmbeddingAttack
-from .fgm import FGM
-from .fgsm import FGSM
+from .fgm import FGM, FGSM
 from .freelb import FreeLB
 from .neftune import NEFTune
 from .pgd import PGD
-from .sam import SAM
 from .tavat import TAVAT
+from .weights import AWP, SAM
 
 __all__ = [
     "ATTA",

@@ -13,12 +13,14 @@ from torch import Tensor
 from ..functional import ascend, project
 from ..method import Cost
 from ..options import check_number, one_of, option, options
-from ..taps import Lookup
+from ..taps import Lookup, Tap
 from .base import Pass
 from .embedding import EmbeddingAttack
-from .example_store import ExampleStore, Key
 
 __all__ = ["ATTA"]
+
+#: the name of an embedding, the number of a lookup in its pass, and the index of an example in the data set
+_Key = tuple[str, int, int]
 
 
 @options
@@ -39,13 +41,12 @@ class ATTA(EmbeddingAttack):
 
     Examples are known by their indices in the data set, which are given to :meth:`step` or put into ``indices``. An
     index has to mean the same example in every epoch. The perturbations are kept on the CPU by position, counted from
-    the first token, so an example may be padded to another length, on either side, in every epoch; what is cut off is
-    forgotten. They take up to :meth:`memory` bytes, and go to the device and back in every step.
+    the first token, so an example may be padded to another length, on either side, in every epoch; positions that are
+    cut off are forgotten. They take up to :meth:`memory` bytes and go to the device and back in every step.
 
-    An embedding that is looked up several times in a forward pass has one perturbation per example and lookup. When an
-    example stands in a batch several times, it has one perturbation, whose gradient is the sum over its places; so have
-    the copies in the doubled batch of R-Drop's ``mode="concat"``. An example whose gradient is
-    zero, infinite or NaN keeps its perturbation. Where the ids are the embedding's ``padding_idx`` there is none.
+    If a forward looks up an embedding several times, each lookup has its own perturbations. All rows of an example in a
+    batch, and its copies in R-Drop's doubled batch, share one, whose gradient is the sum over them. An example whose
+    gradient is zero, infinite or NaN keeps its perturbation; there is none at padding (``padding_idx``).
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -83,7 +84,8 @@ class ATTA(EmbeddingAttack):
 
     def _forget(self) -> None:
         super()._forget()
-        self.store = ExampleStore(self.storage_dtype)
+        #: the perturbations of examples: from the first token on, without zeros at the end
+        self.perturbations: dict[_Key, Tensor] = {}
         #: the indices of the examples of the next batch; every step uses them up
         self.indices: Iterable[int] | None = None
 
@@ -113,114 +115,97 @@ class ATTA(EmbeddingAttack):
         return super().step(closure, accumulation_steps=accumulation_steps, total_steps=total_steps)
 
     def passes(self) -> Iterator[Pass]:
-        batch = _Examples(self.indices)
-        self.indices = None
-        for tap in self.embedding_taps:
-            tap.start = partial(self._stored, tap.name, batch)
-        yield Pass(adversarial=True, last=True)
-        self._ascend(batch)
-
-    def memory(self, examples: int, length: int) -> int:
-        """
-        Return the bytes that the store comes to when each example is looked up once.
-
-        :param examples: how many there are.
-        :param length: how many tokens they have.
-        """
-        return (
-            examples
-            * length
-            * sum(tap.embedding.shape[-1] for tap in self.embedding_taps)
-            * torch.finfo(self.storage_dtype).bits
-            // 8
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return {**state, "examples": self.store.state_dict()} if not self.is_unattached else state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        if not self.is_unattached:
-            self.store.load_state_dict(state["examples"])
-
-    def _stored(self, name: str, batch: _Examples, lookup: Lookup, output: Tensor) -> Tensor:
-        batch.check(name, lookup.ids)
-        stored = self.store.read(batch.keys(name, lookup.number), _with_positions(output).shape[1:])
-        if stored is None:
-            return torch.zeros_like(output)
-        real = _with_positions(lookup.real())
-        rows = batch.spread(stored.to(output.device))
-        return torch.where(real, _shift(rows, -_first_token(real)), 0).reshape(output.shape)
-
-    def _ascend(self, batch: _Examples) -> None:
-        moved = []
-        new: dict[Key, Tensor] = {}
-        for tap in self.embedding_taps:
-            deltas = tap.deltas()
-            step, radius = (length * tap.unit * self.strength for length in (self.alpha, self.epsilon))
-            for delta in deltas:
-                assert delta.free is not None
-                first = _first_token(_with_positions(delta.free))
-                delta.grad = batch.total(_shift(_with_positions(delta.grad), first))
-                value = batch.first(_shift(_with_positions(delta.value), first))
-                dims = tuple(range(1, value.dim()))
-                delta.value = project(ascend(value, delta.grad, step, dims=dims), radius, dims=dims)
-                new.update(self.store.rows(batch.keys(tap.name, delta.number), delta.value))
-            moved.append(deltas)
-        self.record(moved)
-        self.store.update(new)
-
-
-class _Examples:
-    """The examples of a batch, each once, and where they stand in it, by the index of each row."""
-
-    def __init__(self, indices: Iterable[int] | None):
+        indices, self.indices = self.indices, None
         if indices is None:
             raise ValueError(
                 "Expected the indices of the batch's examples in the data set before each step of ATTA, but got None. "
                 "Call `step(closure, indices=...)`, or set `indices` before `running()`."
             )
-        found = indices.tolist() if isinstance(indices, Tensor) else [operator.index(index) for index in indices]
-        places = {example: place for place, example in enumerate(dict.fromkeys(found))}
-        self._examples = list(places)
-        self._places = [places[example] for example in found]
+        examples = indices.tolist() if isinstance(indices, Tensor) else [operator.index(index) for index in indices]
+        for tap in self.embedding_taps:
+            tap.start = partial(self._start, tap, examples)
+        yield Pass(adversarial=True, last=True)
+        self._move(examples)
 
-    def keys(self, tap: str, lookup: int) -> list[Key]:
-        return [Key(tap, lookup, example) for example in self._examples]
+    def memory(self, examples: int, length: int) -> int:
+        """
+        Return how many bytes the perturbations take when each example is looked up once.
 
-    def check(self, tap: str, ids: Tensor) -> None:
-        """Refuse a lookup whose rows are not the examples."""
-        if len(self._places) != len(ids):
+        :param examples: how many there are.
+        :param length: how many tokens they have.
+        """
+        features = sum(tap.embedding.shape[-1] for tap in self.embedding_taps)
+        return examples * length * features * torch.finfo(self.storage_dtype).bits // 8
+
+    def _start(self, tap: Tap, examples: list[int], lookup: Lookup, output: Tensor) -> Tensor:
+        if len(examples) != len(lookup.ids):
             raise RuntimeError(
-                f"Expected an index for each row of the ids that embedding `{tap}` looks up, but got "
-                f"{len(self._places)} indices and ids of shape {tuple(ids.shape)}. Give one index per example, and the "
-                "model ids whose first dimension is the batch; or name another embedding with `emb_name` if this one "
-                "looks up something else."
+                f"Expected an index for each row of the ids that embedding `{tap.name}` looks up, but got "
+                f"{len(examples)} indices and ids of shape {tuple(lookup.ids.shape)}. Give one index per example, and "
+                "the model ids whose first dimension is the batch; or name another embedding with `emb_name` if this "
+                "one looks up something else."
             )
+        rows = torch.zeros_like(_with_positions(output), dtype=self.storage_dtype, device="cpu")
+        for row, example in zip(rows, examples, strict=True):
+            kept = self.perturbations.get((tap.name, lookup.number, example))
+            if kept is not None:
+                common = tuple(slice(min(sizes)) for sizes in zip(kept.shape, row.shape, strict=True))
+                row[common] = kept[common]
+        real = lookup.real()
+        return torch.where(real, _aligned(rows.to(output.device), real, back=True).reshape(output.shape), 0)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """Turn one row per example into one row per place in the batch."""
-        return x if self._once else x[self._place_of_rows(x)]
+    def _move(self, examples: list[int]) -> None:
+        places = {example: place for place, example in enumerate(dict.fromkeys(examples))}
+        first_rows = [examples.index(example) for example in places]  # an example may have several
+        moved = []
+        new: dict[_Key, Tensor] = {}
+        for tap in self.embedding_taps:
+            deltas = tap.deltas()
+            step, radius = (length * tap.unit * self.strength for length in (self.alpha, self.epsilon))
+            for delta in deltas:
+                assert delta.free is not None
+                grad, value = (_aligned(x, delta.free) for x in (delta.grad, delta.value))
+                place = torch.tensor([places[example] for example in examples], dtype=torch.long, device=grad.device)
+                delta.grad = grad.new_zeros((len(places), *grad.shape[1:])).index_add(0, place, grad)
+                value = value[first_rows]
+                dims = tuple(range(1, value.dim()))
+                delta.value = project(ascend(value, delta.grad, step, dims=dims), radius, dims=dims)
+                kept = _without_end(delta.value.to(self.storage_dtype).to("cpu"))  # in this order less is copied
+                new.update({(tap.name, delta.number, i): row for i, row in zip(places, kept, strict=True)})
+            moved.append(deltas)
+        self.record(moved)
+        self.perturbations.update(new)  # all of them or, if interrupted before, none
 
-    def total(self, x: Tensor) -> Tensor:
-        """Turn one row per place in the batch into one per example, the sum over its places."""
-        if self._once:
-            return x
-        return x.new_zeros((len(self._examples), *x.shape[1:])).index_add(0, self._place_of_rows(x), x)
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.is_unattached:
+            return state
+        lookups: dict[tuple[str, int], dict[int, Tensor]] = {}
+        for (tap, lookup, example), row in self.perturbations.items():
+            lookups.setdefault((tap, lookup), {})[example] = row
+        # one tensor per lookup: one per example would be slow to write and to read
+        state["examples"] = [
+            {
+                "tap": tap,
+                "lookup": lookup,
+                "examples": torch.tensor(list(rows)),
+                "shapes": torch.tensor([row.shape for row in rows.values()]),
+                "values": torch.cat([row.flatten() for row in rows.values()]),
+            }
+            for (tap, lookup), rows in lookups.items()
+        ]
+        return state
 
-    def first(self, x: Tensor) -> Tensor:
-        """Turn one row per place in the batch into one per example, that of its first place."""
-        if self._once:
-            return x
-        return x[torch.tensor([self._places.index(place) for place in range(len(self._examples))], device=x.device)]
-
-    @property
-    def _once(self) -> bool:
-        return len(self._places) == len(self._examples)
-
-    def _place_of_rows(self, x: Tensor) -> Tensor:
-        return torch.tensor(self._places, device=x.device)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.is_unattached:
+            return
+        self.perturbations = {}
+        for group in state["examples"]:
+            shapes = group["shapes"]
+            rows = group["values"].to(self.storage_dtype).to("cpu").split(shapes.prod(1).tolist())
+            for example, shape, row in zip(group["examples"].tolist(), shapes.tolist(), rows, strict=True):
+                self.perturbations[group["tap"], group["lookup"], example] = row.reshape(shape).clone()
 
 
 def _with_positions(x: Tensor) -> Tensor:
@@ -228,18 +213,19 @@ def _with_positions(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.dim() == 2 else x
 
 
-def _first_token(real: Tensor) -> Tensor:
-    """Return where the sequences begin, after padding on the left; of shape ``(..., 1, 1)``."""
-    if not real.numel():
-        return real.new_zeros((*real.shape[:-2], 1, 1), dtype=torch.long)
-    return real.int().argmax(-2, keepdim=True)
-
-
-def _shift(x: Tensor, by: Tensor) -> Tensor:
-    """Return ``x`` with what is at position ``p + by`` at ``p``, and 0 where nothing is."""
-    positions = x.shape[-2]
+def _aligned(x: Tensor, real: Tensor, *, back: bool = False) -> Tensor:
+    """Move each sequence so that its first real token is at position 0, or ``back``; 0 beyond the ends."""
+    x = _with_positions(x)
     if not x.numel():
         return x
-    source = torch.arange(positions, device=x.device).unsqueeze(-1) + by
-    taken = x.gather(-2, source.clamp(0, positions - 1).expand_as(x))
-    return torch.where((source >= 0) & (source < positions), taken, 0)
+    first = _with_positions(real).int().argmax(-2, keepdim=True)
+    source = torch.arange(x.shape[-2], device=x.device).unsqueeze(-1) + (-first if back else first)
+    taken = x.gather(-2, source.clamp(0, x.shape[-2] - 1).expand_as(x))
+    return torch.where((source >= 0) & (source < x.shape[-2]), taken, 0)
+
+
+def _without_end(values: Tensor) -> list[Tensor]:
+    """Return each row of ``(examples, ..., positions, features)`` without the positions at its end that are all 0."""
+    used = values.ne(0).movedim(-2, 1).flatten(2).any(2)
+    lengths = used.flip(1).cumsum(1).gt(0).sum(1).numpy()
+    return [row[..., :n, :].clone() for row, n in zip(values, lengths, strict=True)]  # views would keep all values

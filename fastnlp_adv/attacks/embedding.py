@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
-from ..options import check_flag, check_fraction, one_of, option, options
-from ..taps import EmbeddingTap, Granularity, Tap, fits, taps_on
+from ..options import check_flag, check_fraction, must_be, one_of, option, options
+from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
 from .base import Attack
 from .passes import AdversarialLoss, InnerPrecision
 
@@ -29,6 +29,16 @@ class _InRows(OnEmbeddings):
         doc="give lengths in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
         "It is measured when the attack is attached, for each embedding by itself, and kept in checkpoints",
     )
+    mask: Mask = option(
+        default=None,
+        check=must_be(
+            "None, the name of a field of the batch or a function of the batch",
+            lambda value: value is None or callable(value) or (isinstance(value, str) and value != ""),
+        ),
+        doc="which positions are perturbed: the name of a field of the batch, or a function of the batch; either gives "
+        "a bool or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
+        "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
+    )
 
 
 class EmbeddingAttack(_InRows, Attack):
@@ -39,10 +49,10 @@ class EmbeddingAttack(_InRows, Attack):
     granularity: str = "sequence"
     norm: str = "l2"
 
-    fixed = Attack.fixed | {"relative"}
+    fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)

@@ -1,4 +1,4 @@
-"""The fast gradient method: one ascent step along the gradient."""
+"""The fast gradient method and its sign: one ascent step along the gradient."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..options import check_number, option, options
+from ..functional import NORMS
+from ..options import check_number, one_of, option, options
 from .base import Pass
-from .embedding import TwoPassAttack
+from .embedding import Norm, TwoPassAttack
 
-__all__ = ["FGM"]
+__all__ = ["FGM", "FGSM"]
 
 
 @options
@@ -21,13 +22,12 @@ class FGM(TwoPassAttack):
     Fast gradient method for text (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text
     Classification", https://arxiv.org/abs/1605.07725).
 
-    The model trains on the sum of two losses, that of the clean input and that of the input moved along its gradient,
+    The model trains on the clean loss plus the loss of the input moved along its gradient,
 
     .. math:: L(e) + w L(e + r), \qquad r = \epsilon\, g / \lVert g \rVert_2, \quad g = \nabla_e L(e),
 
-    where :math:`e` are the outputs of the embedding lookups and :math:`w` is ``adv_weight``. Two forward and two
-    backward passes; with ``replace`` a step costs 5/3 plain ones instead of 2. With a ``fraction`` f it costs 1 + f
-    plain ones, 1 + 2f/3 with ``replace``.
+    where :math:`e` are the outputs of the embedding lookups and :math:`w` is ``adv_weight``. A step costs
+    as much as 2 plain ones, or 5/3 with ``replace``; with a ``fraction`` f, 1 + f or 1 + 2f/3.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written, unless ``emb_name``
         matches parameters that are not looked up.
@@ -76,10 +76,10 @@ class FGM(TwoPassAttack):
         """
         Perturb the embeddings until :meth:`restore`, or until the end of the ``with`` block.
 
-        :param epsilon: instead of the constructor's, for this time.
-        :param emb_name: only the embeddings of this name, among those of the constructor.
-        :param closure: returns the loss; given it, the gradient is computed here, at the embeddings alone. Without it,
-            the gradient is the one of the last backward pass.
+        :param epsilon: replaces the constructor's in this step.
+        :param emb_name: only the embeddings of this name, among those that the attack watches.
+        :param closure: returns the loss; its gradient is computed here, at the embeddings only. Without it, the
+            gradient of the last backward pass is used.
         :param loss: the clean loss, which ``warmup="auto"`` follows.
         :param accumulation_steps: how many batches make an optimizer step, for ``warmup``.
         :param total_steps: the optimizer steps of the training, for ``warmup`` as a fraction of it.
@@ -97,3 +97,39 @@ class FGM(TwoPassAttack):
             self.ascend(step, taps=taps)
 
         return self._until_restored(perturb, loss=loss, accumulation_steps=accumulation_steps, total_steps=total_steps)
+
+
+@options
+class FGSM(FGM):
+    r"""
+    Fast gradient sign method (Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples",
+    https://arxiv.org/abs/1412.6572): :class:`FGM` with the largest step that moves no coordinate by more than
+    ``epsilon``,
+
+    .. math:: r = \epsilon\,\mathrm{sign}(\nabla_e L(e)).
+
+    The sign of ``"sequence"`` and ``"token"`` is the same, and ``norm="l2"`` makes it :class:`FGM`.
+
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
+    :raises ValueError: if an argument is out of range, or nothing matches ``emb_name``.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> fgsm = FGSM(model, epsilon=0.003)
+        >>> loss = fgsm.step(lambda: nn.functional.cross_entropy(model(torch.tensor([[1, 2, 3]])), torch.tensor([0])))
+        >>> fgsm.close()
+    """
+
+    epsilon: float = option(
+        default=0.003,
+        check=check_number,
+        doc="how far each coordinate moves, in the units of the embedding",
+        kw_only=False,
+    )
+    norm: Norm = option(default="linf", check=one_of(*NORMS), doc='``"linf"``, or ``"l2"`` as :class:`FGM` has')
+
+    paper = "https://arxiv.org/abs/1412.6572"

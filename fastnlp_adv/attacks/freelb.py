@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..method import Cost, SharesDropout
-from ..options import check_count, check_number, option, options
+from ..options import check_count, check_flag, check_number, option, options
 from ..random_state import Noise
-from ..taps import Lookup
+from ..taps import EmbeddingTap, Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 
@@ -33,10 +33,11 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     where :math:`e` are the outputs of the embedding lookups, one perturbation per position, with norms over each
     example (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
     ``init`` :math:`/ \sqrt{nH}` for an example of :math:`n` real tokens and :math:`H` features, so its norm is about
-    ``0.58 * init``. There is no clean pass. ``steps`` forward and backward passes, as many plain steps.
+    ``0.58 * init``. An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is
+    the ``padding_idx``. A step costs as much as ``steps`` plain ones.
 
-    An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is the embedding's
-    ``padding_idx``; without one, all are.
+    The definition has no clean pass. With ``clean`` the model trains on :math:`L(e) + \frac{1}{K}\sum_t L(e + d_t)`, at
+    one pass more: the weights of :class:`~fastnlp_adv.FGM`, 1 for the clean loss and 1 for the adversarial ones.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -65,44 +66,43 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     steps: int = option(default=3, check=check_count, doc="the number :math:`K` of passes")
     init: float = option(default=0.05, check=check_number, doc="the size of the noise, in the same units")
 
+    clean: bool = option(
+        default=False,
+        check=check_flag,
+        doc="train on the clean loss as well, in a pass before the others; it is added to their mean",
+    )
+
     paper = "https://arxiv.org/abs/1909.11764"
 
     @property
+    def has_two_losses(self) -> bool:  # type: ignore[override]
+        return self.clean
+
+    @property
     def cost(self) -> Cost:
-        return Cost(self.steps, self.steps, 0)
+        return Cost(self.steps + self.clean, self.steps + self.clean, 0)
 
     def passes(self) -> Iterator[Pass]:
+        if self.clean:
+            yield Pass()
         for tap in self.embedding_taps:
-            tap.start = partial(self._start, tap.unit * self.strength)
+            tap.start = partial(self._start, tap)
         for left in reversed(range(self.steps)):
             yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
             if left:
-                self.ascend(self.alpha, radius=self.epsilon or None)
-        if self.steps == 1:
+                self._move()
+        if self.steps == 1 and not self.clean:
             self.record_start()
 
-    def _start(self, size: Tensor | float, lookup: Lookup, output: Tensor) -> Tensor:
-        return noise_on_tokens(self.stream, self.init * size, output, lookup.real())
+    def _start(self, tap: EmbeddingTap, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.init * (tap.unit * self.strength), output, lookup.real())
+
+    def _move(self) -> None:
+        self.ascend(self.alpha, radius=self.epsilon or None)
 
 
 def noise_on_tokens(noise: Noise, init: Tensor | float, output: Tensor, real: Tensor) -> Tensor:
-    r"""
-    Draw what FreeLB starts from: uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's
-    :math:`n` tokens.
-
-    :param noise: where the randomness comes from.
-    :param init: the size.
-    :param output: that of a lookup, of shape ``(*ids, H)``.
-    :param real: False where there is no token, of shape ``(*ids, 1)``.
-    :return: a tensor of ``output``'s shape, at least in single precision.
-
-    Example::
-
-        >>> real = torch.tensor([[[True], [True], [False]]])
-        >>> x = noise_on_tokens(Noise(), 0.1, torch.zeros(1, 3, 8), real)
-        >>> bool((x.abs() <= 0.1 / 16 ** 0.5).all()), x[0, 2].count_nonzero().item()
-        (True, 0)
-    """
+    r"""Draw noise uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{nH}` on an example's :math:`n` tokens."""
     x = noise.like(output).uniform_(-1, 1, generator=noise.on(output.device))
     size = real.sum(dim=tuple(range(1, real.dim())), keepdim=True).clamp(min=1) * output.shape[-1]
     return torch.where(real, x * (init / size.to(x.dtype).sqrt()), 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..method import Cost
 from ..options import check_number, option, options
-from ..taps import Lookup
+from ..taps import EmbeddingTap, Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
@@ -23,9 +23,9 @@ class NEFTune(EmbeddingAttack):
     Noisy embedding fine-tuning (Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning",
     https://arxiv.org/abs/2310.05914).
 
-    The model trains on :math:`L(e + z)` alone, where :math:`e` are the outputs of the embedding lookups and :math:`z`
+    The model trains on :math:`L(e + z)`, where :math:`e` are the outputs of the embedding lookups and :math:`z`
     is uniform in :math:`(-1, 1)` times ``alpha`` :math:`/ \sqrt{LH}` on an example's :math:`L` real tokens of :math:`H`
-    features. One forward and one backward pass, as in plain training: no gradient is looked at. A token is real unless
+    features. One forward and one backward pass, as in plain training; no gradient is used. A token is real unless
     its id is the embedding's ``padding_idx``; without one, all are.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
@@ -34,7 +34,6 @@ class NEFTune(EmbeddingAttack):
 
     Example::
 
-        >>> import torch
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -67,9 +66,9 @@ class NEFTune(EmbeddingAttack):
 
     def passes(self) -> Iterator[Pass]:
         for tap in self.embedding_taps:
-            tap.start = partial(self._start, tap.unit * self.strength)
+            tap.start = partial(self._start, tap)
         yield Pass(adversarial=True, last=True)
         self.record_start()
 
-    def _start(self, size: Tensor | float, lookup: Lookup, output: Tensor) -> Tensor:
-        return noise_on_tokens(self.stream, self.alpha * size, output, lookup.real())
+    def _start(self, tap: EmbeddingTap, lookup: Lookup, output: Tensor) -> Tensor:
+        return noise_on_tokens(self.stream, self.alpha * (tap.unit * self.strength), output, lookup.real())

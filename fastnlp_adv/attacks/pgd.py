@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class PGD(TwoPassAttack):
         \quad g_t = \nabla_e L(e + r_t),
 
     and the model trains on :math:`L(e) + w L(e + r_K)`. The first ascent step uses the gradient of the clean pass, the
-    others a pass that computes the gradient at the embeddings alone, at two thirds of a full one: 2 + 2(K-1)/3 plain
+    others an inner pass, which computes no other gradient and costs two thirds of a full one: 2 + 2(K-1)/3 plain
     steps, 1 + 2K/3 with ``replace``; with a ``fraction`` f, 1 + f + 2(K-1)f/3 and 1 + 2Kf/3.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
@@ -66,8 +67,7 @@ class PGD(TwoPassAttack):
     random_init: bool = option(
         default=False,
         check=check_flag,
-        doc="start at a random point of the ball, as the paper does; the first ascent step then needs a pass of its "
-        "own, at the gradient of that point: one more inner pass",
+        doc="start at a random point of the ball, as the paper does; the gradient there takes one more inner pass",
     )
 
     paper = "https://arxiv.org/abs/1706.06083"
@@ -83,15 +83,11 @@ class PGD(TwoPassAttack):
             self.randomize(self.epsilon)
             yield Pass(trains=False, adversarial=True, part=True)
         for left in reversed(range(self.steps)):
-            self.ascend(self.step_length, radius=self.epsilon)
+            step = 1.5 * self.epsilon / self.steps if self.alpha is None else self.alpha
+            self.ascend(step, radius=self.epsilon)
             if left:
                 yield Pass(trains=False, adversarial=True, part=True)
         yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
-
-    @property
-    def step_length(self) -> float:
-        """The length of an ascent step: ``alpha``, or what stands for ``None``."""
-        return 1.5 * self.epsilon / self.steps if self.alpha is None else self.alpha
 
     def attack(
         self,
@@ -102,7 +98,7 @@ class PGD(TwoPassAttack):
         total_steps: float | None = None,
     ) -> AbstractContextManager[Any]:
         """
-        Run the inner steps, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The
+        Run the inner passes, and perturb the embeddings until :meth:`restore` or the end of the ``with`` block. The
         clean backward pass comes before it (not with ``replace``).
 
         :param closure: runs the model on the batch and returns its loss; called once per inner pass.
@@ -112,9 +108,5 @@ class PGD(TwoPassAttack):
         :return: a context manager that restores.
         :raises RuntimeError: if no gradient has come to the embedding.
         """
-        return self._until_restored(
-            lambda: self.inner_passes(closure),
-            loss=loss,
-            accumulation_steps=accumulation_steps,
-            total_steps=total_steps,
-        )
+        perturb = partial(self.inner_passes, closure)
+        return self._until_restored(perturb, loss=loss, accumulation_steps=accumulation_steps, total_steps=total_steps)

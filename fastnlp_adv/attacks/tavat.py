@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import ascend, group_norm, steepest_direction
 from ..options import check_count, check_number, option, options
-from ..taps import Delta, Lookup
+from ..taps import Delta, EmbeddingTap, Lookup
 from .base import Pass
 from .freelb import FreeLB, noise_on_tokens
 
@@ -21,18 +20,12 @@ __all__ = ["TAVAT"]
 
 @dataclass
 class _Parts:
-    """The perturbation of one lookup, in what lengths are given in."""
+    """The perturbation of one lookup, in the units of ``epsilon``."""
 
     ids: Tensor
     real: Tensor
     instance: Tensor
     token: Tensor
-    #: what that is, in the units of the embedding
-    size: Tensor | float
-
-    def sum(self) -> Tensor:
-        """Return the perturbation itself."""
-        return (self.instance + self.token) * self.size
 
 
 @options
@@ -41,10 +34,10 @@ class TAVAT(FreeLB):
     Token-aware virtual adversarial training (Li & Qiu 2021, "Token-Aware Virtual Adversarial Training in Natural
     Language Understanding", https://arxiv.org/abs/2004.14543).
 
-    The perturbation has two parts. :math:`\delta` belongs to the example and starts at the noise of
-    :class:`~fastnlp_adv.FreeLB`; :math:`\eta` belongs to the tokens and starts at their rows in a table :math:`V` that
-    is kept from step to step, :math:`\eta_0 = V[ids] / \lVert V[ids] \rVert_2` with the norm over all real tokens of
-    the batch. The model trains on :math:`\frac{1}{K}\sum_{t=0}^{K-1} L(e + \delta_t + \eta_t)`, with
+    The perturbation has two parts. :math:`\delta` belongs to the example and starts at :class:`~fastnlp_adv.FreeLB`'s
+    noise; :math:`\eta` belongs to the tokens and starts at their rows in a table :math:`V` that is kept from step to
+    step, :math:`\eta_0 = V[ids] / \lVert V[ids] \rVert_2` with the norm over all real tokens of the batch. The model
+    trains on :math:`\frac{1}{K}\sum_{t=0}^{K-1} L(e + \delta_t + \eta_t)`, with
     :math:`g = \nabla_e L(e + \delta_t + \eta_t)` and, per example and per token :math:`i`,
 
     .. math:: \delta \leftarrow \delta + \alpha\, g / \lVert g \rVert_2, \qquad
@@ -52,16 +45,16 @@ class TAVAT(FreeLB):
         \eta_i \leftarrow \eta_i\, \lVert \eta_i \rVert_2 / \max_j \lVert \eta_j \rVert_2,
 
     the maximum being over the example's tokens; then, where an example's :math:`\lVert \delta + \eta \rVert_2` is above
-    ``epsilon``, both parts are scaled down to it. After the last pass the rows of the batch's tokens become their
-    :math:`\eta`; for a token that stands at several positions, the mean over these. ``steps`` forward and backward
-    passes, as many plain steps; no work in them grows with the vocabulary.
+    ``epsilon``, both parts are scaled down to it. After the last pass the row of each token of the batch becomes its
+    :math:`\eta`, the mean over its positions. A step costs as much as ``steps`` plain ones, whatever the
+    size of the vocabulary; with ``clean``, which adds the clean loss as in FreeLB, one more.
 
     The table starts uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{H}`. It is as large as the embedding, in
     single precision, on its device, and part of :meth:`state_dict`. Padding (``padding_idx``) gets no perturbation and
     its row is not written; a group whose gradient is zero, infinite or NaN makes no step. A step that raises leaves the
-    table alone; under gradient accumulation each micro-batch writes it. When a forward looks up an embedding several
-    times, each lookup has norms of its own, and the mean is over the positions of all. In distributed training each
-    rank has a table of its own, and a checkpoint holds that of the first.
+    table alone; under gradient accumulation each micro-batch writes it. Several lookups in a forward have their own
+    norms, and the mean is over the positions of all. In distributed training each rank has its own table, and a
+    checkpoint holds the first rank's.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -101,62 +94,27 @@ class TAVAT(FreeLB):
         super()._forget()
         #: the table of each embedding, by the name of its weight
         self.tables: dict[str, Tensor] = {}
+        self._parts: dict[tuple[str, int], _Parts] = {}
 
     def make_memory(self, model: nn.Module) -> None:
-        self.tables = {
-            tap.name: self._new_table(tap.embedding.shape, tap.embedding.weight.device) for tap in self.embedding_taps
-        }
+        for tap in self.embedding_taps:
+            table = torch.empty(tap.embedding.shape, dtype=torch.float32, device=tap.embedding.weight.device)
+            table.uniform_(-1, 1, generator=self.stream.on(table.device))
+            self.tables[tap.name] = table.mul_(self.init / tap.embedding.shape[-1] ** 0.5)
 
     def passes(self) -> Iterator[Pass]:
-        weight = 1 / self.steps
-        begun: dict[str, dict[int, _Parts]] = {tap.name: {} for tap in self.embedding_taps}
-        for tap in self.embedding_taps:
-            size = tap.unit * self.strength
-            tap.start = partial(self._start_of, size, self.tables[tap.name], begun[tap.name])
-        yield Pass(weight=weight, adversarial=True, last=self.steps == 1)
-        deltas = [tap.deltas() for tap in self.taps]
-        parts = {tap.name: [begun[tap.name][d.number] for d in own] for tap, own in zip(self.taps, deltas, strict=True)}
-        if self.steps == 1:
-            self.record(deltas)
-        for left in reversed(range(self.steps - 1)):
-            self._ascend(parts, deltas)
-            yield Pass(weight=weight, adversarial=True, last=left == 0)
-            if left:
-                deltas = [tap.deltas() for tap in self.taps]
-        self._keep(parts)
+        trained: set[tuple[str, int]] = set()  # the lookups that have a gradient
+        try:
+            for each in super().passes():
+                yield each
+                if not trained:
+                    trained = {(tap.name, lookup.number) for tap in self.embedding_taps for lookup in tap.lookups}
+            self._keep(trained)
+        finally:
+            self._parts = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: the stream of the noise, and the tables."""
-        tables = {name: table.clone() for name, table in self.tables.items()}
-        return {**super().state_dict(), "tables": tables} if not self.is_unattached else super().state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Go on where :meth:`state_dict` was taken.
-
-        :raises ValueError: if the tables are those of other embeddings.
-        """
-        if self.is_unattached:
-            super().load_state_dict(state)
-            return
-        expected, found = ({n: tuple(t.shape) for n, t in tables.items()} for tables in (self.tables, state["tables"]))
-        if found != expected:
-            raise ValueError(
-                f"Expected the checkpoint's token perturbations to be those of {expected}, but got {found}. Build the "
-                "attack on the model and with the `emb_name` that the checkpoint was written with."
-            )
-        super().load_state_dict(state)
-        for name, table in self.tables.items():
-            table.copy_(state["tables"][name])
-
-    def _new_table(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        table = torch.empty(shape, dtype=torch.float32, device=device)
-        return table.uniform_(-1, 1, generator=self.stream.on(device)).mul_(self.init / shape[-1] ** 0.5)
-
-    def _start_of(
-        self, size: Tensor | float, table: Tensor, begun: dict[int, _Parts], lookup: Lookup, output: Tensor
-    ) -> Tensor:
-        ids, real = lookup.ids, lookup.real()
+    def _start(self, tap: EmbeddingTap, lookup: Lookup, output: Tensor) -> Tensor:
+        table, ids, real = self.tables[tap.name], lookup.ids, lookup.real()
         if ids.device != table.device:
             raise RuntimeError(
                 f"Expected the model to stay on the device that the attack was built on, {table.device}, but got ids "
@@ -165,43 +123,67 @@ class TAVAT(FreeLB):
         instance = noise_on_tokens(self.stream, self.init, output, real)
         rows = torch.where(real, table[ids].to(instance.dtype), 0)
         token = steepest_direction(rows, dims=tuple(range(rows.dim())))
-        begun[lookup.number] = parts = _Parts(ids, real, instance, token, size)
-        return parts.sum()
+        self._parts[tap.name, lookup.number] = _Parts(ids, real, instance, token)
+        return (instance + token) * (tap.unit * self.strength)
 
-    def _ascend(self, parts: dict[str, list[_Parts]], deltas: list[list[Delta]]) -> None:
-        for tap, own in zip(self.taps, deltas, strict=True):
-            for part, delta in zip(parts[tap.name], own, strict=True):
-                self._move(part, delta)
-                delta.value = part.sum()
-            tap.perturb([delta.value for delta in own])
-        self.record(deltas)
+    def _move(self) -> None:
+        moved = []
+        for tap in self.embedding_taps:
+            deltas = tap.deltas()
+            for delta in deltas:
+                parts = self._parts[tap.name, delta.number]
+                self._ascend(parts, delta)
+                delta.value = (parts.instance + parts.token) * (tap.unit * self.strength)
+            tap.perturb([delta.value for delta in deltas])
+            moved.append(deltas)
+        self.record(moved)
 
-    def _move(self, part: _Parts, delta: Delta) -> None:
-        part.instance = ascend(part.instance, delta.grad, self.alpha, dims=delta.dims)
-        part.token = ascend(part.token, delta.grad, self.alpha, dims=(-1,))
-        sizes = group_norm(part.token, dims=(-1,))
+    def _ascend(self, parts: _Parts, delta: Delta) -> None:
+        parts.instance = ascend(parts.instance, delta.grad, self.alpha, dims=delta.dims)
+        parts.token = ascend(parts.token, delta.grad, self.alpha, dims=(-1,))
+        sizes = group_norm(parts.token, dims=(-1,))
         largest = group_norm(sizes, dims=delta.dims, norm="linf")
-        part.token = part.token * torch.where(largest > 0, sizes / largest, 0)
+        parts.token = parts.token * torch.where(largest > 0, sizes / largest, 0)
         if self.epsilon > 0:
-            size = group_norm(part.instance + part.token, dims=delta.dims)
+            size = group_norm(parts.instance + parts.token, dims=delta.dims)
             shrink = torch.where(size > self.epsilon, self.epsilon / size, 1)
-            part.instance, part.token = part.instance * shrink, part.token * shrink
+            parts.instance, parts.token = parts.instance * shrink, parts.token * shrink
 
-    def _keep(self, parts: dict[str, list[_Parts]]) -> None:
-        """Set the rows of the tokens to the mean of their parts. Everything is computed before anything is written."""
-        rows = {name: _new_rows(self.tables[name], each) for name, each in parts.items() if each}
+    def _keep(self, trained: set[tuple[str, int]]) -> None:
+        """Write the tables. All rows are computed first, so that an error leaves every table alone."""
+        rows = {}
+        for tap in self.embedding_taps:
+            parts = [part for key, part in self._parts.items() if key in trained and key[0] == tap.name]
+            if parts:
+                rows[tap.name] = _new_rows(self.tables[tap.name], parts)
         for name, (ids, new) in rows.items():
             self.tables[name].index_copy_(0, ids, new)
 
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.is_unattached:
+            return state
+        return {**state, "tables": {name: table.clone() for name, table in self.tables.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.is_unattached:
+            expected, found = ({n: tuple(t.shape) for n, t in x.items()} for x in (self.tables, state["tables"]))
+            if found != expected:
+                raise ValueError(
+                    f"Expected the checkpoint's token perturbations to be those of {expected}, but got {found}. Build "
+                    "the attack on the model and with the `emb_name` that the checkpoint was written with."
+                )
+        super().load_state_dict(state)
+        for name, table in self.tables.items():
+            table.copy_(state["tables"][name])
+
 
 def _new_rows(table: Tensor, parts: list[_Parts]) -> tuple[Tensor, Tensor]:
-    """
-    Return the ids at all positions and the new row of each, the same wherever an id stands. As in ``ByToken``
-    the mean is taken in a buffer of the size of the batch, so that the device tells the host nothing.
-    """
+    """Return the ids at all positions, and the mean of each id's token parts, or its row where none is real."""
     ids = torch.cat([part.ids.flatten() for part in parts]).long()
     real = torch.cat([part.real.flatten() for part in parts]).unsqueeze(-1)
     token = torch.cat([part.token.flatten(0, -2) for part in parts])
+    # summed in a buffer of the size of the batch, where equal ids share a slot: no synchronization
     slots = torch.searchsorted(ids.sort().values, ids)
     total = torch.zeros_like(token).index_add_(0, slots, token)[slots]
     count = torch.zeros_like(token[:, :1]).index_add_(0, slots, real.to(token.dtype))[slots]

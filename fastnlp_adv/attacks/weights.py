@@ -6,14 +6,19 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, distributed, nn
 
 from ..method import Cost, SharesDropout
-from ..taps import Delta, Tap, WeightTap, fits, refuse_sharded
+from ..options import check_flag, check_number, must_be, option, options
+from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
 from .base import Attack, Pass
-from .passes import InnerPrecision
+from .passes import AdversarialLoss, InnerPrecision
 
-__all__ = ["WeightAttack"]
+__all__ = ["AWP", "SAM", "WeightAttack"]
+
+#: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
+_ETA = 0.01
 
 
 class WeightAttack(SharesDropout, InnerPrecision, Attack):
@@ -28,6 +33,8 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
     replace: bool = True
 
     has_two_losses: ClassVar[bool] = True
+    #: whether one gradient without a direction leaves all weights where they are
+    one_norm: ClassVar[bool] = False
 
     @property
     def cost(self) -> Cost:
@@ -35,16 +42,55 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         refuse_sharded(model, f"{type(self).__name__}, which moves the weights,")
-        return [WeightTap(name, param) for name, param in _matched(model, self.params).items()]
+        copies = distributed.is_available() and distributed.is_initialized()  # there `.grad` may become the mean
+        return [WeightTap(name, param, copies=copies) for name, param in _matched(model, self.params).items()]
 
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace)
-        self.record(self.move([tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad]))
-        yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+        taps = [tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad and tap.param.numel()]
+        with moved_weights([tap.param for tap in taps], [tap.backup for tap in taps]):
+            self.move(taps)
+            yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+
+    @torch.no_grad()
+    def move(self, taps: list[WeightTap]) -> None:
+        """Move weights that have a backup along their gradients, and note norms."""
+        # In the memory of the weights themselves: fresh memory for each step of the computation would take longer.
+        values = [_wide(tap.param.detach()) for tap in taps]
+        torch._foreach_copy_(values, [tap.grad for tap in taps if tap.grad is not None])
+        self.scale(values, taps)
+        lows, highs = zip(*(torch.aminmax(value) for value in values), strict=True)
+        peaks = torch.maximum(torch.stack(highs), -torch.stack(lows))
+        # the largest coordinate is made 1 first: the squares of small gradients would vanish
+        torch._foreach_div_(values, list(torch.where(peaks == 0, 1, peaks).unbind()))
+        sizes = torch.stack(torch._foreach_norm(values))
+        peak = peaks.amax()
+        shares = peaks / torch.where(peak == 0, 1, peak) * sizes
+        size = torch.linalg.vector_norm(shares)
+        factors = self.strength * self.lengths(shares / size, taps) / sizes
+        torch._foreach_mul_(values, list(factors.unbind()))
+        for value in values:
+            value.nan_to_num_(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
+        self.scale(values, taps)
+        lengths = torch.stack(torch._foreach_norm(values))
+        torch._foreach_add_(values, [tap.backup for tap in taps])
+        for tap, value in zip(taps, values, strict=True):
+            if value.dtype != tap.param.dtype:
+                tap.param.copy_(value)
+        without = ~factors.isfinite()
+        skipped = without.all().long() if self.one_norm else without.sum()
+        self.norms = {
+            "grad": peak * size,
+            "perturbation": torch.linalg.vector_norm(lengths),
+            "skipped": skipped + self.norms.get("skipped", 0),
+        }
+
+    def scale(self, values: list[Tensor], taps: list[WeightTap]) -> None:
+        """Give gradients the units of the norm, and perturbations those of the weights, in place."""
 
     @abstractmethod
-    def move(self, taps: list[WeightTap]) -> list[list[Delta]]:
-        """Move the weights that have a gradient, and return what :meth:`record` takes."""
+    def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
+        """Return how far to move each weight, given the shares of the gradients in the norm of all."""
 
     def check_grad(self) -> bool:
         if any(tap.has_grad for tap in self.taps):
@@ -56,6 +102,154 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
                 f"depends on it and that it requires gradients{', or give other `params`' if chosen else ''}."
             )
         return False
+
+
+def _wide(param: Tensor) -> Tensor:
+    """Return the parameter's own memory to compute in, or memory in single precision if it is in half precision."""
+    narrow = param.dtype in (torch.float16, torch.bfloat16)
+    return torch.empty_like(param, dtype=torch.float32) if narrow else param
+
+
+@options
+class AWP(AdversarialLoss, WeightAttack):
+    r"""
+    Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
+    https://arxiv.org/abs/2004.05884), with one step of ascent.
+
+    The model trains on the sum of two losses, that of the weights and that of the weights moved along their gradient,
+    each parameter in proportion to its own norm,
+
+    .. math:: L(w) + a\, L(w + v), \qquad
+        v = \gamma\, \lVert w \rVert_2\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
+
+    with :math:`g` of this micro-batch alone. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
+    held constant; the weights are written in place and put back bit for bit when the step ends, however it ends. A
+    parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
+    that is zero. Two forward and two backward passes.
+
+    A backup of each matched weight is held from the first step on, until :meth:`close`.
+
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
+    :raises ValueError: if an argument is out of range, no trainable parameter matches ``params``, or the model is
+        sharded.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
+        >>> awp = AWP(model, gamma=0.01, params="2.weight")
+        >>> loss = awp.step(lambda: nn.functional.cross_entropy(model(ids), labels))   # then optimizer.step()
+        >>> torch.allclose(awp.perturbation_norm, 0.01 * model[2].weight.norm())
+        True
+        >>> awp.close()
+    """
+
+    gamma: float = option(
+        default=0.001,
+        check=check_number,
+        doc="the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep "
+        "model even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for "
+        "convolutional networks on images",
+        kw_only=False,
+    )
+    params: str = option(
+        default="*.weight",
+        check=must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != ""),
+        doc="part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings "
+        'and the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is '
+        "frozen stays where it is, until it is unfrozen",
+    )
+
+    paper = "https://arxiv.org/abs/2004.05884"
+
+    fixed = WeightAttack.fixed | {"params"}
+
+    def describe(self) -> str:
+        if not self.taps:
+            return f"AWP: gamma {self.gamma:g}, unattached"
+        return f"{super().describe()}: gamma {self.gamma:g}, of each parameter's norm"
+
+    def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
+        backups = [tap.backup for tap in taps]
+        wide = [torch.promote_types(backup.dtype, torch.float32) for backup in backups]
+        norms = [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(backups, wide, strict=True)]
+        return self.gamma * torch.stack(norms)
+
+
+@options
+class SAM(WeightAttack):
+    r"""
+    Sharpness-aware minimization (Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving
+    Generalization", https://arxiv.org/abs/2010.01412).
+
+    The model trains on the gradient at the weights moved along the gradient of the same batch, with one norm over all
+    trainable parameters,
+
+    .. math:: \nabla_w L(w + v), \qquad v = \rho\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
+
+    with :math:`v` held constant. With ``adaptive`` (Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization for
+    Scale-Invariant Learning of Deep Neural Networks", https://arxiv.org/abs/2102.11600)
+
+    .. math:: v = \rho\, T_w^2 g / \lVert T_w g \rVert_2,
+
+    where :math:`T_w` multiplies each coordinate of a weight by :math:`|w_i| + 0.01`, and leaves those of other
+    parameters, such as biases, as they are. As in the authors' code, a weight is a parameter with ``weight`` in its
+    name.
+
+    :math:`g` is of this micro-batch alone. The weights are written in place and put back bit for bit when the step
+    ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
+    Two forward and two backward passes, of which the first adds nothing to ``.grad``. A backup of the weights is held
+    from the first step on, until :meth:`close`.
+
+    :param model: the model, or ``None`` to :meth:`attach` it later.
+    :options:
+    :raises ValueError: if an argument is out of range, or the model has no trainable parameter.
+
+    Example::
+
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> ids, labels = torch.tensor([[1, 2, 3]]), torch.tensor([0])
+        >>> sam = SAM(model, rho=0.05)
+        >>> loss = sam.step(lambda: nn.functional.cross_entropy(model(ids), labels))   # then optimizer.step()
+        >>> round(sam.perturbation_norm.item(), 4)
+        0.05
+        >>> sam.close()
+    """
+
+    rho: float = option(
+        default=0.05,
+        check=check_number,
+        doc="the radius of the ball: how far all trainable parameters together are moved, in their units. With "
+        "``adaptive`` in units of the parameters, so about ten times as much; the paper has 0.5",
+        kw_only=False,
+    )
+    adaptive: bool = option(
+        default=False,
+        check=check_flag,
+        doc="measure each parameter in units of itself (ASAM), so that scaling a layer does not change the ball",
+    )
+
+    one_norm = True
+
+    paper = "https://arxiv.org/abs/2010.01412"
+
+    def describe(self) -> str:
+        if not self.taps:
+            return f"SAM: rho {self.rho:g}, unattached"
+        units = ", in units of each parameter" if self.adaptive else ""
+        return f"{super().describe()}: rho {self.rho:g}, shared by all{units}"
+
+    def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
+        return self.rho * shares
+
+    def scale(self, values: list[Tensor], taps: list[WeightTap]) -> None:
+        for value, tap in zip(values, taps, strict=True) if self.adaptive else ():
+            if "weight" in tap.name:
+                value.mul_(tap.backup.to(value.dtype).abs().add_(_ETA))
 
 
 def _matched(model: nn.Module, params: str) -> dict[str, nn.Parameter]:

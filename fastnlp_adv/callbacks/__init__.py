@@ -1,45 +1,10 @@
 """Callbacks for fastNLP's Trainer, no mathematics. With ``compat`` the only part that knows fastNLP."""
 
-from .atta import ATTACallback
+from . import methods
 from .base import AttackCallback, MethodCallback, RegularizerCallback
 from .log import LogCallback
-from .methods import (
-    AWPCallback,
-    FGMCallback,
-    FGSMCallback,
-    FreeLBCallback,
-    GradientPenaltyCallback,
-    NEFTuneCallback,
-    PGDCallback,
-    R3FCallback,
-    RDropCallback,
-    SAMCallback,
-    SMARTCallback,
-    TAVATCallback,
-    VATCallback,
-)
+from .methods import *  # noqa: F403
 from .robust_evaluate import RobustEvaluateCallback
-from .table import METHODS
 
-__all__ = [
-    "METHODS",
-    "ATTACallback",
-    "AWPCallback",
-    "AttackCallback",
-    "FGMCallback",
-    "FGSMCallback",
-    "FreeLBCallback",
-    "GradientPenaltyCallback",
-    "LogCallback",
-    "MethodCallback",
-    "NEFTuneCallback",
-    "PGDCallback",
-    "R3FCallback",
-    "RDropCallback",
-    "RegularizerCallback",
-    "RobustEvaluateCallback",
-    "SAMCallback",
-    "SMARTCallback",
-    "TAVATCallback",
-    "VATCallback",
-]
+__all__ = ["AttackCallback", "LogCallback", "MethodCallback", "RegularizerCallback", "RobustEvaluateCallback"]
+__all__ += methods.__all__

@@ -33,12 +33,10 @@ class ATTACallback(AttackCallback):
         >>> callback = ATTACallback(epsilon=0.1, alpha=0.05)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = ATTA
+    method: ATTA
 
     @takes(ATTA)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._has_estimated = False
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         super().on_after_trainer_initialized(trainer, driver)
@@ -52,21 +50,20 @@ class ATTACallback(AttackCallback):
 
     def on_train_begin(self, trainer: Any) -> None:
         super().on_train_begin(trainer)
-        self._has_estimated = False
+        self._is_first_batch = True
 
     def on_train_batch_begin(self, trainer: Any, batch: Any, indices: list[int] | None) -> None:
         if indices is None:
             raise ValueError(_no_indices(trainer))
-        assert isinstance(self.method, ATTA)
         self.method.indices = indices
-        if not self._has_estimated and trainer.driver.global_rank == 0:
+        if self._is_first_batch and trainer.driver.global_rank == 0:
             examples, length = len(trainer.dataloader.dataset), _length(batch, len(indices))
             logger.info(
                 "ATTA keeps a perturbation of each example on the CPU: by an estimate from the first batch, "
                 f"{examples} examples of {length} tokens will take up to "
                 f"{self.method.memory(examples, length) / 2**20:.4g} MiB in every process."
             )
-        self._has_estimated = True
+        self._is_first_batch = False
 
 
 def _length(batch: Any, rows: int) -> int:

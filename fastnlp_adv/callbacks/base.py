@@ -1,22 +1,24 @@
-"""What all callbacks share: each owns one unattached method, and attaches it to the model of a training."""
+"""The base of callbacks: each owns one unattached method, and attaches it to the model of a training."""
 
 from __future__ import annotations
 
 import inspect
 import weakref
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec
 
 from fastNLP import Callback, logger
+from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP.core.drivers.torch_driver import TorchDDPDriver, TorchFSDPDriver, TorchSingleDriver
 from torch import nn
 
 from ..attacks import Attack
 from ..method import Method
 from ..options import check_assignment, unknown, with_options
-from ..regularizers import Regularizer
+from ..regularizers import RDrop, RDropMixin, Regularizer
 from ..schedule import Growing
 from ..versions import has_compiled_parts
-from .checks import check_trainer
 from .step import BatchStep, tell_progress
 
 __all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback", "takes"]
@@ -27,22 +29,20 @@ _P = ParamSpec("_P")
 def takes(
     method_class: Callable[Concatenate[nn.Module | None, _P], Method],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
-    """
-    Give a callback's ``__init__`` the signature of its method, without the model.
+    """Make an ``__init__`` take the arguments of a method: it makes the method, then runs its own body."""
 
-    :param method_class: the class of the method.
-    """
+    def decorate(body: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
+        @wraps(body)
+        def init(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+            MethodCallback.__init__(self, *args, **kwargs)
+            body(self, *args, **kwargs)
 
-    def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
-        own, (_, *others) = _parameters(init)[:1], _parameters(method_class)
-        init.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+        own, *_ = inspect.signature(body).parameters.values()
+        _, *arguments = inspect.signature(method_class).parameters.values()
+        vars(init).update(method_class=method_class, __signature__=inspect.Signature([own, *arguments]))
         return init
 
     return decorate
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(function).parameters.values())
 
 
 class MethodCallback(Callback):
@@ -61,18 +61,20 @@ class MethodCallback(Callback):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        declared = getattr(vars(cls).get("__init__"), "method_class", None)
+        if declared is not None:
+            cls.method_class = declared
         if cls.__doc__ and "method_class" in vars(cls):
             cls.__doc__ = with_options(cls.__doc__, cls.method_class)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         for name in kwargs:
-            if name not in self.method_class.names():
-                raise TypeError(unknown(type(self), self.method_class.names(), name))
+            if name not in self.names():
+                raise TypeError(unknown(type(self), self.names(), name))
         self.method = self.method_class(None, *args, **kwargs)
-        #: the Trainer whose training the method remembers, and whether it runs
+        #: the Trainer whose training the method remembers
         self._trainer: weakref.ref[Any] | None = None
-        self._is_running = False
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -84,38 +86,49 @@ class MethodCallback(Callback):
         return self.method.values()
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.method_class.names() and "method" in vars(self):
+        if name in self.names() and "method" in vars(self):
             return getattr(self.method, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     if not TYPE_CHECKING:
 
         def __setattr__(self, name: str, value: Any) -> None:
-            names = self.method_class.names()
-            if name in names:
+            if name in self.names():
                 setattr(self.method, name, value)
                 return
             if "method" in vars(self):
-                check_assignment(self, names, name)
+                check_assignment(self, self.names(), name)
             super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_trainer": None}  # a Trainer of this process
+
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
-        check_trainer(trainer, driver, self)
-        self.check_model(driver.unwrap_model())
+        _check_trainer(trainer, driver, self)
+        self.method.check_model(driver.unwrap_model())
 
     def on_train_begin(self, trainer: Any) -> None:
-        check_trainer(trainer, trainer.driver, self)
+        _check_trainer(trainer, trainer.driver, self)
         self._check_free(trainer)
-        self.begin(trainer)
+        if not self._is_of(trainer):
+            self.method.forget()  # another Trainer has other examples
+        model = trainer.driver.unwrap_model()
+        self._trainer = weakref.ref(trainer)
+        self.method.detach().attach(model)  # it goes on where a checkpoint, or an earlier run of this Trainer, left it
+        self.method.close()  # hooks are on during a step only
+        tell_progress(self.method, trainer)
+        self._describe(trainer)
+        if has_compiled_parts(model):
+            self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
         # before those of other callbacks, one of which may raise
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         BatchStep.install(trainer, self)
 
     def on_train_end(self, trainer: Any) -> None:
-        if self._trainer is None or self._trainer() is trainer:
+        if self._is_of(trainer):
             BatchStep.uninstall(trainer, self)
-            self.end(trainer)
+            self.method.detach()  # it remembers its state for another run
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
         return self.method.state_dict() if self._is_of(trainer) else {}
@@ -125,39 +138,12 @@ class MethodCallback(Callback):
             self.method.forget().load_state_dict(states)
             self._trainer = weakref.ref(trainer)
 
-    def check_model(self, model: nn.Module) -> None:
-        """Check when the Trainer is built what would otherwise fail in training."""
-        self.method.check_model(model)
-
-    def begin(self, trainer: Any) -> None:
-        """Attach the method, which goes on where a checkpoint, or an earlier run of this Trainer, left it."""
-        if not self._is_of(trainer):
-            self.method.forget()  # another Trainer has other examples
-        model = trainer.driver.unwrap_model()
-        self._trainer, self._is_running = weakref.ref(trainer), True
-        self.method.detach().attach(model)
-        self.method.close()  # hooks are on during a step only
-        tell_progress(self.method, trainer)
-        self._check_begins()
-        (line, warning), self.method.opening = self.method.opening, ("", "")
-        if line:
-            self._say(trainer, line + self._described_growth())
-        if warning:
-            logger.rank_zero_warning(warning)
-        if has_compiled_parts(model):
-            self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
-
-    def end(self, trainer: Any) -> None:
-        """Detach the method, which remembers its state for another run."""
-        self.method.detach()
-        self._is_running = False
-
     def _is_of(self, trainer: Any) -> bool:
         return self._trainer is not None and self._trainer() is trainer
 
     def _check_free(self, trainer: Any) -> None:
         other = None if self._trainer is None else self._trainer()
-        if other is None or other is trainer or not self._is_running:
+        if other is None or other is trainer:
             return
         step = other.train_batch_loop.batch_step_fn
         if isinstance(step, BatchStep) and self in step.callbacks:
@@ -166,38 +152,33 @@ class MethodCallback(Callback):
                 "is running. Give each Trainer a callback of its own."
             )
 
-    def _check_begins(self) -> None:
-        method, progress = self.method, self.method.progress
+    def _describe(self, trainer: Any) -> None:
+        """Log what is perturbed, and warn where the training is too short for the schedule."""
+        method, progress, name = self.method, self.method.progress, type(self).__name__
         steps, first = int(progress.total_steps or 0), method.first_step(progress)
+        warmup = self.values().get("warmup", 0)
         growing = method.growing_steps(progress) if isinstance(method, Growing) else 0.0
         if 0 < steps <= first:
             logger.rank_zero_warning(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {method.start}: "
-                f"{type(self).__name__} will never act. Give a smaller one, or a fraction of the training below 1.",
+                f"{name} will never act. Give a smaller one, or a fraction of the training below 1.",
                 once=True,
             )
-        elif isinstance(method, Growing) and 0 < steps - first < int(growing):
+        elif 0 < steps - first < int(growing):
             logger.rank_zero_warning(
-                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {method.warmup}: "
-                f"{type(self).__name__} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a "
-                "smaller one, or a fraction of the training, at most 1.0.",
+                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {warmup}: "
+                f"{name} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a smaller one, or a "
+                "fraction of the training, at most 1.0.",
                 once=True,
             )
-
-    def _described_growth(self) -> str:
-        method = self.method
-        if not isinstance(method, Growing) or not method.warmup:
-            return ""
-        if method.warmup == "auto":
-            return ", growing to that as the loss falls"
-        return f", growing to that over {method.growing_steps(method.progress):.4g} optimizer steps"
-
-    def _say(self, trainer: Any, line: str) -> None:
-        if trainer.driver.global_rank == 0:
-            logger.info(line)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_trainer": None, "_is_running": False}  # which name a Trainer of this process
+        (line, warning), method.opening = method.opening, ("", "")
+        if line and warmup:
+            how = "as the loss falls" if warmup == "auto" else f"over {growing:.4g} optimizer steps"
+            line += f", growing to that {how}"
+        if line:
+            _log(trainer, line)
+        if warning:
+            logger.rank_zero_warning(warning)
 
 
 class AttackCallback(MethodCallback):
@@ -214,8 +195,7 @@ class AttackCallback(MethodCallback):
         if self.method.has_two_losses and (warning := self.method.learning.check(self.method.progress)):
             logger.rank_zero_warning(warning)
         if self.method.warmup == "auto":
-            line = self.method.pacing.describe(type(self.method).__name__, self.method.names()[0])
-            self._say(trainer, line)
+            _log(trainer, self.method.pacing.describe(type(self.method).__name__, self.method.names()[0]))
 
 
 class RegularizerCallback(MethodCallback):
@@ -223,3 +203,59 @@ class RegularizerCallback(MethodCallback):
 
     method_class: ClassVar[type[Regularizer]]
     method: Regularizer
+
+
+def _log(trainer: Any, line: str) -> None:
+    if trainer.driver.global_rank == 0:
+        logger.info(line)
+
+
+def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
+    """Raise ``ValueError`` if the batch step cannot work with the Trainer, or with its other callbacks."""
+    name, kind = type(callback).__name__, _kind(callback)
+    if type(driver) not in (TorchSingleDriver, TorchDDPDriver, TorchFSDPDriver):
+        raise ValueError(
+            f"Expected {name} to run on fastNLP's torch driver, on one device, under DistributedDataParallel or under "
+            f"FullyShardedDataParallel, but got {type(driver).__name__}. Build the Trainer with `driver='torch'` or "
+            "`driver='torch_fsdp'`."
+        )
+    callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
+    if type(driver) is TorchFSDPDriver:
+        _check_sharded(driver, callbacks)
+    if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
+        raise ValueError(
+            f"Expected {name} to train a model on one device per process, but got nn.DataParallel over "
+            f"{len(driver.model.device_ids)} devices. Give the Trainer the bare model and `device=[0, 1]`."
+        )
+    loop = trainer.train_batch_loop
+    step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
+    own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)
+    if own_step or type(loop).run is not TrainBatchLoop.run:  # another `run` need not call `batch_step_fn` at all
+        culprit = getattr(step, "__name__", type(step).__name__) if own_step and step else type(loop).__name__
+        raise ValueError(
+            f"Expected a Trainer with fastNLP's own batch step, since {name} replaces it, but got `{culprit}`. Remove "
+            "`batch_step_fn` (or the custom `train_batch_loop`), or call the attack yourself in it: see FGM and PGD."
+        )
+    same = [type(each).__name__ for each in callbacks if _kind(each) is kind]
+    if len(same) > 1:
+        one = "attack" if kind is Attack else name
+        raise ValueError(f"Expected at most one {one} in a Trainer, but got {' and '.join(same)}. Keep one of them.")
+
+
+def _kind(callback: MethodCallback) -> type[Method]:
+    """Return the class that a Trainer takes at most one of."""
+    return Attack if issubclass(callback.method_class, Attack) else callback.method_class
+
+
+def _check_sharded(driver: Any, callbacks: list[MethodCallback]) -> None:
+    if driver.fp16:
+        raise ValueError(
+            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
+        )
+    has_rdrop = any(isinstance(each.method, RDrop) for each in callbacks)
+    if driver.outside_ddp and not has_rdrop and isinstance(driver.unwrap_model(), RDropMixin):
+        raise ValueError(
+            "Expected RDropCallback beside a model with RDropMixin in FullyShardedDataParallel, whose `forward` is "
+            "called and not its `train_step`, but got none. Add `RDropCallback()`; it drives the model."
+        )

@@ -1,17 +1,21 @@
-"""The callbacks that only name their method. fastNLP reads the sources of hooks, which are all in the base."""
+"""The callbacks that only name their method, and the table of all methods."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastNLP import logger
-from torch import nn
 
 from ..attacks import AWP, FGM, FGSM, PGD, SAM, TAVAT, FreeLB, NEFTune
+from ..method import Cost, Method
 from ..regularizers import R3F, SMART, VAT, GradientPenalty, RDrop, has_dropout
-from .base import AttackCallback, RegularizerCallback, takes
+from .atta import ATTACallback
+from .base import AttackCallback, MethodCallback, RegularizerCallback, takes
 
 __all__ = [
+    "METHODS",
+    "ATTACallback",
     "AWPCallback",
     "FGMCallback",
     "FGSMCallback",
@@ -41,11 +45,8 @@ class FGMCallback(AttackCallback):
         >>> callback = FGMCallback(epsilon=1.0, start=0.1)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = FGM
-
     @takes(FGM)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class FGSMCallback(AttackCallback):
@@ -61,11 +62,8 @@ class FGSMCallback(AttackCallback):
         >>> callback = FGSMCallback(epsilon=0.003)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = FGSM
-
     @takes(FGSM)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class PGDCallback(AttackCallback):
@@ -81,11 +79,8 @@ class PGDCallback(AttackCallback):
         >>> callback = PGDCallback(epsilon=1.0, steps=3)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = PGD
-
     @takes(PGD)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class FreeLBCallback(AttackCallback):
@@ -100,11 +95,8 @@ class FreeLBCallback(AttackCallback):
         >>> callback = FreeLBCallback(steps=3)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = FreeLB
-
     @takes(FreeLB)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class TAVATCallback(AttackCallback):
@@ -120,11 +112,8 @@ class TAVATCallback(AttackCallback):
         >>> callback = TAVATCallback(steps=2)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = TAVAT
-
     @takes(TAVAT)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class NEFTuneCallback(AttackCallback):
@@ -139,11 +128,8 @@ class NEFTuneCallback(AttackCallback):
         >>> callback = NEFTuneCallback(alpha=5.0)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = NEFTune
-
     @takes(NEFTune)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class AWPCallback(AttackCallback):
@@ -160,11 +146,8 @@ class AWPCallback(AttackCallback):
         >>> callback = AWPCallback(gamma=0.001, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = AWP
-
     @takes(AWP)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class SAMCallback(AttackCallback):
@@ -181,11 +164,8 @@ class SAMCallback(AttackCallback):
         >>> callback = SAMCallback(rho=0.05)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = SAM
-
     @takes(SAM)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class RDropCallback(RegularizerCallback):
@@ -201,15 +181,12 @@ class RDropCallback(RegularizerCallback):
         >>> callback = RDropCallback(kl_weight=1.0)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = RDrop
-
     @takes(RDrop)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def check_model(self, model: nn.Module) -> None:
-        super().check_model(model)
-        if not has_dropout(model):
+    def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
+        super().on_after_trainer_initialized(trainer, driver)
+        if not has_dropout(driver.unwrap_model()):
             logger.rank_zero_warning(
                 "R-Drop compares two dropout masks, but this model has no dropout above 0, so the divergence is 0 and "
                 "training is plain, at twice the price. Give the model dropout, or remove RDropCallback."
@@ -230,11 +207,8 @@ class VATCallback(RegularizerCallback):
         >>> callback = VATCallback(epsilon=1.0)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = VAT
-
     @takes(VAT)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class SMARTCallback(RegularizerCallback):
@@ -249,11 +223,8 @@ class SMARTCallback(RegularizerCallback):
         >>> callback = SMARTCallback(weight=1.0, bregman_weight=1.0)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = SMART
-
     @takes(SMART)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def on_after_optimizers_step(self, trainer: Any, optimizers: Any) -> None:
         self.method.after_step()
@@ -271,11 +242,8 @@ class R3FCallback(RegularizerCallback):
         >>> callback = R3FCallback(epsilon=0.1)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = R3F
-
     @takes(R3F)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class GradientPenaltyCallback(RegularizerCallback):
@@ -290,8 +258,53 @@ class GradientPenaltyCallback(RegularizerCallback):
         >>> callback = GradientPenaltyCallback(weight=0.1)   # trainer = Trainer(..., callbacks=[callback])
     """
 
-    method_class = GradientPenalty
-
     @takes(GradientPenalty)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    One method.
+
+    :param callback: its callback.
+    """
+
+    callback: type[MethodCallback]
+
+    @property
+    def method(self) -> type[Method]:
+        """The class for plain loops."""
+        return self.callback.method_class
+
+    @property
+    def name(self) -> str:
+        """The name of that class."""
+        return self.method.__name__
+
+    @property
+    def title(self) -> str:
+        """The name as papers write it."""
+        return _TITLES.get(self.name, self.name)
+
+    @property
+    def paper(self) -> str:
+        """The address of the paper."""
+        return self.method.paper
+
+    @property
+    def kind(self) -> str:
+        """``"attack"``, of which a Trainer takes one, or ``"regularizer"``, which all combine."""
+        return "attack" if issubclass(self.callback, AttackCallback) else "regularizer"
+
+    def cost(self, **arguments: Any) -> Cost:
+        """Return the passes of a step with these arguments."""
+        return self.method(**arguments).cost
+
+
+_TITLES = {"RDrop": "R-Drop", "TAVAT": "TA-VAT", "GradientPenalty": "gradient penalty"}
+_CALLBACKS = [*AttackCallback.__subclasses__(), *RegularizerCallback.__subclasses__()]  # users' own come later
+_ENTRIES = sorted(map(Entry, _CALLBACKS), key=lambda entry: (entry.kind, entry.name))
+
+#: the methods by name, attacks first
+METHODS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

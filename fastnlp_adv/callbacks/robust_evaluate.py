@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 from fastNLP import Metric, MoreEvaluateCallback, logger
@@ -19,7 +20,7 @@ __all__ = ["RobustEvaluateCallback", "RobustMetric"]
 
 
 class RobustMetric(Metric):
-    """The loss and accuracy that the attack left: of the highest losses, and of what it never got predicted wrong."""
+    """The mean of the highest losses, and the share of labels that the attack never got predicted wrong."""
 
     def __init__(self) -> None:
         super().__init__(backend="torch")
@@ -53,7 +54,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
     :param dataloaders: the data; the Trainer's ``evaluate_dataloaders`` if ``None``.
     :param metrics: by name; the Trainer's if ``None``, which every evaluation resets.
     :param epsilon: the radius of the ball of each example; see :func:`~fastnlp_adv.robust_evaluate`.
-    :param relative: in units of the mean norm of the rows of the embedding; else in those of the embedding.
+    :param relative: in units of the mean norm of the rows of the embedding; else in the units of the embedding.
     :param steps: the number of ascent steps from each start.
     :param restarts: the number of random starts.
     :param alpha: the length of an ascent step, in the units of ``epsilon``; ``2.5 * epsilon / steps`` if ``None``.
@@ -113,16 +114,15 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             {} if metrics is None else metrics,
             evaluate_every=evaluate_every,
             num_eval_sanity_batch=0,  # fastNLP's would come before the attack is there
-            evaluate_batch_step_fn=self._attacked,
+            evaluate_batch_step_fn=self._evaluate_batch,
             verbose=0,  # its results would have no title
             **kwargs,
         )
         self.dataloaders: Any = dataloaders
         self.evaluator: Any = None
-        self._takes_data = dataloaders is None
-        self._takes_metrics = metrics is None
+        self._takes_data, self._takes_metrics = dataloaders is None, metrics is None
         self._sanity_batches = num_eval_sanity_batch
-        self._labels, self._loss = labels, loss
+        self._score = partial(score, labels=labels, loss=loss)
 
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         if type(driver) is not TorchSingleDriver or isinstance(driver.model, nn.DataParallel):
@@ -140,47 +140,34 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         if self._takes_metrics:
             self.metrics = trainer.metrics or {}
         self.metrics = {**self.metrics, "robust": RobustMetric()}
+        self._attack.detach().attach(driver.unwrap_model())
         super().on_after_trainer_initialized(trainer, driver)
         self._trainer = trainer
-        self._attack.detach().attach(driver.unwrap_model())
-        self.evaluator = _Evaluation(self.evaluator, self._attack, driver.unwrap_model(), self._title)
+        self._run, self.evaluator.run = self.evaluator.run, self._evaluate
         if self._sanity_batches > 0:
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
 
-    def _attacked(self, evaluator: Any, batch: Any) -> None:
-        """Takes the place of fastNLP's step for a batch."""
-        with self._attack.running():
-            *_, (_, worst) = self._attack.search(
-                lambda: score(self._trainer.train_step(batch), batch, self._labels, self._loss)
-            )
-            outputs = self._attack.at(worst, lambda: evaluator.evaluate_step(batch))
-        entries = dataclass_to_dict(outputs) if is_dataclass(outputs) and not isinstance(outputs, Mapping) else outputs
-        # fastNLP refuses a field that both have; what was evaluated is what evaluate_step returned
-        if isinstance(batch, Mapping):
-            batch = {name: value for name, value in batch.items() if name not in entries}
-        evaluator.update(batch, {**entries, "robust_totals": worst.totals()})
-
-
-@dataclass
-class _Evaluation:
-    """
-    An Evaluator that begins its attack anew in each run, leaves the modes of all modules as they were, and prints the
-    results under a title.
-    """
-
-    evaluator: Any
-    attack: WorstCase
-    model: nn.Module
-    title: str | None
-
-    def run(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
-        self.attack.begin()
-        with modes_kept(self.model):
-            results: dict[str, Any] = self.evaluator.run(num_eval_batch_per_dl=num_eval_batch_per_dl)
-        if self.title is not None:
+    def _evaluate(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
+        """Take the place of the evaluator's ``run``: begin the attack anew, and print the results under a title."""
+        self._attack.begin()
+        with modes_kept(self._attack.attached):
+            results: dict[str, Any] = self._run(num_eval_batch_per_dl)
+        if self._title is not None:
             # as fastNLP prints them: a line of the log would be drawn into rich's bar
             say = f_rich_progress.print if self.evaluator.progress_bar == "rich" else logger.info
             numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
             others = {name: value for name, value in results.items() if name not in numbers}
-            say(f"{self.title}: {as_text(numbers)}" + (f", {others}" if others else ""))
+            say(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
         return results
+
+    def _evaluate_batch(self, evaluator: Any, batch: Any) -> None:
+        """Take the place of fastNLP's step for a batch."""
+        with self._attack.running():
+            *_, (_, worst) = self._attack.search(lambda: self._score(self._trainer.train_step(batch), batch))
+            outputs = self._attack.at(worst, lambda: evaluator.evaluate_step(batch))
+        if is_dataclass(outputs) and not isinstance(outputs, Mapping):
+            outputs = dataclass_to_dict(outputs)
+        # fastNLP refuses a field that both have; metrics are of those that evaluate_step returned
+        if isinstance(batch, Mapping):
+            batch = {name: value for name, value in batch.items() if name not in outputs}
+        evaluator.update(batch, {**outputs, "robust_totals": worst.totals()})

@@ -1,4 +1,4 @@
-"""The list of repairs, and those of fastNLP's dataloaders and of how it saves and loads."""
+"""The list of repairs, and the repairs of fastNLP's dataloaders, and of how it saves and loads."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def fsdp_checkpoints() -> None:
     whole = state_dict.StateDictOptions(full_state_dict=True)
 
     def gathered(driver: TorchFSDPDriver) -> Any:
-        # From a CPU to the CPU torch makes no copy, and reads what it has freed.
+        # From a CPU to the CPU torch makes no copy, and reads freed memory.
         on_device = next(driver.model.parameters()).device.type != "cpu"
         return state_dict.StateDictOptions(full_state_dict=True, cpu_offload=on_device)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import divergences, forwards
 from ..method import Method
-from ..options import Options, must_be, one_of, option, options
-from .outputs import Mask, read_loss, read_outputs
+from ..options import must_be, one_of, option, options
+from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
 __all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
 
@@ -59,7 +61,8 @@ class Regularizer(Method, ABC):
 
         :param objective: takes a batch and returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or
             ``logits``), floating-point logits or values of shape ``(examples, ...)``; with the terms of other
-            regularizers that it contains.
+            regularizers that it contains. Of several predictions, a tuple or dict in ``pred`` or ``start_logits`` and
+            ``end_logits``, the divergences are added.
         :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
         :param forward: the bare training step, for the passes that the method needs besides; ``objective`` if ``None``.
             A model with R-Drop of its own runs once in it.
@@ -107,7 +110,7 @@ def _check_divergence(name: str, value: Any) -> None:
 
 
 @options
-class Predictions(Options):
+class Predictions(Regularizer):
     """Compares predictions."""
 
     #: whether both directions of a divergence are averaged or summed; ``None`` for one
@@ -132,14 +135,47 @@ class Predictions(Options):
             lambda value: value is None or isinstance(value, str) or callable(value),
         ),
         doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
-        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``. With ``None``, "
-        "predictions of three or more dimensions leave out the positions whose integer ``labels`` (or ``label``, "
-        "``targets``, ``target``), of shape ``pred.shape[:-1]``, are -100. A causal language model that shifts its "
-        "labels inside needs a callable that shifts too",
+        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
+        "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
+        "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
+        "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop knows one by "
+        "its output, or if it is given the model. Decoders of BART and its like do not shift and need a mask",
     )
 
-    def distance(self, pred: Tensor, other: Tensor, mask: Tensor | None, reduction: str | None = None) -> Tensor:
-        """Return the divergence between two predictions; a squared error has one direction only."""
+    def _forget(self) -> None:
+        super()._forget()
+        #: whether the first batch has been checked
+        self.has_looked = False
+        #: whether the model is a causal language model
+        self._shifts = False
+
+    def make_memory(self, model: nn.Module) -> None:
+        super().make_memory(model)
+        self._shifts = shifts_labels(model)
+
+    def masks(self, batch: Any, outputs: dict[str, Any], returned: Any) -> list[Tensor | None]:
+        """Return the mask of each prediction; validate the first batch."""
+        if not self.has_looked and self.divergence == "categorical":
+            _refuse_multi_label(batch, tensors_of(outputs["pred"]))
+        self.has_looked = True  # reading values synchronizes
+        return find_masks(self.mask, batch, outputs, shifts=self._shifts or shifts_labels(returned))
+
+    def distance(self, pred: Any, other: Any, masks: list[Tensor | None], reduction: str | None = None) -> Tensor:
+        """Return the divergence between two predictions, of several the sum; a squared error has one direction only."""
         symmetric = None if self.divergence == "mse" else self.symmetric
         how: dict[str, Any] = {"kind": self.divergence, "reduction": reduction or self.reduction}
-        return divergences.divergence(pred, other, mask=mask, symmetric=symmetric, **how)
+        pairs = zip(tensors_of(pred), tensors_of(other), masks, strict=True)
+        terms = [divergences.divergence(p, q, mask=mask, symmetric=symmetric, **how) for p, q, mask in pairs]
+        return functools.reduce(torch.add, terms)
+
+
+def _refuse_multi_label(batch: Any, preds: list[Tensor]) -> None:
+    """Raise ``ValueError`` for labels of 0 and 1 per class, unless they are distributions over the classes."""
+    for labels in labels_in(batch):
+        fits = labels.is_floating_point() and labels.ndim > 1 and any(labels.shape == pred.shape for pred in preds)
+        if fits and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() < 0.01)).all()):
+            raise ValueError(
+                f"Expected `divergence` to be 'bernoulli' for labels of shape {tuple(labels.shape)} that are no "
+                "distributions over classes, but got 'categorical', which does not notice a shift of all logits. "
+                "Use divergence='bernoulli' for multi-label classification, 'mse' for a regression."
+            )

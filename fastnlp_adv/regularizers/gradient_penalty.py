@@ -72,41 +72,31 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         return Cost(1, 1, 1)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        _check_whole(model)
+        # After the first backward pass only shards are left, while the second still needs the weights.
+        refuse_sharded(model, "GradientPenalty, which differentiates twice,")
         return taps_on(model, self.emb_name, "sequence")
 
     def regularize(self, objective: Forward, batch: Any, forward: Forward | None) -> dict[str, Any]:
-        """
-        Run ``objective`` on the batch and add the penalty.
-
-        :return: the outputs as a dict, in which ``loss`` has the penalty in it, and ``gradient_penalty`` is half
-            the squared gradient, averaged over the sequences, unweighted and detached.
-        :raises ValueError: if the outputs lack a loss.
-        :raises RuntimeError: if the loss does not depend on the embedding, or a kernel has no second derivative.
-        """
-        _check_whole(self.attached)  # again, since a model that is sharded later would crash
+        refuse_sharded(self.attached, "GradientPenalty, which differentiates twice,")  # it may be sharded by now
         try:
             for tap in self.taps:
                 tap.begin_pass(inner=True)
             outputs = read_loss(objective(batch))
-            penalty = self._penalty(outputs["loss"])
+            self.differentiate(outputs["loss"], create_graph=True)
+            penalty = torch.zeros_like(outputs["loss"])
+            if self.check_grad():
+                penalty = torch.stack([_half_square(delta) for tap in self.taps for delta in tap.deltas()]).sum()
+                if _dead_ends(penalty):
+                    self._refuse(penalty)
+            else:
+                self.without_grad += 1
         finally:
             for tap in self.taps:
                 tap.reset()
         return add_term(outputs, self.name, self.weight, penalty)
 
-    def _penalty(self, loss: Tensor) -> Tensor:
-        self.differentiate(loss, create_graph=True)
-        if not self.check_grad():
-            self.without_grad += 1
-            return torch.zeros_like(loss)
-        penalty = torch.stack([_half_square(delta) for tap in self.taps for delta in tap.deltas()]).sum()
-        if _dead_ends(penalty):
-            self._refuse(penalty)
-        return penalty
-
     def _refuse(self, penalty: Tensor) -> None:
-        """Say now what the backward pass would say out of reach of this object."""
+        """Raise the error of the backward pass now, with a way out."""
         cause = None
         try:
             torch.autograd.grad(penalty, [leaf for tap in self.taps for leaf in tap.leaves], allow_unused=True)
@@ -119,11 +109,6 @@ class GradientPenalty(OnEmbeddings, Regularizer):
             "for recurrent layers on a GPU, `torch.backends.cudnn.flags(enabled=False)`, on a CPU, "
             "`torch.backends.mkldnn.flags(enabled=False)`; do not compile the model."
         ) from cause
-
-
-def _check_whole(model: nn.Module) -> None:
-    # After the first backward pass the shards are all that is left, while the second still needs the weights.
-    refuse_sharded(model, "GradientPenalty, which differentiates twice,")
 
 
 def _half_square(delta: Delta) -> Tensor:

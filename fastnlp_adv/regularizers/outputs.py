@@ -1,25 +1,52 @@
-"""Reads the outputs of a training step: the loss, the prediction, and which of its positions count."""
+"""Reads the outputs of a training step: the loss, the predictions, and which of their positions count."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["IGNORED", "LABELS", "Mask", "find_mask", "labels_in", "read_loss", "read_outputs"]
+__all__ = [
+    "COUNTS",
+    "IGNORED",
+    "LABELS",
+    "Mask",
+    "by_name",
+    "counts_in",
+    "find_masks",
+    "labels_in",
+    "like",
+    "read_loss",
+    "read_outputs",
+    "scale_counts",
+    "shifted",
+    "shifts_labels",
+    "tensors_of",
+]
 
 #: a batch key, or a function of batch and outputs
 Mask = str | Callable[..., Any] | None
 
+#: where labels are looked for, and the label that cross entropy ignores
+LABELS = ("labels", "label", "targets", "target")
+IGNORED = -100
+
+#: how the classes of causal language models end
+_CAUSAL = ("ForCausalLM", "GPT2LMHeadModel", "GPTLMHeadModel", "CTRLLMHeadModel", "BertLMHeadModel")
+
 _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 
 
-def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
+def read_outputs(outputs: Any, *, needs_loss: bool = True, several: bool = False) -> dict[str, Any]:
     """
     Return a new dict of the outputs: ``loss`` as one number, and ``pred``, which is ``logits`` where there is no
-    ``pred`` or it holds integers.
+    ``pred`` or it holds integers. With ``several``, ``pred`` may be a tuple, list or dict of tensors, as is that of
+    ``start_logits`` and ``end_logits``.
 
     Example::
 
@@ -31,7 +58,7 @@ def read_outputs(outputs: Any, *, needs_loss: bool = True) -> dict[str, Any]:
     entries = _as_dict(outputs)
     if needs_loss or entries.get("loss") is not None:
         entries["loss"] = _loss(entries)
-    return {**entries, "pred": _prediction(entries)}
+    return {**entries, "pred": _prediction(entries, several)}
 
 
 def read_loss(outputs: Any) -> dict[str, Any]:
@@ -59,15 +86,64 @@ def _loss(entries: dict[str, Any]) -> Tensor:
     )
 
 
-def _prediction(entries: dict[str, Any]) -> Tensor:
-    candidates: list[Tensor] = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), Tensor)]
+def by_name(outputs: Any) -> Any:
+    """Return a tuple as a dict: unless its fields have names, the loss comes first, and then a prediction."""
+    if not isinstance(outputs, tuple) or not outputs:
+        return outputs
+    named = dict(zip(_names(outputs), outputs, strict=True))
+    preds = [value for value in outputs[1:] if isinstance(value, Tensor) and value.ndim and value.is_floating_point()]
+    pred = {"pred": preds[0]} if preds and "logits" not in named else {}
+    return {"loss": outputs[0], **pred, **named}
+
+
+def like(returned: Any, entries: dict[str, Any]) -> Any:
+    """Return what a model returned, with the entries that :class:`RDrop` made of it, and ``kl`` in a mapping."""
+    if isinstance(returned, tuple):
+        names = _names(returned)
+        first = names[0] if "loss" in names else "loss"
+        values = [entries[first], *(entries[name] for name in names[1:])]
+        return type(returned)(*values) if hasattr(returned, "_fields") else type(returned)(values)
+    made = copy.copy(returned)
+    if isinstance(returned, Mapping):
+        own = {name: entries[name] for name in [*returned, *({"kl"} & entries.keys())]}
+        if dataclasses.is_dataclass(returned):  # a ModelOutput, which DistributedDataParallel makes anew of its fields
+            return _output_with_kl(type(returned))(**own)
+        for name, value in own.items():
+            made[name] = value
+    else:
+        for field in dataclasses.fields(returned):
+            object.__setattr__(made, field.name, entries[field.name])
+    return made
+
+
+@functools.cache
+def _output_with_kl(kind: type) -> type:
+    return dataclasses.make_dataclass(kind.__name__, [("kl", Any, None)], bases=(kind,))
+
+
+def _names(outputs: tuple[Any, ...]) -> list[str]:
+    return list(getattr(outputs, "_fields", map(str, range(len(outputs)))))
+
+
+def tensors_of(pred: Any) -> list[Tensor]:
+    """Return the tensors of a prediction; none if it holds anything else."""
+    parts = [pred] if isinstance(pred, Tensor) else list(pred.values() if isinstance(pred, Mapping) else pred or ())
+    return parts if all(isinstance(part, Tensor) for part in parts) else []
+
+
+def _prediction(entries: dict[str, Any], several: bool) -> Any:
+    kinds = (Tensor, tuple, list, Mapping) if several else Tensor
+    candidates = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), kinds)]
+    if several and entries.keys() >= {"start_logits", "end_logits"} and not candidates:
+        candidates = [(entries["start_logits"], entries["end_logits"])]
+    candidates = [candidate for candidate in candidates if tensors_of(candidate)]
     for candidate in candidates:
-        if candidate.is_floating_point():
+        if all(part.is_floating_point() for part in tensors_of(candidate)):
             return candidate
     if candidates:
         raise ValueError(
-            f"Expected `pred` to hold floating-point logits or values, but got {candidates[0].dtype}. Return what the "
-            "argmax was taken of; `evaluate_step` can still return the argmax."
+            f"Expected `pred` to hold floating-point logits or values, but got {tensors_of(candidates[0])[0].dtype}. "
+            "Return what the argmax was taken of; `evaluate_step` can still return the argmax."
         )
     raise ValueError(
         f"Expected the training step to return {_WANTED}, but got the entries {sorted(map(str, entries))}. Return the "
@@ -75,29 +151,26 @@ def _prediction(entries: dict[str, Any]) -> Tensor:
     )
 
 
-#: where token labels are looked for, and the label that cross entropy ignores
-LABELS = ("labels", "label", "targets", "target")
-IGNORED = -100
-
-
-def find_mask(mask: Mask, batch: Any, outputs: dict[str, Any]) -> Tensor | None:
-    """Return which positions of ``pred`` count, as a tensor of shape ``pred.shape[:-1]``; ``None`` for all."""
+def find_masks(mask: Mask, batch: Any, outputs: dict[str, Any], *, shifts: bool) -> list[Tensor | None]:
+    """Return which positions of each prediction count, of shape ``pred.shape[:-1]``; ``None`` where all do."""
+    preds = tensors_of(outputs["pred"])
     if mask is None:
-        return _labelled_positions(batch, outputs["pred"])
+        return [_labelled_positions(batch, pred, shifts) for pred in preds]
     found = mask(batch, outputs) if callable(mask) else _field(batch, mask)
-    if isinstance(found, Tensor):
-        return found
+    masks = tensors_of(found) if isinstance(found, (Tensor, tuple, list, Mapping)) else []
+    if len(masks) in (1, len(preds)):
+        return [*masks] if len(masks) > 1 else [*masks] * len(preds)
     names = f"the fields {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "no field by name"
     raise ValueError(
-        f"Expected `mask` ({mask!r}) to give a tensor of shape {tuple(outputs['pred'].shape[:-1])}, but got "
+        f"Expected `mask` ({mask!r}) to give a tensor of shape {tuple(preds[0].shape[:-1])}, but got "
         f"{type(found).__name__}; the batch holds {names}."
     )
 
 
-def _labelled_positions(batch: Any, pred: Tensor) -> Tensor | None:
+def _labelled_positions(batch: Any, pred: Tensor, shifts: bool) -> Tensor | None:
     for labels in labels_in(batch) if pred.ndim > 2 else ():
         if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
-            return labels != IGNORED
+            return (shifted(labels) if shifts else labels) != IGNORED
     return None
 
 
@@ -107,5 +180,32 @@ def labels_in(batch: Any) -> list[Tensor]:
     return [value for value in found if isinstance(value, Tensor)]
 
 
+def shifted(labels: Tensor) -> Tensor:
+    """Return the label of the next position for each position."""
+    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+
+
+def shifts_labels(source: Any) -> bool:
+    """Tell whether a model, or its output, is of a causal language model of transformers, which shifts its labels."""
+    if isinstance(source, nn.Module):
+        return any(type(module).__name__.endswith(_CAUSAL) for module in source.modules())
+    return "CausalLMOutput" in type(source).__name__
+
+
 def _field(batch: Any, name: str) -> Any:
     return batch.get(name) if isinstance(batch, Mapping) else None
+
+
+#: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
+COUNTS = ("num_items_in_batch",)
+
+
+def counts_in(batch: Any) -> dict[str, Any]:
+    """Return the fields of a batch that its loss is divided by."""
+    return {name: batch[name] for name in COUNTS if _field(batch, name) is not None}
+
+
+def scale_counts(batch: Any, factor: float) -> Any:
+    """Return the batch with the fields that its loss is divided by multiplied by ``factor``."""
+    counts = {name: factor * count for name, count in counts_in(batch).items()}
+    return {**batch, **counts} if counts else batch

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import forwards
-from ..batch import double_batch, first_half
+from ..batch import double_batch, fields_of, first_half
 from ..method import Cost
 from ..options import check_number, one_of, option, options
-from .base import Forward, Predictions, Regularizer, add_term
-from .outputs import IGNORED, find_mask, labels_in, read_outputs
+from .base import Forward, Predictions, add_term
+from .outputs import IGNORED, counts_in, read_outputs, scale_counts, shifted, tensors_of
 
 __all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
 
 
 @options
-class RDrop(Predictions, Regularizer):
+class RDrop(Predictions):
     r"""
     The loss of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks",
     https://arxiv.org/abs/2106.14448):
@@ -66,11 +67,6 @@ class RDrop(Predictions, Regularizer):
     innermost = True
     needs_model = False
 
-    def _forget(self) -> None:
-        super()._forget()
-        #: whether the first batch has been checked
-        self.has_looked = False
-
     @property
     def cost(self) -> Cost:
         return Cost(1, 1, 0) if self.mode == "concat" else Cost(2, 2, 0)
@@ -85,22 +81,22 @@ class RDrop(Predictions, Regularizer):
         :raises ValueError: if the outputs lack a loss or a prediction, or the batch cannot be doubled.
         """
         run = self._concat if self.mode == "concat" else self._two_pass
-        outputs, pred2 = run(objective, batch)
-        if not self.has_looked:  # reading values synchronizes, so only the first batch is checked
-            if self.divergence == "categorical" and _are_probabilities(outputs["pred"]):
-                warnings.warn(_SOFTMAXED, stacklevel=2)
-            self.has_looked = True
-        kl = self.distance(outputs["pred"], pred2, find_mask(self.mask, batch, outputs))
+        outputs, pred2, returned = run(objective, batch)
+        if not self.has_looked and self.divergence == "categorical" and _are_probabilities(outputs["pred"]):
+            warnings.warn(_SOFTMAXED, stacklevel=2)
+        kl = self.distance(outputs["pred"], pred2, self.masks(batch, outputs, returned))
         return add_term({"pred2": pred2, **outputs}, self.name, self.kl_weight, kl)
 
-    def _two_pass(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
-        first, second = (read_outputs(forwards.run(forward, batch, bare=True, last=last)) for last in (False, True))
-        return {**first, "loss": (first["loss"] + second["loss"]) / 2}, second["pred"]
+    def _two_pass(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Any, Any]:
+        returned = [forwards.run(forward, batch, bare=True, last=last) for last in (False, True)]
+        first, second = (read_outputs(each, several=True) for each in returned)
+        return {**first, "loss": (first["loss"] + second["loss"]) / 2}, second["pred"], returned[0]
 
-    def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Tensor]:
+    def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Any, Any]:
         doubled, rows = double_batch(batch)
+        doubled = scale_counts(doubled, 2)
         try:
-            outputs = read_outputs(forwards.run(forward, doubled, copies=2, rows=rows, bare=True))
+            returned = forwards.run(forward, doubled, copies=2, rows=rows, bare=True)
         except RuntimeError as error:
             if "enforce_sorted" not in str(error):
                 raise
@@ -108,15 +104,23 @@ class RDrop(Predictions, Regularizer):
                 "Expected the model to take the doubled batch, but got an error, since examples are no longer sorted "
                 "by length. Use mode='two_pass', or call `pack_padded_sequence` with `enforce_sorted=False`."
             ) from error
-        pred = outputs["pred"]
-        if pred.shape[:1] != (2 * rows,):
-            raise ValueError(
-                f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
-                f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
-            )
-        if not self.has_looked and _is_sum(outputs["loss"], pred, doubled):
+        outputs = read_outputs(returned, several=True)
+        for pred in tensors_of(outputs["pred"]):
+            if pred.shape[:1] != (2 * rows,):
+                raise ValueError(
+                    f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
+                    f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
+                )
+        unknown = not self.has_looked and not counts_in(batch)
+        if unknown and _doubles(outputs, doubled, lambda: forwards.run(forward, batch, bare=True)):
             warnings.warn(_SUMMED, stacklevel=2)
-        return first_half(outputs, rows), pred[rows:]
+        return first_half(outputs, rows), _second_half(outputs["pred"], rows), returned
+
+
+def _second_half(pred: Any, rows: int) -> Any:
+    if isinstance(pred, Tensor):
+        return pred[rows:]
+    return {k: pred[k][rows:] for k in pred} if isinstance(pred, Mapping) else tuple(each[rows:] for each in pred)
 
 
 _SOFTMAXED = (
@@ -124,31 +128,45 @@ _SOFTMAXED = (
     "divergence takes a softmax itself, and a second one makes all predictions nearly alike. Return the logits."
 )
 _SUMMED = (
-    "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got the sum, which the doubled "
-    "batch makes twice as large. Return the mean, or use mode='two_pass'."
+    "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got one that the doubled batch "
+    "makes twice as large, as a sum. Return the mean, or use mode='two_pass'."
 )
 
 
-def _are_probabilities(pred: Tensor) -> bool:
-    rows = pred.detach().float()
-    return pred.shape[-1] > 1 and len(rows) > 0 and bool((rows >= 0).all() & ((rows.sum(-1) - 1).abs() < 0.01).all())
+def _are_probabilities(pred: Any) -> bool:
+    rows = [each.detach().float() for each in tensors_of(pred) if each.shape[-1] > 1 and len(each) > 0]
+    return any(bool((each >= 0).all() & ((each.sum(-1) - 1).abs() < 0.01).all()) for each in rows)
 
 
 @torch.no_grad()
-def _is_sum(loss: Tensor, pred: Tensor, batch: Any) -> bool:
-    """Tell whether the loss is one of the usual ones, summed over the batch."""
-    loss, pred = loss.float(), pred.float()
-    sums = [total for labels in labels_in(batch) for total, terms in _sums(pred, labels) if terms > 1]
-    return any(bool(total.abs() > 1e-6) and bool((loss - total).abs() <= 1e-4 * total.abs()) for total in sums)
+def _doubles(outputs: dict[str, Any], doubled: Any, run_once: Callable[[], Any]) -> bool:
+    """Tell whether the loss of a doubled batch is twice the batch's, by another forward unless it is a usual one."""
+    loss, preds = outputs["loss"].float(), [each.float() for each in tensors_of(outputs["pred"])]
+    fields = [field for _, field in fields_of(doubled) if isinstance(field, Tensor)]
+    totals = [each for pred in preds for field in fields for each in _sums(pred, field)]
+    if any(_same(loss, total / max(terms, 1)) for total, terms in totals):
+        return False
+    if any(_same(loss, total) for total, _ in totals):
+        return True
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return False  # other ranks may know their loss, and would not run another forward
+    with torch.random.fork_rng([loss.device] if loss.is_cuda else []):
+        once = read_outputs(run_once(), several=True)["loss"].float()
+    return bool((loss - 2 * once).abs() < 0.3 * once.abs())
+
+
+def _same(loss: Tensor, other: Tensor) -> bool:
+    return bool((loss - other).abs() <= 1e-4 * other.abs())
 
 
 def _sums(pred: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, int]]:
     """Yield the usual losses summed over the batch, each with the number of its terms."""
     if labels.shape == pred.shape[:-1] and not labels.is_floating_point():
-        counted = labels != IGNORED
-        if bool((~counted | ((labels >= 0) & (labels < pred.shape[-1]))).all()):
-            total = F.cross_entropy(pred[counted], labels[counted].long(), reduction="sum")
-            yield total, int(counted.sum())
+        for targets in (labels, shifted(labels)):
+            counted = targets != IGNORED
+            if bool((~counted | ((targets >= 0) & (targets < pred.shape[-1]))).all()):
+                total = F.cross_entropy(pred[counted], targets[counted].long(), reduction="sum")
+                yield total, int(counted.sum())
     elif labels.shape == pred.shape:
         target = labels.float()
         yield F.mse_loss(pred, target, reduction="sum"), labels.numel()

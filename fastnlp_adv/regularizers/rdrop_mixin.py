@@ -5,39 +5,43 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from .. import forwards
+from ..options import one_of
+from .outputs import by_name, like
 from .rdrop import RDrop, warn_without_dropout
 
 __all__ = ["RDropMixin"]
 
 _SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
+_check_where = one_of("train_step", "forward")
 
 
 class RDropMixin:
     """
-    Gives a model a ``train_step`` that runs the user's own forward twice and returns R-Drop's loss (see
-    :class:`RDrop`).
+    Gives a model a ``train_step`` that runs the user's own step twice and returns R-Drop's loss (see :class:`RDrop`).
 
     The user's class defines ``train_step``, inherits it, or has only a ``forward``; either returns ``loss`` and
     ``pred`` (or ``logits``). The signature stays, so fastNLP passes the same fields of the batch as before. Both
-    forwards happen inside one call of the model, which is what ``DistributedDataParallel`` needs. ``forward`` and
-    ``evaluate_step`` are not touched.
+    forwards happen inside one call of the model, which is what ``DistributedDataParallel`` needs.
+
+    Loops that call ``model(...)`` never come to ``train_step``: transformers' ``Trainer``, Accelerate, most loops of
+    one's own, and fastNLP on a model that comes wrapped in ``DistributedDataParallel``. For them set ``rdrop_in =
+    "forward"``: a call in training mode with gradients runs R-Drop once and returns what the model returns (a dict,
+    dataclass, ``ModelOutput``, or a tuple that begins with the loss), with the combined loss in it, and ``kl`` where it
+    takes further keys. With ``"train_step"``, the default, such a call warns once if it returns a loss. Evaluation and
+    calls of ``forward`` itself are never touched, nor is a model inside ``DataParallel``.
 
     Settings are class attributes, named after the arguments of :class:`RDrop` and read at every step; an instance may
     have its own. A callable written in the class body is a method like any other: ``def rdrop_mask(self, batch,
     outputs)``, where ``batch`` holds the arguments of ``train_step`` by name. A ``staticmethod`` takes no ``self``.
-
-    In a model that comes wrapped in ``DistributedDataParallel``, fastNLP calls ``forward``, not ``train_step``. It is
-    then ``forward`` that runs twice in training, and that has to return ``loss`` and ``pred``. A model wrapped in
-    ``DataParallel`` does without R-Drop: give the Trainer the bare model.
 
     :raises ValueError: when the class is made, if a setting is out of its range or misspelt.
 
@@ -57,6 +61,7 @@ class RDropMixin:
         ['kl', 'loss', 'pred', 'pred2']
     """
 
+    rdrop_in: Any = "train_step"
     rdrop_kl_weight: Any = 1.0
     rdrop_reduction: Any = "batchmean"
     rdrop_divergence: Any = "categorical"
@@ -65,31 +70,44 @@ class RDropMixin:
 
     #: whether the class has a ``train_step`` only because the mixin made one
     _rdrop_from_forward = False
-    #: whether the model's dropout and misuse of R-Drop have been looked for, which happens in the first step
+    #: whether the first step has been checked, and a call that trained without R-Drop warned of
     _rdrop_checked = False
+    _rdrop_warned = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_settings(cls)
         step = _users_step(cls)
         cls._rdrop_from_forward = step is None
-        if step is None and _has_forward(cls):
-            step = _step_from_forward(cls)
+        if getattr(cls, "forward", nn.Module.forward) is not nn.Module.forward:
+            call = _step_from_forward(cls)
+            cls._rdrop_call = _run_twice(call, keeps_type=True)  # type: ignore[attr-defined]
+            step = step or call
         if step is not None:
             cls.train_step = _run_twice(step)  # type: ignore[attr-defined]
 
-        if _has_forward(cls):
-            cls._rdrop_forward = _run_twice(_step_from_forward(cls))  # type: ignore[attr-defined]
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._rdrop_is_wrapped() and not _is_bare() and forwards.scope.rdrop.get(id(self), self) is not None:
-            return self._rdrop_forward(*args, **kwargs)  # type: ignore[attr-defined]
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if not self._rdrop_trains():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        _check_where("rdrop_in", self.rdrop_in)
+        if self.rdrop_in == "forward":
+            return self._rdrop_call(*args, **kwargs)  # type: ignore[attr-defined]
+        outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if not self._rdrop_warned and _has_loss(outputs):
+            self._rdrop_warned = True
+            name = type(self).__name__
+            warnings.warn(
+                f"{name} was called in training and returned a loss without R-Drop, which acts in `train_step`. Set "
+                f'`rdrop_in = "forward"` in {name} if this loop calls the model, or call `train_step`.',
+                stacklevel=2,
+            )
+        return outputs
 
-    def _rdrop_is_wrapped(self) -> bool:
-        """Tell whether ``DistributedDataParallel`` around the model itself asks for this forward, in training."""
-        wrapper = DistributedDataParallel._get_active_ddp_module()
-        return wrapper is not None and wrapper.module is self and wrapper.training and torch.is_grad_enabled()
+    def _rdrop_trains(self) -> bool:
+        """Tell whether a call is a training step, and not a forward inside one."""
+        model: Any = self
+        trains = model.training and torch.is_grad_enabled() and not hasattr(self, "_is_replica")
+        return trains and not _is_bare() and forwards.scope.rdrop.get(id(self), self) is not None
 
     @contextmanager
     def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:
@@ -126,32 +144,43 @@ class RDropMixin:
 
 
 def _is_bare() -> bool:
-    """Tell whether the caller has the say on R-Drop."""
+    """Tell whether the driver runs R-Drop, if any."""
     forward = forwards.scope.forward
     return forward is not None and forward.bare
 
 
-def _run_twice(step: Callable[..., Any]) -> Callable[..., Any]:
+def _run_twice(step: Callable[..., Any], *, keeps_type: bool = False) -> Callable[..., Any]:
     # functools.wraps leaves the user's signature for fastNLP to match the fields of the batch with.
     names = [p.name for p in inspect.signature(step).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(step)
     def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Whoever runs R-Drop announces bare forwards: RDropCallback, or the regularizer below, inside which the step of
-        # a base class would run twice once more.
+        # Drivers of R-Drop announce bare forwards: RDropCallback, or the regularizer below, inside which the step of a
+        # base class would run twice once more.
         regularizer = None if _is_bare() else self._rdrop()
         if regularizer is None:
             return step(self, *args, **kwargs)
-        if len(args) == 1 and not kwargs:  # the whole batch in one argument
-            return regularizer(functools.partial(step, self), args[0])
         positional = [*names[: len(args)], *(f"args[{i}]" for i in range(len(names), len(args)))]
+        is_whole = len(args) == 1 and not kwargs  # the whole batch in one argument
+        returned = []
 
-        def forward(batch: dict[str, Any]) -> Any:
-            return step(self, *(batch[name] for name in positional), **{name: batch[name] for name in kwargs})
+        def forward(batch: Any) -> Any:
+            given = (batch,) if is_whole else [batch[name] for name in positional]
+            outputs = step(self, *given, **{name: batch[name] for name in kwargs})
+            returned.append(outputs)
+            return by_name(outputs) if keeps_type else outputs
 
-        return regularizer(forward, {**dict(zip(positional, args, strict=True)), **kwargs})
+        batch = args[0] if is_whole else {**dict(zip(positional, args, strict=True)), **kwargs}
+        outputs = regularizer(forward, batch)
+        return like(returned[0], outputs) if keeps_type else outputs
 
     return train_step
+
+
+def _has_loss(outputs: Any) -> bool:
+    outputs = by_name(outputs)
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
 
 
 def _users_step(cls: type) -> Callable[..., Any] | None:
@@ -161,10 +190,6 @@ def _users_step(cls: type) -> Callable[..., Any] | None:
             step: Callable[..., Any] = vars(base)["train_step"]
             return step
     return None
-
-
-def _has_forward(cls: type) -> bool:
-    return getattr(cls, "forward", nn.Module.forward) is not nn.Module.forward
 
 
 def _step_from_forward(cls: Any) -> Callable[..., Any]:
@@ -184,5 +209,7 @@ def _check_settings(cls: type) -> None:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85) or [k for k in known if k.startswith(name)]
         if close and name not in known and not callable(value):  # what is named otherwise is the user's own
             raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got `{name}`.")
+    if not isinstance(cls.rdrop_in, property):  # type: ignore[attr-defined]
+        _check_where("rdrop_in", cls.rdrop_in)  # type: ignore[attr-defined]
     values = {name: getattr(cls, f"rdrop_{name}") for name in _SETTINGS}
     RDrop(**{name: value for name, value in values.items() if not isinstance(value, property)})

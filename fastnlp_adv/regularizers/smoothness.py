@@ -15,8 +15,8 @@ from ..functional import group_norm, project, steepest_direction
 from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_count, check_number, check_positive, check_up_to_1, one_of, option, options
 from ..taps import Delta, Lookup, Tap, refuse_sharded, taps_on
-from .base import Forward, Predictions, Regularizer, add_term
-from .outputs import find_mask, read_outputs
+from .base import Forward, Predictions, add_term
+from .outputs import read_outputs, tensors_of
 
 __all__ = ["R3F", "SMART", "VAT"]
 
@@ -24,7 +24,7 @@ __all__ = ["R3F", "SMART", "VAT"]
 _INNER_SCALE = 2.0**10
 
 
-class Smoothness(SharesDropout, Predictions, OnEmbeddings, Regularizer):
+class Smoothness(SharesDropout, OnEmbeddings, Predictions):
     """
     Adds the divergence between the predictions at ``e`` and ``e + d``. A method defines where ``d`` starts and how it
     moves; it is 0 at ``padding_idx``. Gradients flow through both predictions if the divergence is symmetric.
@@ -57,15 +57,17 @@ class Smoothness(SharesDropout, Predictions, OnEmbeddings, Regularizer):
         bare = objective if forward is None else forward
         try:
             outputs = run(objective, "clean")
-            clean, mask = outputs["pred"], find_mask(self.mask, batch, outputs)
+            clean = tensors_of(outputs["pred"])
+            fixed, masks = [pred.detach() for pred in clean], self.masks(batch, outputs, None)
             # Some batches of a multi-task training do not use the embedding; all ranks run the last pass all the same.
             elsewhere = not any(tap.has_lookups for tap in self.embedding_taps)
             self.without_grad += elsewhere
             for lookups in self.embedding_taps:
                 lookups.start, lookups.mixes_passes = self.start_at, True
             for left in reversed(range(0 if elsewhere else self.steps)):
-                # Each example has a norm of its own, so every reduction has the directions of the sum.
-                inner = self.distance(clean.detach(), run(bare, "inner")["pred"], mask, "sum")
+                # Each example has a norm of its own: reductions of one prediction have the directions of the sum.
+                reduction = "sum" if len(fixed) == 1 else None
+                inner = self.distance(fixed, run(bare, "inner")["pred"], masks, reduction)
                 self.differentiate(_INNER_SCALE * inner)
                 for tap in self.taps:
                     tap.perturb([self.ascend(delta, last=left == 0) for delta in tap.deltas()])
@@ -73,7 +75,7 @@ class Smoothness(SharesDropout, Predictions, OnEmbeddings, Regularizer):
         finally:
             for tap in self.taps:
                 tap.reset()
-        term = self.distance(clean if self.symmetric else clean.detach(), perturbed, mask)
+        term = self.distance(clean if self.symmetric else fixed, perturbed, masks)
         return add_term(outputs, self.name, self.weight, 0 * term if elsewhere else term)
 
     def draw(self, lookup: Lookup, output: Tensor, draw: Callable[..., Tensor] = Tensor.normal_) -> Tensor:
@@ -85,7 +87,7 @@ class Smoothness(SharesDropout, Predictions, OnEmbeddings, Regularizer):
             tap.begin_pass(inner=kind == "inner", is_read=kind == "inner")
         begin_dropout()
         returned = forwards.run(step, batch, bare=kind != "clean", last=kind == "last")
-        outputs = read_outputs(returned, needs_loss=kind == "clean" and self.needs_loss)
+        outputs = read_outputs(returned, needs_loss=kind == "clean" and self.needs_loss, several=True)
         for lookups in self.embedding_taps:
             lookups.had_grad = lookups.had_grad or lookups.has_lookups
         if not any(lookups.has_lookups for lookups in self.embedding_taps):
@@ -104,9 +106,8 @@ class VAT(Smoothness):
 
     where :math:`p(e)` is held constant and :math:`d` starts at a random direction. ``steps`` times :math:`d` is
     replaced; each is a step of the power iteration for the direction in which the divergence grows fastest. The norms
-    are over each example. An example without a gradient, or with one that is not finite, is not perturbed.
-
-    No labels are needed: a batch whose outputs hold no ``loss`` is trained on this term only.
+    are over each example. An example without a gradient, or with one that is not finite, is not perturbed. No labels
+    are needed: a batch whose outputs hold no ``loss`` is trained on this term only.
 
     A step costs ``2 + steps`` forward passes, one backward pass through two of them, and ``steps`` backward passes that
     end at the embeddings: 2 + 2/3 plain steps by default.
@@ -171,7 +172,6 @@ class SMART(Smoothness):
     parameters that require a gradient when this is built; nothing is kept of them if :math:`\mu` is 0.
 
     A step costs as much as one of :class:`VAT`, with ``bregman_weight`` one forward pass more.
-
     The paper's ``epsilon=1e-5, alpha=1e-3, noise=1e-5`` change predictions by about 1e-5 or less. With one dropout mask
     for all passes float32 can resolve that to a few percent, float16 and bfloat16 not at all; with a new mask in each
     pass, the term is then the divergence between the masks, as in R-Drop. The defaults here are larger.
@@ -213,8 +213,7 @@ class SMART(Smoothness):
 
     def _forget(self) -> None:
         super()._forget()
-        #: parameters and their averages, by name
-        self._averages: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._averages: dict[str, tuple[nn.Parameter, Tensor]] = {}  # of parameters, by name
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         if self.bregman_weight:
@@ -222,6 +221,7 @@ class SMART(Smoothness):
         return super().find_taps(model)
 
     def make_memory(self, model: nn.Module) -> None:
+        super().make_memory(model)
         for name, p in model.named_parameters() if self.bregman_weight else ():
             if p.requires_grad:  # in at least single precision: bfloat16 would round most updates away
                 self._averages[name] = p, self.stream.like(p).copy_(p.detach())
@@ -234,7 +234,7 @@ class SMART(Smoothness):
         old = self._prediction_of_average(objective if forward is None else forward, batch)
         begin_pass()  # the other passes begin where this one did
         outputs = super().regularize(objective, batch, forward)
-        term = self.distance(outputs["pred"], old, find_mask(self.mask, batch, outputs))
+        term = self.distance(outputs["pred"], old, self.masks(batch, outputs, None))
         return add_term(outputs, "bregman", self.bregman_weight, term)
 
     def start_at(self, lookup: Lookup, output: Tensor) -> Tensor:
@@ -267,7 +267,8 @@ class SMART(Smoothness):
         backups = [(p, p.clone()) for p, _ in self._averages.values()]
         try:
             _write(self._averages.values())
-            return read_outputs(forwards.run(forward, batch, bare=True, last=False), needs_loss=False)["pred"]
+            returned = forwards.run(forward, batch, bare=True, last=False)
+            return read_outputs(returned, needs_loss=False, several=True)["pred"]
         finally:
             _write(backups)
 
@@ -288,7 +289,6 @@ class R3F(Smoothness):
         z \sim N(0, \epsilon^2 I) \text{ or } U(-\epsilon, \epsilon),
 
     with gradients through both predictions. A step costs two plain ones.
-
     The default is twice the spread of the coordinates of a small BERT, which normalizes the lookup's output; take less
     where coordinates are smaller and nothing normalizes them. About the paper's ``epsilon=1e-5`` see :class:`SMART`.
 

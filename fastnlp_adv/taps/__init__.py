@@ -2,10 +2,11 @@
 
 from .embedding import EmbeddingTap, Tap
 from .find import Embedding, Matches, find_embeddings, fits
+from .layout import Mask
 from .on_model import taps_on
 from .perturbation import Delta, Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
-from .weight import WeightTap
+from .weight import WeightTap, moved_weights
 
 __all__ = [
     "Delta",
@@ -13,12 +14,14 @@ __all__ = [
     "EmbeddingTap",
     "Granularity",
     "Lookup",
+    "Mask",
     "Matches",
     "Tap",
     "WeightTap",
     "find_embeddings",
     "fits",
     "is_flat",
+    "moved_weights",
     "refuse_sharded",
     "refuse_shards",
     "taps_on",

@@ -17,6 +17,7 @@ from .. import forwards
 from ..batch import Part
 from ..versions import compile_nothing_in
 from .find import Embedding, described, lookup_of, scales
+from .layout import Layout, Mask, watch_inputs
 from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 
 __all__ = ["EmbeddingTap", "Tap"]
@@ -99,6 +100,8 @@ class EmbeddingTap(Tap):
 
     :param embedding: the embedding.
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
+    :param model: the model, whose inputs tell which dimension of the ids holds the examples, and the mask.
+    :param mask: see :class:`~fastnlp_adv.taps.layout.Layout`.
     """
 
     #: for methods whose first pass is not clean, until the next reset: returns the perturbation of a lookup, given the
@@ -107,7 +110,7 @@ class EmbeddingTap(Tap):
     #: True if clean and perturbed passes end in one backward pass, where a checkpoint cannot tell them apart
     mixes_passes = False
 
-    def __init__(self, embedding: Embedding, granularity: str):
+    def __init__(self, embedding: Embedding, granularity: str, model: nn.Module | None = None, mask: Mask = None):
         self.name = embedding.name
         self.embedding = embedding
         self._granularity = granularity
@@ -115,6 +118,10 @@ class EmbeddingTap(Tap):
         self.handles = []
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
+        self._model = model
+        has_padding = all(lookup_of(module).padding_idx is not None for module in embedding.modules)
+        needs_layout = granularity != "vocab" or mask is not None or not has_padding
+        self._layout = Layout(self.name, mask) if needs_layout else None
         #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
         self._ids_of_part: dict[int, Tensor] | None = {}
         self._call = self.on_lookup
@@ -131,6 +138,8 @@ class EmbeddingTap(Tap):
             self._call = compile_nothing_in(self.on_lookup)
         for hook in self._hooks:
             self.handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
+        if self._layout is not None and self._model is not None:
+            self.handles += watch_inputs(self._model)
 
     def reset(self) -> None:
         for lookup in self._pass.lookups:
@@ -228,15 +237,22 @@ class EmbeddingTap(Tap):
         numbered = trains or forward is not None
         if numbered and self._pass.lookups and not self._pass.driven:  # a backward pass came in between
             self._pass = TapPass(before=replace(self._pass, before=None))
-        copies = 1
-        if forward is not None and self._pass.part is not None:
-            copies = forward.copies
-        elif forward is not None and forward.rows is not None and self._granularity != "vocab" and ids.dim():
-            copies = forward.copies if len(ids) == forward.copies * forward.rows else 1
+        copies = 1 if forward is None else forward.copies
+        all_ids, transposed = ids, False
+        if self._layout is not None:
+            by_example = self._granularity == "sequence" and self._pass.part is None
+            transposed = self._layout.is_transposed(ids, copies, by_example=by_example)
+            ids = ids.transpose(0, 1) if transposed else ids
+        if copies > 1 and forward is not None and self._pass.part is None:
+            is_doubled = ids.dim() and len(ids) == forward.copies * (forward.rows or 0)
+            copies = copies if is_doubled and self._granularity != "vocab" else 1
         trained = trains or (forward is not None and not forward.trains)
         rows = None if self._pass.part is None else self._pass.attacked_rows(ids, copies, self.name)
         attacked = ids if copies == 1 and rows is None else one_copy(ids, copies, rows)
-        lookup = Lookup(table, attacked, ids, copies, rows, trained)
+        lookup = Lookup(table, attacked, all_ids, copies, rows, transposed, trained=trained)
+        if self._layout is not None:
+            part = None if self._pass.part is None else self._pass.part.rows(ids.device)
+            lookup.mask = self._layout.mask_of(attacked, copies, part, table.padding_idx)
         if numbered:
             self._pass.add_number(lookup, self, forward)
             if self._pass.part is not None:
@@ -266,8 +282,7 @@ class EmbeddingTap(Tap):
     def _start_of(self, lookup: Lookup, output: Tensor) -> Tensor:
         assert self.start is not None
         if lookup.number not in self._pass.starts:
-            one = output if lookup.copies == 1 else output[: len(output) // lookup.copies]
-            self._pass.starts[lookup.number] = self.start(lookup, one.detach())
+            self._pass.starts[lookup.number] = self.start(lookup, lookup.of_one_copy(output.detach()))
         return self._pass.starts[lookup.number]
 
     def _check_order(self, lookup: Lookup) -> None:

@@ -8,19 +8,21 @@ from torch import nn
 
 from .embedding import EmbeddingTap, Tap
 from .find import find_embeddings
+from .layout import Mask
 from .shards import refuse_shards
 from .weight import WeightTap
 
 __all__ = ["taps_on"]
 
 
-def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Tap]:
+def taps_on(model: nn.Module, emb_name: str | None, granularity: str, mask: Mask = None) -> list[Tap]:
     """
     Build taps on all that ``emb_name`` stands for.
 
     :param model: the model.
     :param emb_name: see :func:`~fastnlp_adv.taps.find_embeddings`.
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
+    :param mask: see :class:`~fastnlp_adv.taps.layout.Layout`.
     :return: taps on lookups and, with ``"vocab"``, on parameters that are not looked up.
     :raises ValueError: if nothing matches, or such a parameter is sharded or asked for another granularity.
     """
@@ -40,5 +42,5 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str) -> list[Ta
             f"in place: {others} are not looked up. If you mean embeddings alone, give more of their names, or a glob.",
             stacklevel=2,
         )
-    taps: list[Tap] = [EmbeddingTap(embedding, granularity) for embedding in matches.embeddings]
+    taps: list[Tap] = [EmbeddingTap(embedding, granularity, model, mask) for embedding in matches.embeddings]
     return taps + [WeightTap(name, param) for name, param in matches.weights.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 from weakref import WeakSet
@@ -30,6 +30,8 @@ class Lookup:
     :param all_ids: all ids of the call.
     :param copies: how many copies of the batch they hold, one after the other.
     :param rows: the attacked rows of a copy; ``None`` for all.
+    :param transposed: True if the second dimension of ``all_ids`` holds the examples; that of ``ids`` is the first.
+    :param mask: True at real positions, of the shape of ``ids``; ``None`` for all but padding.
     :param trained: False in a forward with gradients on that looks up without.
     :param number: its place in its forward; in another forward of the pass, the same number is the same place. -1 if it
         is not known.
@@ -40,6 +42,8 @@ class Lookup:
     all_ids: Tensor
     copies: int = 1
     rows: Tensor | None = None
+    transposed: bool = False
+    mask: Tensor | None = None
     trained: bool = True
     number: int = -1
     #: the tensor that is added to the output, of shape ``(*ids, features)``; in a plain loop, once it has a gradient
@@ -54,15 +58,22 @@ class Lookup:
     def add(self, output: Tensor, delta: Tensor) -> Tensor:
         """Return the output with ``delta``, of shape ``(*ids, features)``, added to the attacked rows of each copy."""
         if self.copies == 1 and self.rows is None:
-            return output + delta
-        by_copy = output.view(self.copies, len(output) // self.copies, *output.shape[1:])
+            return output + (delta.transpose(0, 1) if self.transposed else delta)
+        if self.transposed:
+            return replace(self, transposed=False).add(output.transpose(0, 1), delta).transpose(0, 1).contiguous()
+        by_copy = output.reshape(self.copies, len(output) // self.copies, *output.shape[1:])
         if self.rows is None:
             return (by_copy + delta).flatten(0, 1)
         return by_copy.index_add(1, self.rows, delta.expand(self.copies, *delta.shape)).flatten(0, 1)
 
     def real(self) -> Tensor:
-        """Return False at ``padding_idx``, whose row of the weight never gets a gradient; shape ``(*ids, 1)``."""
-        return _real(self.ids, self.table.padding_idx)
+        """Return False at padding, whose row of the weight never gets a gradient; of shape ``(*ids, 1)``."""
+        return _real(self.ids, self.table.padding_idx, self.mask)
+
+    def of_one_copy(self, output: Tensor) -> Tensor:
+        """Return the outputs of one copy of the batch, examples first."""
+        output = output.transpose(0, 1) if self.transposed else output
+        return output if self.copies == 1 else output[: len(output) // self.copies]
 
 
 def one_copy(ids: Tensor, copies: int, rows: Tensor | None) -> Tensor:
@@ -194,10 +205,10 @@ class ByToken:
     def __init__(self, lookups: Sequence[Lookup]):
         ids = []
         #: to find padding; not the lookups, whose leaves hold gradients
-        self._places: list[tuple[Tensor, int | None]] = []
+        self._places: list[tuple[Tensor, int | None, Tensor | None]] = []
         for lookup in lookups:
             ids.append(lookup.ids.flatten())
-            self._places.append((lookup.ids, lookup.table.padding_idx))
+            self._places.append((lookup.ids, lookup.table.padding_idx, lookup.mask))
         self._keys = torch.cat(ids).sort().values
         grad = lookups[0].grad
         dtype = torch.promote_types(grad.dtype, torch.float32)
@@ -217,7 +228,7 @@ class ByToken:
         total = table.new_zeros((size + 1, features))  # the last row is for padding and other tokens
         for lookup in lookups:
             slots, known = self._slots(lookup.ids)
-            real = _real(lookup.ids, lookup.table.padding_idx).squeeze(-1)
+            real = _real(lookup.ids, lookup.table.padding_idx, lookup.mask).squeeze(-1)
             slots = torch.where(real & known, slots, size)
             grad = lookup.grad.to(total.dtype)
             if lookup.table.scale_grad_by_freq:
@@ -227,8 +238,8 @@ class ByToken:
 
     def _free(self) -> Tensor:
         used = torch.zeros_like(self._keys, dtype=torch.long)
-        for ids, padding_idx in self._places:
-            used.index_add_(0, self._slots(ids)[0].flatten(), _real(ids, padding_idx).flatten().long())
+        for ids, padding_idx, mask in self._places:
+            used.index_add_(0, self._slots(ids)[0].flatten(), _real(ids, padding_idx, mask).flatten().long())
         return (used > 0).unsqueeze(-1)
 
     def _slots(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +269,7 @@ class ByPosition:
             if lookup.number not in self._free:
                 grad, start = lookup.grad, starts.get(lookup.number)
                 dtype = torch.promote_types(grad.dtype, torch.float32)
-                self._free[lookup.number] = partial(_real, lookup.ids, lookup.table.padding_idx)
+                self._free[lookup.number] = partial(_real, lookup.ids, lookup.table.padding_idx, lookup.mask)
                 self.values.append(torch.zeros_like(grad, dtype=dtype) if start is None else start.to(dtype))
 
     def at(self, lookup: Lookup) -> Tensor | None:
@@ -301,9 +312,9 @@ class ByPosition:
 Perturbation = ByToken | ByPosition
 
 
-def _real(ids: Tensor, padding_idx: int | None) -> Tensor:
+def _real(ids: Tensor, padding_idx: int | None, mask: Tensor | None) -> Tensor:
     real = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
-    return real.unsqueeze(-1)
+    return (real if mask is None else real & mask).unsqueeze(-1)
 
 
 def _counts(ids: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The tap on a parameter that is not looked up."""
+"""The tap on a parameter that is not looked up, and the block within which weights are moved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +13,44 @@ from .embedding import Tap
 from .find import described
 from .perturbation import Delta
 
-__all__ = ["WeightTap"]
+__all__ = ["WeightTap", "moved_weights"]
+
+
+@contextmanager
+def moved_weights(weights: list[Tensor], backups: list[Tensor]) -> Iterator[None]:
+    """Copy weights into ``backups``, and back, bit for bit, when the block ends; within it they may be written."""
+    with torch.no_grad():
+        torch._foreach_copy_(backups, weights)
+    torch.clear_autocast_cache()  # an autocast around the step keeps the weights that it has cast
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, backups)
+        torch.clear_autocast_cache()
 
 
 class WeightTap(Tap):
-    r"""
-    Perturbs a parameter in place, with the gradient of the last backward pass alone (``.grad`` may hold those of
+    """
+    Perturbs a parameter in place, with the gradient of the last backward pass only (``.grad`` may hold those of
     earlier micro-batches), and puts it back bit for bit.
 
     :param name: the parameter's name.
     :param param: the parameter.
+    :param copies: False if the gradient is used before anything is added to ``.grad``, which may share its memory.
     """
 
-    def __init__(self, name: str, param: nn.Parameter):
+    def __init__(self, name: str, param: nn.Parameter, *, copies: bool = True):
         self.name = name
         self.param = param
         self.handles = []
+        self.grad: Tensor | None = None
+        self._copies = copies
         self._value: Tensor | None = None
         self._backup: Tensor | None = None
-        self._grad: Tensor | None = None
-        self._inner = False
-        self._backward = -1  # the backward pass that it came from
+        self._moved = ExitStack()
+        self._inner, self._is_read = False, True
+        self._backward = -1  # the backward pass that the gradient is of
 
     def describe(self) -> str:
         return described(self.name, self.param.shape)
@@ -41,63 +59,73 @@ class WeightTap(Tap):
         if not self.handles and self.param.requires_grad:
             self.handles = [self.param.register_hook(self._on_gradient)]
 
+    def close(self) -> None:
+        super().close()
+        self._backup = None
+
     @property
     def leaves(self) -> list[Tensor]:  # type: ignore[override]
         return [self.param] if self._inner and self.param.requires_grad else []
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
-        """Do nothing: the hook on the parameter has the gradient already."""
+        for grad in grads:
+            self.grad = None if grad is None else grad.detach().to_dense()
+            self.had_grad = self.had_grad or self.has_grad
 
     @property
     def has_grad(self) -> bool:  # type: ignore[override]
-        return self._grad is not None
+        return self.grad is not None
 
     def begin_pass(
         self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
     ) -> None:
-        self._inner = inner
-        self._grad = None
+        self._inner, self._is_read = inner, is_read
+        self.grad = None
 
     def reset(self) -> None:
-        if self._backup is not None:
-            with torch.no_grad():
-                self.param.copy_(self._backup)
-            torch.clear_autocast_cache()  # an autocast around the step keeps what it has cast
-        self._value = self._backup = None
+        self._moved.close()
+        self._value = None
         self.begin_pass()
 
     def deltas(self) -> list[Delta]:
-        if self._grad is None and not self.had_grad:
+        if self.grad is None and not self.had_grad:
             raise RuntimeError(
                 f"Expected a backward pass through parameter `{self.name}` before the attack, but got no gradient. "
                 "Call `loss.backward()` first, on a loss that depends on it, or name another with `emb_name`."
             )
-        if self._grad is None and self._value is None:
+        if self.grad is None and self._value is None:
             return []
         value = torch.zeros_like(self.param) if self._value is None else self._value
-        grad = torch.zeros_like(value) if self._grad is None else self._grad
+        grad = torch.zeros_like(value) if self.grad is None else self.grad
         return [Delta(value, grad, tuple(range(grad.dim())))]
 
     def perturb(self, values: Sequence[Tensor]) -> None:
         for value in values:
-            self.move(value)
+            if self._value is None:
+                self._moved.enter_context(moved_weights([self.param], [self.backup]))
+            with torch.no_grad():
+                torch.add(self.backup, value, out=self.param)
+            torch.clear_autocast_cache()
             self._value = value
+            self.begin_pass()
 
-    def move(self, by: Tensor) -> None:
-        """Perturb by this value without keeping it, which saves its memory in a method of one ascent step."""
-        if self._backup is None:
-            self._backup = self.param.detach().clone()
-        with torch.no_grad():
-            torch.add(self._backup, by, out=self.param)
-        torch.clear_autocast_cache()
-        self.begin_pass()
+    @property
+    def backup(self) -> Tensor:
+        """Memory for the weight, kept until :meth:`close`; filled by :func:`moved_weights`."""
+        old, param = self._backup, self.param
+        if old is None or (old.shape, old.dtype, old.device) != (param.shape, param.dtype, param.device):
+            self._backup = torch.empty_like(param, requires_grad=False)
+        assert self._backup is not None
+        return self._backup
 
     def _on_gradient(self, grad: Tensor) -> None:
         self.had_grad = True
+        if self._inner or not self._is_read:  # an inner pass hands its gradients to `receive`
+            return
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()
-        earlier = self._grad if backward == self._backward else None
+        earlier = self.grad if backward == self._backward else None
         if earlier is not None:
-            self._grad = earlier + grad
-        else:  # what goes on to `.grad` may be added to there; what an inner pass computes goes nowhere else
-            self._grad = grad if self._inner else grad.clone()
+            self.grad = earlier + grad
+        else:
+            self.grad = grad.clone() if self._copies else grad

@@ -119,7 +119,7 @@ def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, 
             optimizer.step()
             optimizer.zero_grad()
     assert distance(model, other) < 1e-12
-    for (_, lookup, example), row in atta.store._rows.items():
+    for (_, lookup, example), row in atta.perturbations.items():
         assert lookup == 0
         theirs = torch.stack(definition.kept[example])
         assert row.shape == theirs.shape  # nothing is kept of the padding
@@ -186,11 +186,11 @@ def test_cut_inputs_keep_what_is_left():
     label = LABELS[1:2]
     atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
     atta.step(lambda: classifier_loss(model, ids, label), [1])
-    ((_, row),) = atta.store._rows.items()
+    ((_, row),) = atta.perturbations.items()
     loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
     embedded = model.word_embeddings(ids[:, :4]) + row[:4]
     assert float(loss) == pytest.approx(classifier_loss(model, None, label, embedded).item(), rel=1e-12)
-    ((_, row),) = atta.store._rows.items()
+    ((_, row),) = atta.perturbations.items()
     assert row.shape == (4, 8)
 
 
@@ -214,7 +214,7 @@ def test_every_lookup_has_its_own_perturbation():
         for definition, ids, v in zip(definitions, sides, d, strict=True):
             definition.move(ids, indices, v.detach(), v.grad)
         assert_same(gradients(model), gradients(other))
-    assert len(atta.store) == 8  # four examples, two lookups
+    assert len(atta.perturbations) == 8  # four examples, two lookups
 
 
 def test_copies_of_an_example_share_a_perturbation():
@@ -233,7 +233,7 @@ def test_copies_of_an_example_share_a_perturbation():
 
         for _ in range(2):
             atta.step(loss, indices)
-        found.append({key.example: row for key, row in atta.store._rows.items()})
+        found.append({example: row for (_, _, example), row in atta.perturbations.items()})
         assert len(found[-1]) == 2
     for rows in found[1:]:
         for example in (0, 1):
@@ -253,7 +253,7 @@ def test_steps_without_their_own_indices_are_refused():
             atta.step(lambda: loss(model), indices)
     with pytest.raises(TypeError):
         atta.step(lambda: loss(model), ["a", "b", "c"])
-    assert {key.example for key in atta.store._rows} == {0, 1, 2}
+    assert {example for _, _, example in atta.perturbations} == {0, 1, 2}
 
 
 def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
@@ -278,7 +278,8 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     class Watch(ATTACallback):
         def on_train_batch_end(self, trainer):
             super().on_train_batch_end(trainer)
-            kept.append((self.method.store.nbytes(), self.method.memory(24, 7)))
+            rows = self.method.perturbations.values()
+            kept.append((sum(row.nbytes for row in rows), self.method.memory(24, 7)))
 
     train(Classifier(), [Watch()], train_dataloader=indexed(), n_batches=12)
     said = [message for message in said if "ATTA keeps" in message]
@@ -301,24 +302,11 @@ def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
     other = ATTA(classifier(), EPSILON, alpha=ALPHA)
     other.load_state_dict(state)
     assert len(state["examples"]) == 1  # one lookup
-    assert other.store._rows.keys() == atta.store._rows.keys()
-    assert all(torch.equal(row, atta.store._rows[key]) for key, row in other.store._rows.items())
+    assert other.perturbations.keys() == atta.perturbations.keys()
+    assert all(torch.equal(row, atta.perturbations[key]) for key, row in other.perturbations.items())
     empty = ATTA(classifier())
     empty.load_state_dict(ATTA(classifier()).state_dict())
-    assert len(empty.store) == 0
-
-
-def test_perturbations_are_transferred_once_each_way(monkeypatch):
-    model = classifier()
-    ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, alpha=ALPHA)
-    calls = []
-    for name in ("read", "rows"):
-        method = getattr(atta.store, name)
-        monkeypatch.setattr(atta.store, name, lambda *args, m=method, n=name: (calls.append(n), m(*args))[1])
-    for _ in range(3):
-        atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
-    assert calls == ["read", "rows"] * 3
+    assert len(empty.perturbations) == 0
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
@@ -327,9 +315,9 @@ def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
     ids, labels = padded([0, 1, 2], 7, "right")
     atta = ATTA(model, EPSILON, alpha=ALPHA)
     atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
-    kept = copy.deepcopy(atta.store._rows)
+    kept = copy.deepcopy(atta.perturbations)
     atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
-    assert all(torch.equal(row, kept[key]) for key, row in atta.store._rows.items())
+    assert all(torch.equal(row, kept[key]) for key, row in atta.perturbations.items())
     assert int(atta.skipped) == 1
 
 

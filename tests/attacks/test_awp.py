@@ -22,7 +22,7 @@ from references import (
 from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
 from torch import nn
 
-from fastnlp_adv.attacks.awp import AWP
+from fastnlp_adv import AWP
 from fastnlp_adv.callbacks import AWPCallback
 
 IDS, LABELS = batch(4, 7)
@@ -230,7 +230,7 @@ def test_norms_are_recorded():
 
 @pytest.mark.parametrize(("replace", "backwards"), [(False, 2), (True, 1)])
 def test_cost(replace, backwards, young_heap):
-    """Two passes; with `replace` the first fills no gradient. One backup a weight in the second pass, none after it."""
+    """Two passes; with `replace` the first fills no gradient. One backup a weight from then on, until it is closed."""
     model, fills, alive = classifier(), [], []
     model.head.bias.register_post_accumulate_grad_hook(lambda p: fills.append(1))
 
@@ -247,5 +247,9 @@ def test_cost(replace, backwards, young_heap):
     attack.step(closure)
     assert len(alive) == 2
     assert len(fills) == backwards
+    model.zero_grad()
     assert alive[1] - alive[0] == 1  # not counting `.grad`, which nobody asked for
+    attack.step(closure)
+    assert alive[2:] == [alive[1]] * 2
+    attack.close()
     assert len(tensors()) == alive[0]

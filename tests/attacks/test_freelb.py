@@ -41,7 +41,9 @@ def start(ids, width, init, generator, padding_idx=0):
     return noise
 
 
-def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, padding_idx=0, begin_pass=lambda: None):
+def reference(
+    ids, loss_at, generator, width, *, epsilon, alpha, steps, init, clean=False, padding_idx=0, begin_pass=lambda: None
+):
     """
     Adds the gradients of a step to those of the parameters.
 
@@ -51,6 +53,9 @@ def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, pa
     """
     d = [start(i, width, init, generator, padding_idx) for i in ids]
     seen = []
+    if clean:
+        begin_pass()
+        loss_at([torch.zeros_like(x) for x in d]).backward()
     for _ in range(steps):
         d = [x.detach().requires_grad_() for x in d]
         seen.append([x.detach().clone() for x in d])
@@ -102,10 +107,11 @@ def expected(model, generator, **arguments):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
 @pytest.mark.parametrize(("alpha", "init"), [(0.1, 0.05), (0.2, 1.0)])
-def test_a_step(epsilon, steps, alpha, init):
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_step(epsilon, steps, alpha, init, clean):
     model = classifier()
     before = snapshot(model)
-    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init}
+    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init, "clean": clean}
     attack, generator = attack_and_generator(model, **arguments)
     found = [step(attack, model) for _ in range(2)]
     attack.close()
@@ -113,6 +119,31 @@ def test_a_step(epsilon, steps, alpha, init):
     for each in found:
         assert_same(each, expected(model, generator, **arguments))
     assert differ(*found) > 1e-4  # each step draws its own noise
+
+
+@pytest.mark.parametrize("schedule", [{"start": 2}, {"every": 2}, {"warmup": 4}])
+def test_schedules_keep_or_leave_out_the_clean_pass_with_the_others(schedule):
+    """A step that is left out is plain; a strength scales the noise, the steps and the ball, and no loss."""
+    model = classifier()
+    sizes = {"epsilon": 0.2, "alpha": 0.1, "init": 0.5}
+    attack, generator = attack_and_generator(model, **sizes, clean=True, **schedule)
+    strengths = {"start": [0, 0, 1, 1], "every": [1, 0, 1, 0], "warmup": [0.25, 0.5, 0.75, 1]}
+    for strength in strengths[next(iter(schedule))]:
+        found = step(attack, model)
+        if strength:
+            wanted = expected(model, generator, **{k: v * strength for k, v in sizes.items()}, clean=True)
+        else:
+            model.zero_grad()
+            LOSS(model).backward()
+            wanted = gradients(model)
+        assert_same(found, wanted)
+
+
+def test_with_a_clean_pass_the_reported_loss_is_the_clean_one():
+    model = classifier()
+    attack = FreeLB(model, init=2.0, clean=True)
+    assert attack.step(lambda: LOSS(model)).item() == pytest.approx(LOSS(model).item())
+    assert attack.cost == (4, 4, 0)
 
 
 class Gradients(Callback):
@@ -129,9 +160,10 @@ class Gradients(Callback):
 @pytest.mark.parametrize("model_class", [Classifier, Bert])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
-def test_in_a_trainer(model_class, accumulation, dropout, mask):
+@pytest.mark.parametrize("clean", [False, True])
+def test_in_a_trainer(model_class, accumulation, dropout, mask, clean):
     ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
-    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5}
+    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5, "clean": clean}
     found = Gradients(ours)
     train(ours, [FreeLBCallback(**arguments, dropout_mask=mask), found], accumulation_steps=accumulation, n_batches=6)
     torch.manual_seed(1)

@@ -70,7 +70,9 @@ def ascend(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
         eta *= epsilon / size
 
 
-def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, padding_idx=0, begin_pass=lambda: None):
+def reference(
+    ids, table, loss_at, generator, *, epsilon, alpha, steps, init, clean=False, padding_idx=0, begin_pass=lambda: None
+):
     """
     Adds the gradients of a step to those of the parameters, and writes the table.
 
@@ -80,6 +82,9 @@ def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, pa
     """
     parts = [start(i, table, init, generator, padding_idx) for i in ids]
     seen = []
+    if clean:
+        begin_pass()
+        loss_at([torch.zeros_like(delta) for delta, _ in parts]).backward()
     for step in range(steps):
         d = [(delta + eta).requires_grad_() for delta, eta in parts]
         seen.append([x.detach().clone() for x in d])
@@ -146,10 +151,11 @@ def step(attack, model, loss=LOSS):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
 @pytest.mark.parametrize(("alpha", "init"), [(0.05, 0.2), (0.5, 1.0), (0.3, 0.0)])
-def test_steps_in_a_row(epsilon, steps, alpha, init):
+@pytest.mark.parametrize("clean", [False, True])
+def test_steps_in_a_row(epsilon, steps, alpha, init, clean):
     model = classifier()
     before = snapshot(model)
-    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init}
+    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init, "clean": clean}
     attack, table, generator = attack_on(model, **arguments)
     found = [(step(attack, model), the_table(attack).clone()) for _ in range(3)]
     attack.close()
@@ -210,11 +216,13 @@ def test_in_a_trainer(model_class, accumulation, dropout, mask):
     assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
 
 
+@pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("padding_idx", [None, 3])
-def test_two_lookups_in_a_forward(padding_idx):
+def test_two_lookups_in_a_forward(padding_idx, clean):
     left, right = (batch(4, n, vocab=12, seed=seed)[0] for seed, n in enumerate((7, 2)))
     model = Siamese(padding_idx=padding_idx)
-    attack, table, generator = attack_on(model, **ARGUMENTS)
+    arguments = {**ARGUMENTS, "clean": clean}
+    attack, table, generator = attack_on(model, **arguments)
     found = step(attack, model, lambda m: m(left, right))
     attack.close()
     model.zero_grad()
@@ -223,14 +231,15 @@ def test_two_lookups_in_a_forward(padding_idx):
         return model.compare(model.emb(left) + d[0], model.emb(right) + d[1])
 
     padding = -1 if padding_idx is None else padding_idx
-    reference([left, right], table, at, generator, padding_idx=padding, **ARGUMENTS)
+    reference([left, right], table, at, generator, padding_idx=padding, **arguments)
     assert_same(found, gradients(model), rtol=1e-5)
     torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
 
 
-def test_a_lookup_without_gradient_writes_nothing():
+@pytest.mark.parametrize("arguments", [{}, {"steps": 1}, {"clean": True}, {"clean": True, "steps": 1}])
+def test_a_lookup_without_gradient_writes_nothing(arguments):
     model = Siamese()
-    attack, table, _ = attack_on(model)
+    attack, table, _ = attack_on(model, **arguments)
     left, right = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
     step(attack, model, lambda m: m.compare(m.emb(left).detach(), m.emb(right)))
     assert (the_table(attack) != table).any(1).nonzero().flatten().tolist() == [3, 4]

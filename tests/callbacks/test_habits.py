@@ -1,4 +1,4 @@
-"""Ordinary habits of fastNLP's users: fractions of a training, exceptions, one callback in two Trainers."""
+"""Habits of fastNLP's users: fractions of a training, exceptions, one callback in two Trainers, own methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from fastNLP import Callback
 from fastNLP.core.utils.exceptions import EarlyStopException
 from support import Classifier, build, samples, train, weights
 
-from fastnlp_adv import ATTACallback, FGMCallback
+from fastnlp_adv import FGM, ATTACallback, FGMCallback
+from fastnlp_adv.attacks import Pass
+from fastnlp_adv.callbacks import AttackCallback
 
 
 @pytest.mark.parametrize("start, first", [(0.07, 7), (0.5, 50), (0.29, 29), (0.001, 1), (7.5, 8)])
@@ -77,3 +79,30 @@ def test_one_callback_in_two_running_trainers_is_refused_and_the_outer_one_goes_
 def test_atta_refuses_overfit_batches_which_come_without_indices():
     with pytest.raises(ValueError, match=r"without `overfit_batches`.*but got 2. Give the dataloader"):
         build(Classifier(), [ATTACallback()], overfit_batches=2)
+
+
+class Halved(FGM):
+    """A method of a user: plain training on half the loss."""
+
+    def passes(self):
+        yield Pass(weight=0.5, last=True)
+
+
+class HalvedCallback(AttackCallback):
+    method_class = Halved
+
+
+class Inheriting(FGMCallback):
+    method_class = Halved
+
+
+@pytest.mark.parametrize("callback", [HalvedCallback, Inheriting])
+def test_a_method_of_ones_own_needs_one_short_class(callback):
+    ours, theirs = Classifier(), Classifier()
+    made = callback(0.5)
+    train(ours, [made], lr=0.2)
+    train(theirs, lr=0.1)
+    assert torch.equal(weights(ours), weights(theirs))
+    assert type(made.method) is Halved and (made.epsilon, made.names()) == (0.5, FGM.names())
+    with pytest.raises(TypeError, match=f"argument of {callback.__name__}, but got `epsilom`. Did you mean `epsilon`"):
+        callback(epsilom=0.5)

@@ -151,8 +151,9 @@ class OfThree(Plain):
 
 
 class Mixed(RDropMixin, Alternating):
-    """R-Drop inside the model."""
+    """R-Drop inside the model, whose ``forward`` fastNLP calls."""
 
+    rdrop_in = "forward"
     rdrop_kl_weight = 0.5
 
 

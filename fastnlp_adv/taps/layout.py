@@ -1,0 +1,153 @@
+"""How the ids of a lookup lie in the batch: which dimension holds the examples, and which positions are real."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .. import forwards
+from ..versions import compile_nothing_in
+
+__all__ = ["Layout", "Mask", "watch_inputs"]
+
+#: the name of a field, or a function of the batch
+Mask = str | Callable[[Any], Tensor] | None
+
+
+class _InputsHook:
+    """Announces the inputs of the model's forward by name. A copy or a pickle of the model gets one without a name."""
+
+    def __init__(self, names: list[str] | None = None):
+        self.names = names
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.names is not None:
+            named = [*self.names[: len(args)], *map(str, range(len(self.names), len(args)))]
+            forwards.scope.inputs = {**dict(zip(named, args, strict=True)), **kwargs}
+
+    def end(self, *_: Any) -> None:
+        forwards.scope.inputs = None
+
+    def __reduce__(self) -> tuple[type[_InputsHook], tuple[()]]:
+        return _InputsHook, ()
+
+
+def watch_inputs(model: nn.Module) -> list[RemovableHandle]:
+    """Announce the inputs of each forward of the model in :data:`~fastnlp_adv.forwards.scope`."""
+    hook = _InputsHook(list(inspect.signature(model.forward).parameters))
+    begin, end = compile_nothing_in(hook.begin), compile_nothing_in(hook.end)
+    return [
+        model.register_forward_pre_hook(begin, with_kwargs=True),
+        model.register_forward_hook(end, always_call=True),
+    ]
+
+
+class Layout:
+    """
+    Finds the layout of the lookups of one embedding, from the inputs of the model's forward or else from the batch.
+    The sizes tell which dimension holds the examples; where both are the same, the ids, once.
+
+    :param name: the name of the embedding.
+    :param mask: which positions are real besides those that are not padding; ``None`` for the ``attention_mask`` where
+        there is no ``padding_idx``.
+    """
+
+    def __init__(self, name: str, mask: Mask):
+        self._name = name
+        self._mask = mask
+        #: for ids of as many examples as positions
+        self._is_transposed: bool | None = None
+
+    def is_transposed(self, ids: Tensor, copies: int, *, by_example: bool) -> bool:
+        """
+        Return True if the second dimension of the ids holds the examples, of so many copies of the batch.
+
+        :param by_example: True to raise if neither can hold them.
+        """
+        inputs, batch = forwards.scope.inputs, forwards.scope.batch
+        fields = list(_tensors(inputs if inputs is not None else batch and batch.data))
+        copies = 1 if inputs is not None else copies
+        if not fields or not ids.dim():
+            return False
+        first, second = ids.shape[0], ids.shape[1] if ids.dim() > 1 else -1
+        lengths = [copies * len(field) for field in fields if field.dim() == 1] or [copies * len(f) for f in fields]
+        if first == second and first in lengths:
+            if self._is_transposed is None:
+                self._is_transposed = _holds_transposed(fields, ids)
+            return bool(self._is_transposed)
+        if first in lengths or first == 1:
+            found = False
+        elif second in lengths and any(f.shape[:2] in (ids.shape[:2], ids.shape[:2][::-1]) for f in fields):
+            found = True
+        else:
+            found = False
+            if by_example and not any(length and first % length == 0 for length in lengths):
+                raise RuntimeError(
+                    f"Expected a dimension of the ids that embedding `{self._name}` looks up to hold the "
+                    f"{max(set(lengths), key=lengths.count)} examples of the batch, but got ids of shape "
+                    f"{tuple(ids.shape)}. Use `granularity='vocab'` or 'token', which need no examples, or name with "
+                    "`emb_name` an embedding of such ids."
+                )
+        self._is_transposed = found if first != second else self._is_transposed
+        return found
+
+    def mask_of(self, ids: Tensor, copies: int, rows: Tensor | None, padding_idx: int | None) -> Tensor | None:
+        """
+        Return True at the real positions of one copy, of the shape of ``ids``; ``None`` where nothing tells.
+
+        :param rows: the attacked rows of the batch.
+        """
+        if self._mask is None and padding_idx is not None:
+            return None
+        inputs, data = forwards.scope.inputs, forwards.scope.batch and forwards.scope.batch.data
+        found: Any
+        is_input = False  # otherwise it is of one copy of the whole batch
+        if callable(self._mask):
+            found = self._mask(inputs if data is None else data)
+        else:
+            key = self._mask or "attention_mask"
+            is_input = not isinstance(data, Mapping) or key not in data
+            source = inputs if is_input else data
+            found = source.get(key) if isinstance(source, Mapping) else None
+        if isinstance(found, Tensor) and found.dim():
+            found = found[: len(found) // copies] if is_input else found
+            found = found if rows is None or len(found) == len(ids) else found.index_select(0, rows.to(found.device))
+            found = found.transpose(0, 1) if found.shape != ids.shape and found.dim() == 2 else found
+        if not isinstance(found, Tensor) or found.shape != ids.shape:
+            if self._mask is None:
+                return None
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise RuntimeError(
+                f"Expected `mask` to give a tensor of shape {tuple(ids.shape)}, like the ids of embedding "
+                f"`{self._name}`, but got {shape}. Give the name of such a field of the batch, or a function of the "
+                "batch; a loop of your own hands the batch to `step(closure, batch)`, or the field to the model."
+            )
+        return found != 0
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.dim():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool | None:
+    """Compare as many examples as positions with the fields; it synchronizes, once."""
+    for field in fields:
+        if field.shape == ids.shape and not field.is_floating_point():
+            if torch.equal(field, ids):
+                return False
+            if torch.equal(field.transpose(0, 1), ids):
+                return True
+    return None

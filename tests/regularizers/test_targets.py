@@ -1,0 +1,255 @@
+"""Losses that are no mean over the batch, causal language models, and multi-label targets."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from fastnlp_adv import R3F, SMART, VAT, RDrop
+from tests.support import bert_config
+
+VOCAB = 60
+
+
+def gpt2(dropout=0.1):
+    torch.manual_seed(0)
+    drop = {"attn_pdrop": dropout, "embd_pdrop": dropout, "resid_pdrop": dropout}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=16, **drop)).train()
+
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_dropout=0.3,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+class Tagger(nn.Module):
+    """Sums over its tokens and divides by what it is given."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.drop, self.head = nn.Embedding(VOCAB, 8), nn.Dropout(dropout), nn.Linear(8, 5)
+
+    def forward(self, input_ids, labels, num_items_in_batch=None):
+        pred = self.head(self.drop(self.words(input_ids)))
+        total = F.cross_entropy(pred.mT, labels % 5, reduction="sum")
+        return {"loss": total / num_items_in_batch, "pred": pred}
+
+
+def sentences(rows=4):
+    ids = torch.randint(5, VOCAB, (rows, 8), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def messages(step, batch, times=1, **settings):
+    rdrop = RDrop(**settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            rdrop(step, batch)
+    return [str(w.message) for w in caught if "R-Drop" in str(w.message)]
+
+
+# Losses that are divided by what they are given.
+
+
+@pytest.mark.parametrize("model", [lambda: gpt2(dropout=0.0), Tagger], ids=["GPT-2", "own"])
+@pytest.mark.parametrize("count", [torch.tensor(28), 28, torch.tensor(90.0)], ids=["tensor", "int", "of two batches"])
+def test_a_doubled_batch_has_twice_the_items(model, count):
+    model, batch = model(), {**sentences(), "num_items_in_batch": count}
+    plain = model(**batch)["loss"]
+    for mode in ("concat", "two_pass"):
+        found = RDrop(kl_weight=0.0, mode=mode)(lambda b: model(**b), batch)
+        torch.testing.assert_close(found["loss"], plain)
+    assert batch["num_items_in_batch"] is count
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+def test_the_loss_is_the_sum_over_both_copies_by_twice_the_items(mode):
+    model, batch = gpt2(), {**sentences(), "num_items_in_batch": 40}
+    found = RDrop(kl_weight=0.0, mode=mode)(lambda b: model(**b), batch)
+    total = 0.0
+    for pred in (found["pred"], found["pred2"]):
+        total += F.cross_entropy(pred[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(found["loss"], total / 80)
+    assert messages(lambda b: model(**b), batch, mode=mode) == []
+
+
+DIVIDED = {
+    "a constant": lambda pred, labels: F.cross_entropy(pred.mT, labels % 5, reduction="sum") / 28,
+    "smoothed": lambda pred, labels: F.cross_entropy(pred.mT, labels % 5, reduction="sum", label_smoothing=0.2) / 28,
+    "of ones own": lambda pred, labels: pred.exp().sum(-1).log().sum() / 50,
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_a_loss_that_grows_with_the_batch_is_warned_of_once(name):
+    model, batch = Tagger(dropout=0.1), sentences()
+
+    def step(batch, by_rows=False):
+        pred = model.head(model.drop(model.words(batch["input_ids"])))
+        loss = DIVIDED[name](pred, batch["labels"])
+        return {"loss": loss / len(pred) if by_rows else loss, "pred": pred}
+
+    (message,) = messages(step, batch, times=3)
+    assert "twice as large" in message and "mode='two_pass'" in message
+    assert messages(step, batch, mode="two_pass") == []
+    assert messages(lambda b: step(b, by_rows=True), batch) == []
+
+
+def test_looking_at_an_unusual_loss_draws_no_dropout_mask():
+    model, batch = Tagger(dropout=0.5), sentences()
+    rows = []
+
+    def step(batch):
+        rows.append(len(batch["input_ids"]))
+        pred = model.head(model.drop(model.words(batch["input_ids"])))
+        return {"loss": pred.square().mean(), "pred": pred}
+
+    rdrop, found = RDrop(), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(rdrop(step, batch))
+        found.append(torch.rand(3))
+    assert rows == [8, 4, 8]
+    torch.testing.assert_close(found[0]["pred2"], found[2]["pred2"], rtol=0, atol=0)
+    assert torch.equal(found[1], found[3])
+
+
+# The positions of causal language models.
+
+
+def kl_at(p, q, counts):
+    """The mean of both KL divergences over the positions that count, in Python floats."""
+    total, n = 0.0, 0
+    for i, row in enumerate(counts):
+        for j, counted in enumerate(row):
+            if counted:
+                a, b = p[i, j].softmax(-1).tolist(), q[i, j].softmax(-1).tolist()
+                total += sum((x - y) * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True)) / 2
+                n += 1
+    return total / n
+
+
+def partly_labelled():
+    batch = sentences()
+    batch["labels"][:, :3] = -100  # a prompt
+    batch["labels"][1, 6:] = -100
+    labels = batch["labels"].tolist()
+    same = [[label != -100 for label in row] for row in labels]
+    return batch, same, [[*row[1:], False] for row in same]
+
+
+@pytest.mark.parametrize("mode", ["concat", "two_pass"])
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_position_counts_whose_loss_is_the_next_labels(make, mode):
+    model, (batch, _, following) = make(), partly_labelled()
+
+    def of_ones_own(batch):
+        outputs = model(**batch)
+        return {"loss": outputs.loss, "pred": outputs.logits}
+
+    for rdrop, step in ((RDrop(mode=mode), lambda b: model(**b)), (RDrop(model, mode=mode), of_ones_own)):
+        found = rdrop(step, batch)
+        assert found["kl"].item() == pytest.approx(kl_at(found["pred"], found["pred2"], following), rel=1e-4)
+
+
+def test_a_masked_language_model_counts_positions_with_a_label():
+    torch.manual_seed(0)
+    model, (batch, same, _) = BertForMaskedLM(bert_config(dropout=0.3)).train(), partly_labelled()
+    batch = {name: torch.where(value > 0, value % 50, value) for name, value in batch.items()}
+    for rdrop in (RDrop(), RDrop(model)):
+        found = rdrop(lambda b: model(**b), batch)
+        assert found["kl"].item() == pytest.approx(kl_at(found["pred"], found["pred2"], same), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [VAT, SMART, R3F])
+def test_smoothness_counts_the_same_positions(method):
+    """The positions that do not count are made to differ in each forward: they change nothing."""
+    model, (batch, _, following) = gpt2(dropout=0.0), partly_labelled()
+    elsewhere, calls = ~torch.tensor(following).unsqueeze(-1), []
+
+    def step(batch, noise):
+        outputs = model(**batch)
+        calls.append(noise)
+        spread = len(calls) * noise * elsewhere * torch.arange(VOCAB)
+        return {"loss": outputs.loss, "pred": outputs.logits + spread}
+
+    found = []
+    for noise in (0.0, 1.0):
+        regularizer = method(model, dropout_mask="same")
+        regularizer.stream.generator = torch.Generator().manual_seed(5)
+        found.append(regularizer(lambda b, noise=noise: step(b, noise), batch)[method.name])
+        regularizer.close()
+    assert found[0] > 0
+    torch.testing.assert_close(found[0], found[1])
+
+
+# Targets of several labels.
+
+
+def several(rows=6, classes=4):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(VOCAB, 8), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, classes))
+
+    def step(batch):
+        pred = net(batch["ids"])
+        return {"loss": F.binary_cross_entropy_with_logits(pred, batch["labels"]), "pred": pred}
+
+    return net, step, {"ids": sentences(rows)["input_ids"], "labels": torch.rand(rows, classes).round()}
+
+
+@pytest.mark.parametrize(
+    "method", [lambda m, **how: RDrop(**how), lambda m, **how: RDrop(mode="two_pass", **how), VAT, SMART, R3F]
+)
+def test_labels_of_zeros_and_ones_need_bernoulli(method):
+    net, step, batch = several()
+    with pytest.raises(ValueError, match=r"'bernoulli' for labels of shape \(6, 4\).*got 'categorical'.*'bernoulli'"):
+        method(net)(step, batch)
+    assert method(net, divergence="bernoulli")(step, batch)["loss"].isfinite()
+    for targets in (torch.rand(6, 4).softmax(-1), F.one_hot(torch.arange(6) % 4, 4).float()):
+        assert method(net)(step, {**batch, "labels": targets})["loss"].isfinite()
+
+
+def test_a_regression_of_several_values_needs_mse():
+    _, step, batch = several()
+    batch["labels"] = torch.randn(6, 4)
+    with pytest.raises(ValueError, match="'mse' for a regression"):
+        RDrop()(step, batch)
+    assert RDrop(divergence="mse")(step, batch)["kl"] > 0
+
+
+def test_multi_label_classification_of_transformers():
+    config = bert_config(dropout=0.3)
+    config.problem_type = "multi_label_classification"
+    model = BertForSequenceClassification(config).train()
+    ids = sentences()["input_ids"] % 50
+    batch = {"input_ids": ids, "labels": torch.rand(4, config.num_labels).round()}
+    batch["labels"][0] = 1.0
+    with pytest.raises(ValueError, match="divergence='bernoulli'"):
+        RDrop()(lambda b: model(**b), batch)
+    found = RDrop(divergence="bernoulli")(lambda b: model(**b), batch)
+    p, q = found["pred"].sigmoid(), found["pred2"].sigmoid()
+    kl = (p - q) * ((p / q).log() - ((1 - p) / (1 - q)).log()) / 2
+    torch.testing.assert_close(found["kl"], kl.sum().detach() / 4)
