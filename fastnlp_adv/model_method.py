@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from .options import Options, options
@@ -17,7 +19,7 @@ from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
 
-__all__ = ["ModelMethod"]
+__all__ = ["ModelMethod", "refuse_wrappers"]
 
 
 @options
@@ -53,6 +55,7 @@ class ModelMethod(Options):
         #: how often a batch had no gradient at the taps, though others had
         self.without_grad = 0
         vars(self).pop("_flat", None)
+        vars(self).pop("_norms", None)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         """
@@ -69,7 +72,7 @@ class ModelMethod(Options):
                 f"Expected `model` to be a torch.nn.Module, but got {type(model).__name__}. Give "
                 f"`{type(self).__name__}` the model first and the other arguments by name."
             )
-        _refuse_data_parallel(model)
+        refuse_wrappers(model)
         return self.find_taps(model)
 
     def attach(self, model: nn.Module) -> Self:
@@ -193,6 +196,23 @@ class ModelMethod(Options):
                 stack.enter_context(tap.on())
             yield
 
+    @contextmanager
+    def inner_forward(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Run a forward that does not train: in a precision of its own, and BatchNorm keeps its statistics."""
+        norms = [norm for norm in self._norms if norm.track_running_stats]
+        devices = {param.device.type for param in self.attached.parameters()} if dtype else set()
+        with ExitStack() as stack:
+            for device in sorted(devices):
+                # the cache would hand out weights as an autocast around this one has cast them
+                stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+            try:
+                for norm in norms:
+                    norm.track_running_stats = False
+                yield
+            finally:
+                for norm in norms:
+                    norm.track_running_stats = True
+
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
         leaves = [tap.leaves for tap in self.taps]
@@ -221,6 +241,11 @@ class ModelMethod(Options):
         grads = iter(found)
         for tap, own in zip(self.taps, leaves, strict=True):
             tap.receive([next(grads) for _ in own])
+
+    @cached_property
+    def _norms(self) -> list[_NormBase]:
+        modules = () if self.model is None else self.model.modules()
+        return [module for module in modules if isinstance(module, _NormBase)]
 
     @cached_property
     def _flat(self) -> list[nn.Parameter]:
@@ -277,8 +302,14 @@ class ModelMethod(Options):
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
 
 
-def _refuse_data_parallel(model: nn.Module) -> None:
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise for wrappers under which several passes cannot run."""
     for module in model.modules():
+        if isinstance(module, DistributedDataParallel) and module.static_graph:
+            raise ValueError(
+                "Expected DistributedDataParallel without `static_graph`, since a step has several passes, but got "
+                "`static_graph=True`. Leave it out; `find_unused_parameters=True` also works."
+            )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise ValueError(
                 f"Expected a model on one device per process, but got nn.DataParallel over {len(module.device_ids)} "

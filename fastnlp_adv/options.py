@@ -35,6 +35,7 @@ __all__ = [
     "check_count",
     "check_flag",
     "check_fraction",
+    "check_mask",
     "check_name",
     "check_number",
     "check_positive",
@@ -71,7 +72,9 @@ def must_be(what: str, test: Callable[[Any], bool]) -> Check:
 
     def check(name: str, value: Any) -> None:
         if not test(value):
-            raise ValueError(f"Expected `{name}` to be {what}, but got {value!r}.")
+            found = repr(value)
+            found = found if len(found) < 80 and "\n" not in found else f"an object of type {type(value).__name__}"
+            raise ValueError(f"Expected `{name}` to be {what}, but got {found}.")
 
     return check
 
@@ -112,6 +115,10 @@ check_fraction = must_be("a positive number of at most 1", lambda value: is_fini
 check_count = at_least(1)
 # NumPy's bool_ is not Python's bool
 check_flag = must_be("True or False", lambda value: type(value).__name__ in ("bool", "bool_"))
+check_mask = must_be(
+    "None, the key of a batch field or a callable",
+    lambda value: value is None or callable(value) or (isinstance(value, str) and value != ""),
+)
 check_name = must_be(
     "a part of a name or None", lambda value: value is None or (isinstance(value, str) and value != "")
 )

@@ -80,6 +80,8 @@ TABLE = {
     "WorstCase.alpha": or_else(POSITIVE, None),
     "bregman_beta": UP_TO_1,
     "bregman_weight": NUMBER,
+    "clean": FLAG,
+    "coordinate_bound": or_else(NUMBER, None),
     "divergence": or_else(one_of("categorical", "bernoulli", "mse"), torch.nn.functional.l1_loss),
     "dropout_mask": one_of("new", "same"),
     "emb_name": NAME,

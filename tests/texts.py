@@ -81,7 +81,8 @@ def trained(pre_tokenizer, decoder, **kwargs):
 
 def wrapped(tokenizer, marks, **kwargs):
     ids = [(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    templates = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+    tokenizer.post_processor = processors.TemplateProcessing(**templates, special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks, **kwargs)
 
 

@@ -66,6 +66,26 @@ class Step:
     adversarial_loss: Tensor | None = None
 
 
+def check_closure(closure: Any) -> None:
+    """Raise for anything but a function."""
+    if not callable(closure) or isinstance(closure, Tensor):
+        raise TypeError(
+            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
+            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
+        )
+
+
+def check_loss(loss: Any) -> Tensor:
+    """Return the loss of a closure; raise for anything else."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
+            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
+        )
+    return loss
+
+
 class Attack(Growing, Method, ABC):
     """An attack describes its step as a generator of passes, :meth:`passes`; :meth:`drive` runs the model in them."""
 
@@ -143,7 +163,7 @@ class Attack(Growing, Method, ABC):
                 if each.only_reduces and not reduces:
                     break
                 with nullcontext() if each.last else no_sync():
-                    with nullcontext() if each.trains or self.inner_autocast is None else self.inner_forward():
+                    with nullcontext() if each.trains else self.inner_forward(self.inner_autocast):
                         loss = forward(each)
                     self.observe(loss, each)
                     if each.trains:
@@ -245,12 +265,13 @@ class Attack(Growing, Method, ABC):
         :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
+        check_closure(closure)
         self.progress.begin_batch(accumulation_steps, total_steps)
-        loss = self.drive(
-            lambda each: closure() if batch is None else closure(each.of(batch)),
-            lambda loss, each: loss.backward(),
-            batch,
-        )
+
+        def forward(each: Pass) -> Tensor:
+            return check_loss(closure() if batch is None else closure(each.of(batch)))
+
+        loss = self.drive(forward, lambda loss, each: loss.backward(), batch)
         self._log()
         return loss
 
@@ -278,10 +299,6 @@ class Attack(Growing, Method, ABC):
         warning = self.follow_learning()
         if warning and is_first_process():
             logger.warning(warning)
-
-    def inner_forward(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward of a pass that does not train."""
-        return nullcontext()
 
     def choose(self, examples: int) -> Tensor:
         """Draw ``round(fraction * examples)`` rows, at least one; ascending, for sequences sorted by length."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
-from ..options import check_flag, check_fraction, must_be, one_of, option, options
+from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
-from .base import Attack
+from .base import Attack, check_closure, check_loss
 from .passes import AdversarialLoss, InnerPrecision
 
 __all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
@@ -31,12 +31,9 @@ class _InRows(OnEmbeddings):
     )
     mask: Mask = option(
         default=None,
-        check=must_be(
-            "None, the name of a field of the batch or a function of the batch",
-            lambda value: value is None or callable(value) or (isinstance(value, str) and value != ""),
-        ),
-        doc="which positions are perturbed: the name of a field of the batch, or a function of the batch; either gives "
-        "a bool or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
+        check=check_mask,
+        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
         "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
     )
 
@@ -44,6 +41,8 @@ class _InRows(OnEmbeddings):
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
+    #: True if perturbations are of the outputs of lookups, whatever computes these
+    needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0
     granularity: str = "sequence"
@@ -52,7 +51,7 @@ class EmbeddingAttack(_InRows, Attack):
     fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask, outputs=self.needs_only_outputs)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)
@@ -173,8 +172,9 @@ class EmbeddingAttack(_InRows, Attack):
         """Run the model and differentiate its loss with respect to the embeddings alone."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        with nullcontext() if self.inner_autocast is None else self.inner_forward():
-            loss = closure()
+        check_closure(closure)
+        with self.inner_forward(self.inner_autocast):
+            loss = check_loss(closure())
         self.differentiate(loss)
 
     def restore(self, emb_name: str | None = None) -> None:

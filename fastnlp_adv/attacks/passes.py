@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -49,14 +47,6 @@ class InnerPrecision(Method):
         "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
         "that the model or the Trainer (``fp16=True``) enters itself goes first",
     )
-
-    @contextmanager
-    def inner_forward(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for device in sorted({p.device.type for p in self.attached.parameters()}):
-                # the cache would hand out weights as an autocast around this one has cast them
-                stack.enter_context(torch.autocast(device, self.inner_autocast, cache_enabled=False))
-            yield
 
     def validate(self) -> None:
         super().validate()

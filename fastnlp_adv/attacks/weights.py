@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ..method import Cost, SharesDropout
-from ..options import check_flag, check_number, must_be, option, options
+from ..options import Options, check_flag, check_number, must_be, option, optional, options
 from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
@@ -19,19 +19,31 @@ __all__ = ["AWP", "SAM", "WeightAttack"]
 
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
+#: how many bits a number in single precision loses in half precision
+_LOST = {torch.bfloat16: 16, torch.float16: 13}
 
 
-class WeightAttack(SharesDropout, InnerPrecision, Attack):
+def _params(default: str, doc: str) -> Any:
+    check = must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != "")
+    return option(default=default, check=check, doc=f"part of a parameter's name, or a glob: which move. {doc}")
+
+
+@options
+class _OnParameters(Options):
+    params: str = _params("*", "The default takes all; less needs less memory")
+
+
+class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
     back bit for bit when the step ends, however it ends.
     """
 
     # Attributes of attacks without the argument.
-    params: str = "*"
     adv_weight: float = 1.0
     replace: bool = True
 
+    fixed = Attack.fixed | {"params"}
     has_two_losses: ClassVar[bool] = True
     #: whether one gradient without a direction leaves all weights where they are
     one_norm: ClassVar[bool] = False
@@ -52,13 +64,17 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
             self.move(taps)
             yield Pass(weight=self.adv_weight, adversarial=True, last=True)
 
+    def describe(self) -> str:
+        name, shared = self.names()[0], self.whose() if self.taps else "unattached"
+        return f"{super().describe() or type(self).__name__}: {name} {getattr(self, name):g}, {shared}"
+
     @torch.no_grad()
     def move(self, taps: list[WeightTap]) -> None:
         """Move weights that have a backup along their gradients, and note norms."""
         # In the memory of the weights themselves: fresh memory for each step of the computation would take longer.
         values = [_wide(tap.param.detach()) for tap in taps]
         torch._foreach_copy_(values, [tap.grad for tap in taps if tap.grad is not None])
-        self.scale(values, taps)
+        self.in_own_units(values, taps)
         lows, highs = zip(*(torch.aminmax(value) for value in values), strict=True)
         peaks = torch.maximum(torch.stack(highs), -torch.stack(lows))
         # the largest coordinate is made 1 first: the squares of small gradients would vanish
@@ -71,22 +87,30 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
         torch._foreach_mul_(values, list(factors.unbind()))
         for value in values:
             value.nan_to_num_(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
-        self.scale(values, taps)
-        lengths = torch.stack(torch._foreach_norm(values))
+        self.in_units_of_weights(values, taps)
+        lengths = list(torch._foreach_norm(values))
         torch._foreach_add_(values, [tap.backup for tap in taps])
-        for tap, value in zip(taps, values, strict=True):
+        for number, (tap, value) in enumerate(zip(taps, values, strict=True)):
             if value.dtype != tap.param.dtype:
-                tap.param.copy_(value)
+                tap.param.copy_(_rounded(value, _LOST[tap.param.dtype], self.stream.on(value.device)))
+                lengths[number] = torch.linalg.vector_norm(value.copy_(tap.param).sub_(tap.backup))
         without = ~factors.isfinite()
         skipped = without.all().long() if self.one_norm else without.sum()
         self.norms = {
             "grad": peak * size,
-            "perturbation": torch.linalg.vector_norm(lengths),
+            "perturbation": torch.linalg.vector_norm(torch.stack(lengths)),
             "skipped": skipped + self.norms.get("skipped", 0),
         }
 
-    def scale(self, values: list[Tensor], taps: list[WeightTap]) -> None:
-        """Give gradients the units of the norm, and perturbations those of the weights, in place."""
+    def in_own_units(self, grads: list[Tensor], taps: list[WeightTap]) -> None:
+        """Give gradients the units that their norm is measured in, in place."""
+
+    def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
+        """Give perturbations the units of the weights, in place."""
+
+    @abstractmethod
+    def whose(self) -> str:
+        """Tell what the size is a part of."""
 
     @abstractmethod
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
@@ -96,18 +120,23 @@ class WeightAttack(SharesDropout, InnerPrecision, Attack):
         if any(tap.has_grad for tap in self.taps):
             return True
         if not any(tap.had_grad for tap in self.taps):
-            chosen = f" that matches `params={self.params!r}`" if "params" in self.names() else ""
             raise RuntimeError(
-                f"Expected the first pass to bring a gradient to a parameter{chosen}, but got none. See that the loss "
-                f"depends on it and that it requires gradients{', or give other `params`' if chosen else ''}."
+                f"Expected the first pass to bring a gradient to a parameter that matches `params={self.params!r}`, "
+                "but got none. See that the loss depends on it and that it requires gradients, or give other `params`."
             )
         return False
 
 
 def _wide(param: Tensor) -> Tensor:
     """Return the parameter's own memory to compute in, or memory in single precision if it is in half precision."""
-    narrow = param.dtype in (torch.float16, torch.bfloat16)
-    return torch.empty_like(param, dtype=torch.float32) if narrow else param
+    return torch.empty_like(param, dtype=torch.float32) if param.dtype in _LOST else param
+
+
+def _rounded(x: Tensor, bits: int, generator: torch.Generator) -> Tensor:
+    """Round in place, up or down at random so that the mean stays: to the nearest, most small moves would be none."""
+    drawn = torch.randint(1 << bits, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    x.view(torch.int32).add_(drawn).bitwise_and_(-1 << bits)
+    return x
 
 
 @options
@@ -127,7 +156,9 @@ class AWP(AdversarialLoss, WeightAttack):
     parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
     that is zero. Two forward and two backward passes.
 
-    A backup of each matched weight is held from the first step on, until :meth:`close`.
+    A backup of each matched weight is held from the first step on, until :meth:`close`. Weights in half precision are
+    moved with stochastic rounding: on average by :math:`v`, and further in each step. ``perturbation_norm`` is the norm
+    of the move itself.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
     :options:
@@ -155,28 +186,36 @@ class AWP(AdversarialLoss, WeightAttack):
         "convolutional networks on images",
         kw_only=False,
     )
-    params: str = option(
-        default="*.weight",
-        check=must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != ""),
-        doc="part of a parameter's name, or a glob. The default takes every weight and no bias, so also the embeddings "
-        'and the layer norms; ``"*attention*.weight"`` or ``"encoder"`` takes less, and needs less memory. What is '
-        "frozen stays where it is, until it is unfrozen",
+    params: str = _params(
+        "weight",
+        "The default takes every weight and no bias: matrices, embeddings, ``weight_ih_l0`` and ``in_proj_weight``, "
+        "and of one-dimensional parameters the weights of layer norms and the lengths that weight normalization "
+        'learns. ``"*attention*weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen does not '
+        "move until it is unfrozen",
+    )
+    coordinate_bound: float | None = option(
+        default=None,
+        check=optional(check_number),
+        doc="how far each coordinate of a weight may move, as a fraction of its own absolute value; ``None`` for any "
+        "distance, as in the paper. Code from competitions has this bound as ``adv_eps``",
     )
 
     paper = "https://arxiv.org/abs/2004.05884"
 
-    fixed = WeightAttack.fixed | {"params"}
-
-    def describe(self) -> str:
-        if not self.taps:
-            return f"AWP: gamma {self.gamma:g}, unattached"
-        return f"{super().describe()}: gamma {self.gamma:g}, of each parameter's norm"
+    def whose(self) -> str:
+        return "of each parameter's norm"
 
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
         backups = [tap.backup for tap in taps]
         wide = [torch.promote_types(backup.dtype, torch.float32) for backup in backups]
         norms = [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(backups, wide, strict=True)]
         return self.gamma * torch.stack(norms)
+
+    def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
+        if self.coordinate_bound is not None:
+            for move, tap in zip(moves, taps, strict=True):
+                most = tap.backup.to(move.dtype).abs().mul_(self.strength * self.coordinate_bound)
+                torch.clamp(move, -most, most, out=move)
 
 
 @options
@@ -186,7 +225,7 @@ class SAM(WeightAttack):
     Generalization", https://arxiv.org/abs/2010.01412).
 
     The model trains on the gradient at the weights moved along the gradient of the same batch, with one norm over all
-    trainable parameters,
+    trainable parameters that match ``params``,
 
     .. math:: \nabla_w L(w + v), \qquad v = \rho\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
 
@@ -202,11 +241,13 @@ class SAM(WeightAttack):
     :math:`g` is of this micro-batch alone. The weights are written in place and put back bit for bit when the step
     ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
     Two forward and two backward passes, of which the first adds nothing to ``.grad``. A backup of the weights is held
-    from the first step on, until :meth:`close`.
+    from the first step on, until :meth:`close`. Weights in half precision are moved with stochastic rounding: on
+    average by :math:`v`, and further in each step.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
     :options:
-    :raises ValueError: if an argument is out of range, or the model has no trainable parameter.
+    :raises ValueError: if an argument is out of range, no trainable parameter matches ``params``, or the model is
+        sharded.
 
     Example::
 
@@ -223,7 +264,7 @@ class SAM(WeightAttack):
     rho: float = option(
         default=0.05,
         check=check_number,
-        doc="the radius of the ball: how far all trainable parameters together are moved, in their units. With "
+        doc="the radius of the ball: how far the matched parameters together are moved, in their units. With "
         "``adaptive`` in units of the parameters, so about ten times as much; the paper has 0.5",
         kw_only=False,
     )
@@ -237,19 +278,19 @@ class SAM(WeightAttack):
 
     paper = "https://arxiv.org/abs/2010.01412"
 
-    def describe(self) -> str:
-        if not self.taps:
-            return f"SAM: rho {self.rho:g}, unattached"
-        units = ", in units of each parameter" if self.adaptive else ""
-        return f"{super().describe()}: rho {self.rho:g}, shared by all{units}"
+    def whose(self) -> str:
+        return "shared by all" + ", in units of each parameter" * self.adaptive
 
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
         return self.rho * shares
 
-    def scale(self, values: list[Tensor], taps: list[WeightTap]) -> None:
-        for value, tap in zip(values, taps, strict=True) if self.adaptive else ():
+    def in_own_units(self, grads: list[Tensor], taps: list[WeightTap]) -> None:
+        for grad, tap in zip(grads, taps, strict=True) if self.adaptive else ():
             if "weight" in tap.name:
-                value.mul_(tap.backup.to(value.dtype).abs().add_(_ETA))
+                grad.mul_(tap.backup.to(grad.dtype).abs().add_(_ETA))
+
+    def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
+        self.in_own_units(moves, taps)  # by the same factors again
 
 
 def _matched(model: nn.Module, params: str) -> dict[str, nn.Parameter]:

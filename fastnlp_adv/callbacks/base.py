@@ -15,6 +15,7 @@ from torch import nn
 
 from ..attacks import Attack
 from ..method import Method
+from ..model_method import refuse_wrappers
 from ..options import check_assignment, unknown, with_options
 from ..regularizers import RDrop, RDropMixin, Regularizer
 from ..schedule import Growing
@@ -69,6 +70,11 @@ class MethodCallback(Callback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
+        if args and isinstance(args[0], nn.Module):
+            raise TypeError(
+                f"Expected {type(self).__name__} to get arguments of {self.method_class.__name__}, but got a model. "
+                f"The Trainer has the model: give `{type(self).__name__}({self.names()[0]}=...)`."
+            )
         for name in kwargs:
             if name not in self.names():
                 raise TypeError(unknown(type(self), self.names(), name))
@@ -222,11 +228,7 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
     callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
     if type(driver) is TorchFSDPDriver:
         _check_sharded(driver, callbacks)
-    if isinstance(driver.model, nn.DataParallel) and len(driver.model.device_ids) > 1:
-        raise ValueError(
-            f"Expected {name} to train a model on one device per process, but got nn.DataParallel over "
-            f"{len(driver.model.device_ids)} devices. Give the Trainer the bare model and `device=[0, 1]`."
-        )
+    refuse_wrappers(driver.model)
     loop = trainer.train_batch_loop
     step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
     own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)

@@ -143,7 +143,7 @@ class AWPCallback(AttackCallback):
 
     Example::
 
-        >>> callback = AWPCallback(gamma=0.001, params="*.weight")   # trainer = Trainer(..., callbacks=[callback])
+        >>> callback = AWPCallback(gamma=0.001, params="weight")   # trainer = Trainer(..., callbacks=[callback])
     """
 
     @takes(AWP)
@@ -156,8 +156,8 @@ class SAMCallback(AttackCallback):
     gradient, by ``rho`` in all. They are put back before the optimizer steps.
 
     :options:
-    :raises ValueError: if an argument is out of range; when the Trainer is built, if the model has no trainable
-        parameter.
+    :raises ValueError: if an argument is out of range; when the Trainer is built, if no trainable parameter
+        matches ``params``.
 
     Example::
 

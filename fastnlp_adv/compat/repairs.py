@@ -23,7 +23,7 @@ from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
 from fastNLP.core.samplers import ReproducibleBatchSampler
 from fastNLP.envs import FASTNLP_CHECKPOINT_FILENAME
 
-__all__ = ["REPAIRS", "around", "raises", "repair", "where"]
+__all__ = ["REPAIRS", "raises", "repair", "replaces", "where"]
 
 #: by name, in the order in which they are made; each returns whether it is in force
 REPAIRS: dict[str, Callable[[], bool]] = {}
@@ -81,23 +81,23 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> None:
     setattr(owner, name, functools.wraps(original)(lambda *args, **kwargs: change(original, *args, **kwargs)))
 
 
-@where(lambda: raises(ValueError, TorchDataLoader, [0]))
-def prefetch_factor() -> None:
+def replaces(owner: Any, name: str, fault: Callable[[], bool]) -> Callable[[Callable[..., Any]], Callable[[], bool]]:
+    """List the decorated function as the repair that runs it in place of a function or method, see :func:`around`."""
+    return lambda change: where(fault)(functools.wraps(change)(lambda: around(owner, name, change)))
+
+
+@replaces(TorchDataLoader, "__init__", lambda: raises(ValueError, TorchDataLoader, [0]))
+def prefetch_factor(original: Any, *args: Any, **kwargs: Any) -> None:
     """Let ``TorchDataLoader`` and ``prepare_torch_dataloader`` work with their defaults.
 
     They ask for ``prefetch_factor=2`` even without workers, which torch 1 took for "not set" and torch 2 refuses.
     Without workers, 2 is again "not set"; any other number is still refused by torch.
     """
-    signature = inspect.signature(TorchDataLoader.__init__)
-
-    def init(original: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        if bound.arguments["num_workers"] == 0 and bound.arguments["prefetch_factor"] == 2:
-            bound.arguments["prefetch_factor"] = None
-        original(*bound.args, **bound.kwargs)
-
-    around(TorchDataLoader, "__init__", init)
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    bound.apply_defaults()
+    if bound.arguments["num_workers"] == 0 and bound.arguments["prefetch_factor"] == 2:
+        bound.arguments["prefetch_factor"] = None
+    original(*bound.args, **bound.kwargs)
 
 
 @where(lambda: raises(ValueError, lambda: MixDataLoader({"one": [0]}, collate_fn=list)))
@@ -133,21 +133,16 @@ def _saves_to_missing_folder() -> bool:
     return existed == [False]
 
 
-@where(_saves_to_missing_folder)
-def save_to_new_folder() -> None:
+@replaces(Trainer, "save_model", _saves_to_missing_folder)
+def save_to_new_folder(original: Any, *args: Any, **kwargs: Any) -> None:
     """Let ``Trainer.save_model`` make its folder, and those above it, where they do not exist.
 
     fastNLP hands the path to torch, which raises. A ``model_save_fn`` still makes its own folder.
     """
-    signature = inspect.signature(Trainer.save_model)
-
-    def save(original: Any, self: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, folder, *args, **kwargs)
-        if bound.arguments.get("model_save_fn") is None and isinstance(folder, (str, Path)):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        original(self, folder, *args, **kwargs)
-
-    around(Trainer, "save_model", save)
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    if given.get("model_save_fn") is None and isinstance(given["folder"], (str, Path)):
+        Path(given["folder"]).mkdir(parents=True, exist_ok=True)
+    original(*args, **kwargs)
 
 
 def _driver() -> TorchDriver:
@@ -163,30 +158,26 @@ def _load_saved_model() -> None:
     _driver().load_model(file, only_state_dict=False)
 
 
-@where(lambda: raises(pickle.UnpicklingError, _load_saved_model))
-def load_whole_model() -> None:
+@replaces(TorchDriver, "load_model", lambda: raises(pickle.UnpicklingError, _load_saved_model))
+def load_whole_model(original: Any, self: Any, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
     """Let models that were saved with ``only_state_dict=False`` be loaded with ``only_state_dict=False``.
 
     Such a file is a pickle, and loading it runs the code that it holds, so torch 2.6 and later refuse it by default.
     Load only files that you trust. State dicts are loaded as safely as before.
     """
-
-    def load(original: Any, self: Any, filepath: Any, only_state_dict: bool = True, **kwargs: Any) -> None:
-        if not only_state_dict:
-            saved = torch.load(filepath, map_location="cpu", weights_only=False)
-            states = saved if isinstance(saved, dict) else saved.state_dict()
-            self.unwrap_model().load_state_dict(states, kwargs.get("strict", True))
-            return
-        try:
-            original(self, filepath, only_state_dict, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise pickle.UnpicklingError(
-                f"Expected `filepath` to hold a state dict, but got a file ({filepath}) that holds more than weights. "
-                "If it is a whole model that you trust, load it with `only_state_dict=False`; `Trainer.save_model` "
-                "saves whole models unless called with `only_state_dict=True`."
-            ) from error
-
-    around(TorchDriver, "load_model", load)
+    if not only_state_dict:
+        saved = torch.load(filepath, map_location="cpu", weights_only=False)
+        states = saved if isinstance(saved, dict) else saved.state_dict()
+        self.unwrap_model().load_state_dict(states, kwargs.get("strict", True))
+        return
+    try:
+        original(self, filepath, only_state_dict, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(
+            f"Expected `filepath` to hold a state dict, but got a file ({filepath}) that holds more than weights. "
+            "If it is a whole model that you trust, load it with `only_state_dict=False`; `Trainer.save_model` "
+            "saves whole models unless called with `only_state_dict=True`."
+        ) from error
 
 
 def _resume_weights(extra: Any) -> None:
@@ -196,8 +187,8 @@ def _resume_weights(extra: Any) -> None:
         _driver().load_checkpoint(Path(folder), dataloader=None, should_load_model=False)
 
 
-@where(lambda: raises(pickle.UnpicklingError, _resume_weights, np.float64(0)))
-def load_arrays() -> None:
+@replaces(TorchDriver, "load_checkpoint", lambda: raises(pickle.UnpicklingError, _resume_weights, np.float64(0)))
+def load_arrays(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Resume from a checkpoint that holds numbers or arrays of numpy, or arrays of Python's ``array``.
 
     Callbacks and monitors leave the former there, fastNLP's ``ReproduceBatchSampler`` the latter (it wraps samplers
@@ -207,25 +198,17 @@ def load_arrays() -> None:
     makers = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]  # numpy keeps these functions private
     numbers = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
     harmless: list[Any] = [*makers, np.ndarray, np.dtype, *numbers, array.array]
-
-    def load(original: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.serialization.safe_globals(harmless):
-            return original(*args, **kwargs)
-
-    around(TorchDriver, "load_checkpoint", load)
+    with torch.serialization.safe_globals(harmless):
+        return original(*args, **kwargs)
 
 
-@where(lambda: raises(AttributeError, _resume_weights, None))
-def resume_weights_only() -> None:
+@replaces(TorchDriver, "load_sampler_state", lambda: raises(AttributeError, _resume_weights, None))
+def resume_weights_only(original: Any, self: Any, dataloader: Any, states: Any) -> Any:
     """Let ``trainer.run(resume_from=..., resume_training=False)`` load model and optimizers, and start afresh.
 
     fastNLP then has no dataloader to restore, but looks into it all the same.
     """
-
-    def load(original: Any, self: Any, dataloader: Any, states: Any) -> Any:
-        return {} if dataloader is None else original(self, dataloader, states)
-
-    around(TorchDriver, "load_sampler_state", load)
+    return {} if dataloader is None else original(self, dataloader, states)
 
 
 def _forgets_that_the_epoch_is_over() -> bool:
@@ -268,20 +251,16 @@ def _counts_from_where_it_resumed() -> bool:
     return saved["num_consumed_batches"] != 3
 
 
-@where(_counts_from_where_it_resumed)
-def resume_again() -> None:
+@replaces(Trainer, "save_checkpoint", _counts_from_where_it_resumed)
+def resume_again(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """Let a training that was resumed be resumed again in the same epoch.
 
     fastNLP writes into the second checkpoint how many batches there were since the first, but reads it as the number
     since the beginning of the epoch.
     """
-
-    def save(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-        start = getattr(self, "start_batch_idx_in_epoch", 0)
-        self.start_batch_idx_in_epoch = 0
-        try:
-            original(self, *args, **kwargs)
-        finally:
-            self.start_batch_idx_in_epoch = start
-
-    around(Trainer, "save_checkpoint", save)
+    start = getattr(self, "start_batch_idx_in_epoch", 0)
+    self.start_batch_idx_in_epoch = 0
+    try:
+        original(self, *args, **kwargs)
+    finally:
+        self.start_batch_idx_in_epoch = start

@@ -21,7 +21,7 @@ from fastNLP.envs import (
 from torch import nn
 from torch.distributed import fsdp
 
-from .repairs import around, raises, where
+from .repairs import raises, replaces, where
 
 __all__ = ["fsdp_checkpoints", "fsdp_launch", "fsdp_unwrap"]
 
@@ -36,18 +36,16 @@ _choice: Any = importlib.import_module("fastNLP.core.drivers.torch_driver.initia
 _wrapped = SimpleNamespace(model=SimpleNamespace(module=nn.Linear(1, 1)))
 
 
-@where(lambda: SHARDS and raises(AttributeError, TorchFSDPDriver.unwrap_model, _wrapped))
-def fsdp_unwrap() -> None:
+@replaces(
+    TorchFSDPDriver, "unwrap_model", lambda: SHARDS and raises(AttributeError, TorchFSDPDriver.unwrap_model, _wrapped)
+)
+def fsdp_unwrap(original: Any, self: Any) -> nn.Module:
     """Let the driver find the model inside ``FullyShardedDataParallel``, without which no Trainer can be built.
 
     It looks for a second wrapper, which torch 1 had and torch 2 has not.
     """
-
-    def unwrap_model(self: TorchFSDPDriver) -> nn.Module:
-        module = self.model.module
-        return module.model if isinstance(module, _DDPWrappingModel) else module
-
-    TorchFSDPDriver.unwrap_model = unwrap_model
+    module: Any = self.model.module
+    return module.model if isinstance(module, _DDPWrappingModel) else module
 
 
 def _takes_another_driver() -> bool:
@@ -62,20 +60,16 @@ def _takes_another_driver() -> bool:
         os.environ.update(before)
 
 
-@where(lambda: SHARDS and _takes_another_driver())
-def fsdp_launch() -> None:
+@replaces(_choice, "initialize_torch_driver", lambda: SHARDS and _takes_another_driver())
+def fsdp_launch(original: Any, driver: str, device: Any, model: nn.Module, **kwargs: Any) -> Any:
     """Let ``Trainer(driver="torch_fsdp")`` shard when torchrun started the process.
 
     fastNLP then takes its driver for DistributedDataParallel, and refuses a model in ``FullyShardedDataParallel``.
     """
-
-    def choose(original: Any, driver: str, device: Any, model: nn.Module, **kwargs: Any) -> Any:
-        if driver != "torch_fsdp" or FASTNLP_BACKEND_LAUNCH not in os.environ:
-            return original(driver, device, model, **kwargs)
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        return TorchFSDPDriver(model, own, is_pull_by_torch_run=True, **kwargs)
-
-    around(_choice, "initialize_torch_driver", choose)
+    if driver != "torch_fsdp" or FASTNLP_BACKEND_LAUNCH not in os.environ:
+        return original(driver, device, model, **kwargs)
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return TorchFSDPDriver(model, own, is_pull_by_torch_run=True, **kwargs)
 
 
 # An OSError would mean that it looks for the file.

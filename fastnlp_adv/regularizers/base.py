@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import divergences, forwards
 from ..method import Method
-from ..options import must_be, one_of, option, options
+from ..options import check_mask, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
 __all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
@@ -130,10 +130,7 @@ class Predictions(Regularizer):
     )
     mask: Mask = option(
         default=None,
-        check=must_be(
-            "None, the key of a batch field or a callable",
-            lambda value: value is None or isinstance(value, str) or callable(value),
-        ),
+        check=check_mask,
         doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
         "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
         "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
@@ -155,10 +152,11 @@ class Predictions(Regularizer):
 
     def masks(self, batch: Any, outputs: dict[str, Any], returned: Any) -> list[Tensor | None]:
         """Return the mask of each prediction; validate the first batch."""
-        if not self.has_looked and self.divergence == "categorical":
-            _refuse_multi_label(batch, tensors_of(outputs["pred"]))
-        self.has_looked = True  # reading values synchronizes
-        return find_masks(self.mask, batch, outputs, shifts=self._shifts or shifts_labels(returned))
+        if not self.has_looked:  # reading values synchronizes, so only the first batch is validated
+            self.has_looked = True
+            if self.divergence == "categorical":
+                _refuse_multi_label(batch, tensors_of(outputs["pred"]))
+        return find_masks(self.mask, batch, outputs, shifts=self._shifts or "CausalLMOutput" in type(returned).__name__)
 
     def distance(self, pred: Any, other: Any, masks: list[Tensor | None], reduction: str | None = None) -> Tensor:
         """Return the divergence between two predictions, of several the sum; a squared error has one direction only."""

@@ -17,7 +17,6 @@ __all__ = [
     "LABELS",
     "Mask",
     "by_name",
-    "counts_in",
     "find_masks",
     "labels_in",
     "like",
@@ -127,23 +126,25 @@ def _names(outputs: tuple[Any, ...]) -> list[str]:
 
 def tensors_of(pred: Any) -> list[Tensor]:
     """Return the tensors of a prediction; none if it holds anything else."""
-    parts = [pred] if isinstance(pred, Tensor) else list(pred.values() if isinstance(pred, Mapping) else pred or ())
+    if isinstance(pred, Tensor):
+        return [pred]
+    parts = list(pred.values() if isinstance(pred, Mapping) else pred)
     return parts if all(isinstance(part, Tensor) for part in parts) else []
 
 
 def _prediction(entries: dict[str, Any], several: bool) -> Any:
     kinds = (Tensor, tuple, list, Mapping) if several else Tensor
     candidates = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), kinds)]
-    if several and entries.keys() >= {"start_logits", "end_logits"} and not candidates:
+    if several and not candidates and entries.keys() >= {"start_logits", "end_logits"}:
         candidates = [(entries["start_logits"], entries["end_logits"])]
-    candidates = [candidate for candidate in candidates if tensors_of(candidate)]
     for candidate in candidates:
-        if all(part.is_floating_point() for part in tensors_of(candidate)):
+        if {part.is_floating_point() for part in tensors_of(candidate)} == {True}:
             return candidate
+    candidates = [part for candidate in candidates for part in tensors_of(candidate)]
     if candidates:
         raise ValueError(
-            f"Expected `pred` to hold floating-point logits or values, but got {tensors_of(candidates[0])[0].dtype}. "
-            "Return what the argmax was taken of; `evaluate_step` can still return the argmax."
+            f"Expected `pred` to hold floating-point logits or values, but got {candidates[0].dtype}. Return what the "
+            "argmax was taken of; `evaluate_step` can still return the argmax."
         )
     raise ValueError(
         f"Expected the training step to return {_WANTED}, but got the entries {sorted(map(str, entries))}. Return the "
@@ -185,11 +186,9 @@ def shifted(labels: Tensor) -> Tensor:
     return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
 
 
-def shifts_labels(source: Any) -> bool:
-    """Tell whether a model, or its output, is of a causal language model of transformers, which shifts its labels."""
-    if isinstance(source, nn.Module):
-        return any(type(module).__name__.endswith(_CAUSAL) for module in source.modules())
-    return "CausalLMOutput" in type(source).__name__
+def shifts_labels(model: nn.Module) -> bool:
+    """Tell whether a model is, or holds, a causal language model of transformers, which shifts its labels."""
+    return any(type(module).__name__.endswith(_CAUSAL) for module in model.modules())
 
 
 def _field(batch: Any, name: str) -> Any:
@@ -200,12 +199,7 @@ def _field(batch: Any, name: str) -> Any:
 COUNTS = ("num_items_in_batch",)
 
 
-def counts_in(batch: Any) -> dict[str, Any]:
-    """Return the fields of a batch that its loss is divided by."""
-    return {name: batch[name] for name in COUNTS if _field(batch, name) is not None}
-
-
 def scale_counts(batch: Any, factor: float) -> Any:
-    """Return the batch with the fields that its loss is divided by multiplied by ``factor``."""
-    counts = {name: factor * count for name, count in counts_in(batch).items()}
-    return {**batch, **counts} if counts else batch
+    """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
+    counted = [name for name in COUNTS if _field(batch, name) is not None]
+    return {**batch, **{name: factor * batch[name] for name in counted}} if counted else batch

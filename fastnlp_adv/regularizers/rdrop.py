@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from ..batch import double_batch, fields_of, first_half
 from ..method import Cost
 from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, add_term
-from .outputs import IGNORED, counts_in, read_outputs, scale_counts, shifted, tensors_of
+from .outputs import IGNORED, read_outputs, scale_counts, shifted, tensors_of
 
 __all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
 
@@ -94,9 +94,9 @@ class RDrop(Predictions):
 
     def _concat(self, forward: Forward, batch: Any) -> tuple[dict[str, Any], Any, Any]:
         doubled, rows = double_batch(batch)
-        doubled = scale_counts(doubled, 2)
+        scaled = scale_counts(doubled, 2)
         try:
-            returned = forwards.run(forward, doubled, copies=2, rows=rows, bare=True)
+            returned = forwards.run(forward, scaled, copies=2, rows=rows, bare=True)
         except RuntimeError as error:
             if "enforce_sorted" not in str(error):
                 raise
@@ -111,8 +111,7 @@ class RDrop(Predictions):
                     f"Expected `pred` to have {2 * rows} rows, two for each of the {rows} examples, but got shape "
                     f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
                 )
-        unknown = not self.has_looked and not counts_in(batch)
-        if unknown and _doubles(outputs, doubled, lambda: forwards.run(forward, batch, bare=True)):
+        if not self.has_looked and scaled is doubled and _doubles(outputs, doubled, forward, batch):
             warnings.warn(_SUMMED, stacklevel=2)
         return first_half(outputs, rows), _second_half(outputs["pred"], rows), returned
 
@@ -139,7 +138,7 @@ def _are_probabilities(pred: Any) -> bool:
 
 
 @torch.no_grad()
-def _doubles(outputs: dict[str, Any], doubled: Any, run_once: Callable[[], Any]) -> bool:
+def _doubles(outputs: dict[str, Any], doubled: Any, forward: Forward, batch: Any) -> bool:
     """Tell whether the loss of a doubled batch is twice the batch's, by another forward unless it is a usual one."""
     loss, preds = outputs["loss"].float(), [each.float() for each in tensors_of(outputs["pred"])]
     fields = [field for _, field in fields_of(doubled) if isinstance(field, Tensor)]
@@ -151,7 +150,7 @@ def _doubles(outputs: dict[str, Any], doubled: Any, run_once: Callable[[], Any])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return False  # other ranks may know their loss, and would not run another forward
     with torch.random.fork_rng([loss.device] if loss.is_cuda else []):
-        once = read_outputs(run_once(), several=True)["loss"].float()
+        once = read_outputs(forwards.run(forward, batch, bare=True), several=True)["loss"].float()
     return bool((loss - 2 * once).abs() < 0.3 * once.abs())
 
 

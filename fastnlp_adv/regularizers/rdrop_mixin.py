@@ -18,7 +18,7 @@ from ..options import one_of
 from .outputs import by_name, like
 from .rdrop import RDrop, warn_without_dropout
 
-__all__ = ["RDropMixin"]
+__all__ = ["RDropMixin", "check_wrapped"]
 
 _SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
 _check_where = one_of("train_step", "forward")
@@ -141,6 +141,17 @@ class RDropMixin:
             warn_without_dropout(self)  # type: ignore[arg-type]
             self._rdrop_checked = True
         return regularizer
+
+
+def check_wrapped(model: nn.Module) -> None:
+    """Raise ``ValueError`` if R-Drop acts in the ``train_step`` of a model that a Trainer calls in its wrapper."""
+    if isinstance(model, RDropMixin) and model.rdrop_in != "forward":
+        name = type(model).__name__
+        raise ValueError(
+            f"Expected `rdrop_in` of {name} to be 'forward' in a model that comes wrapped, whose `forward` is called "
+            f'and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}. Or add '
+            "`RDropCallback()`, which drives the model."
+        )
 
 
 def _is_bare() -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..options import check_count, is_finite, must_be, option, options
 from ..taps import refuse_shards
-from .text_attack import Search, TextAttack, Tokens
-from .texts import Change, is_spaceless, word_spans
+from .text_attack import TextAttack
+from .texts import Change, Search, Tokens, is_spaceless, word_spans
 
 __all__ = ["HotFlip"]
 
@@ -39,7 +39,7 @@ class HotFlip(TextAttack):
       without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer reads as a
       word of their own, so neither to special or unused tokens nor to continuations. Byte-level and sentencepiece
       vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores case, the new
-      word takes over the old one's.
+      word gets the case of the old one.
     * In Chinese and Japanese, tokens that consist of characters of that script, single characters included. They are
       flipped to other such tokens.
 
@@ -50,22 +50,17 @@ class HotFlip(TextAttack):
     :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no
         words.
 
-    Example, for a model and a tokenizer of yours::
+    Example, for a model and a tokenizer of yours, and with pairs of which the second text is attacked::
 
         HotFlip(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
+        HotFlip(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
-    max_flips: int = option(
-        default=3, check=check_count, doc="the number of words or characters that may be flipped, at least 1"
-    )
-    candidates: int = option(
-        default=8, check=check_count, doc="the number of flips of a text that are tried in a round"
-    )
+    max_flips: int = option(default=3, check=check_count, doc="the number of words or characters that may be flipped")
+    candidates: int = option(default=8, check=check_count, doc="the number of flips of a text tried in a round")
     min_similarity: float | None = option(
         default=None,
-        check=must_be(
-            "a number from -1 to 1 or None", lambda value: value is None or (is_finite(value) and abs(value) <= 1)
-        ),
+        check=must_be("a number from -1 to 1 or None", lambda x: x is None or (is_finite(x) and abs(x) <= 1)),
         doc="the least cosine of the embeddings of the old and the new word, from -1 to 1; ``None`` for no bound",
     )
 
@@ -99,7 +94,7 @@ class HotFlip(TextAttack):
             ids[position] = int(self._ids[new])
             word = self._in_case(self._words[new], search.original[start:end])
             flips.append((Change(start, end, word), ids))
-        read = self.ids([search.changed(change) for change, _ in flips])
+        read = self.ids(search, [search.changed(change) for change, _ in flips])
         return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self.candidates]
 
     def _places(self, search: Search, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:

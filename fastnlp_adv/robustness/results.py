@@ -1,4 +1,4 @@
-"""The results of attacks on text: what became of each text, the accuracy that is left, and a page to read."""
+"""The results of attacks on text: the outcome of each text, the accuracy that is left, and a page to read."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Attacked:
     :param queries: how many times the model was run on a text of this search, gradient passes included.
     :param starts: where each change begins in the original.
     :param tried: how many edits were tried on the model; ``None`` if that is not known.
+    :param other: the other text of a pair, which stays; ``None`` for a single text.
     """
 
     original: str
@@ -43,6 +44,7 @@ class Attacked:
     queries: int
     starts: tuple[int, ...] = ()
     tried: int | None = None
+    other: str | None = None
 
     @property
     def fooled(self) -> bool:
@@ -85,7 +87,7 @@ def robust_accuracy(results: Sequence[Attacked]) -> RobustAccuracy:
 
     A text on which the attack could try nothing, such as one without a word that it may edit, is *not attacked*. It
     tells nothing about the model, so it counts neither as right nor as wrong. If ``not_attacked`` is large, the
-    accuracy is that of a part of your texts, and another attack suits them better.
+    accuracy is about a part of your texts only, and another attack suits them better.
 
     :param results: the results of an attack.
     :return: the share, with the numbers of texts that were left out and counted.
@@ -102,7 +104,7 @@ def robust_accuracy(results: Sequence[Attacked]) -> RobustAccuracy:
         '50.0%'
     """
     if not results:
-        raise ValueError("Expected `results` to hold what an attack returned, but got none.")
+        raise ValueError("Expected `results` to hold the results of an attack, but got none.")
     counted = [each for each in results if not each.not_attacked]
     share = sum(each.robust for each in counted) / len(counted) if counted else math.nan
     return RobustAccuracy(share, len(results) - len(counted), len(counted))
@@ -120,7 +122,7 @@ def write_report(
     They can be filtered by outcome. The page is one file, in any language, and loads and runs nothing: texts are shown
     as they are, whatever stands in them.
 
-    :param attacked: what an attack returned.
+    :param attacked: the results of an attack.
     :param path: the file to write; one that is there is replaced.
     :param names: the names of the labels 0, 1, ...; the numbers if ``None``.
     :param title: the title of the page.
@@ -173,7 +175,9 @@ def _card(number: int, attacked: Attacked, names: Sequence[str] | None) -> str:
     before = label if attacked.was_right else after
     tried = "" if attacked.tried is None else f", {attacked.tried} tried"
     edits = f"{len(attacked.changes)} edit{'' if len(attacked.changes) == 1 else 's'}{tried}"
-    texts = _marked(attacked)[: 2 if attacked.changes else 1]
+    texts = list(_marked(attacked)[: 2 if attacked.changes else 1])
+    if attacked.other is not None:
+        texts.insert(0, _escaped(attacked.other))
     lines = [
         f'<article class="{key}"><p class="about"><span>{number}</span> <b class="outcome">{OUTCOMES[key]}</b> '
         f"<span>label <b><bdi>{label}</bdi></b></span> <span>predicted <b><bdi>{before}</bdi></b> → "
@@ -198,7 +202,7 @@ def _marked(attacked: Attacked) -> tuple[str, str]:
     if not fits or made + text[at:] != attacked.text:
         raise ValueError(
             f"Expected `changes` and `starts` to make the attacked text of the original, but got {attacked!r:.200}. "
-            "Give what an attack returned."
+            "Give the results of an attack."
         )
     return old + _escaped(text[at:]), new + _escaped(text[at:])
 

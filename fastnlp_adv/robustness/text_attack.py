@@ -3,77 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..options import at_least, check_count, must_be, option, optional, options
+from ..options import at_least, check_count, must_be, one_of, option, optional, options
 from ..regularizers.outputs import read_outputs
 from ..taps import Tap, taps_on
 from .evaluate import modes_kept, score
 from .results import Attacked
-from .texts import Change, edited
+from .texts import Change, Search, Tokens
 from .worst_case import EvaluationAttack, Scores
 
-__all__ = ["Search", "TextAttack", "Tokens"]
-
-
-class Tokens(NamedTuple):
-    """A text as the model sees it."""
-
-    ids: list[int]  # with special tokens, without padding
-    spans: list[tuple[int, int]]  # where each token stands in the text, without white space; empty for added ones
-    gradients: Tensor  # of the logarithm of the loss at the lookup of each, of shape (tokens, features)
-
-
-@dataclass
-class Search:
-    """The state of the search for one text."""
-
-    original: str
-    label: int
-    changes: tuple[Change, ...] = ()
-    loss: float = 0.0
-    prediction: int = -1
-    queries: int = 0
-    tried: int = 0
-    plan: list[Any] | None = None  # for attacks that decide once what to try
-
-    @property
-    def text(self) -> str:
-        """The worst text so far."""
-        return edited(self.original, self.changes)
-
-    def changed(self, change: Change) -> str:
-        """Return the text with all changes so far and this one."""
-        return edited(self.original, [*self.changes, change])
-
-    def leaves(self, start: int, end: int) -> bool:
-        """Tell whether no change so far reaches into a stretch of the original."""
-        return all(end <= change.start or change.end <= start for change in self.changes)
-
-    def origin(self, start: int, end: int) -> tuple[int, int] | None:
-        """Return where a stretch of the text stands in the original; ``None`` if a change reaches into it."""
-        shift = 0
-        for change in sorted(self.changes):
-            if end <= change.start + shift:
-                break
-            if start < change.start + shift + len(change.new):
-                return None
-            shift += len(change.new) - (change.end - change.start)
-        return start - shift, end - shift
-
-    def result(self) -> Attacked:
-        """Return the result; changes are made only where the prediction was right."""
-        was_right = self.prediction == self.label or bool(self.changes)
-        made = sorted(self.changes)
-        changes = tuple((self.original[start:end], new) for start, end, new in made)
-        starts = tuple(change.start for change in made)
-        counts = (self.queries, starts, self.tried)
-        return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *counts)
+__all__ = ["TextAttack"]
 
 
 def _check_tokenizer(name: str, tokenizer: Any) -> None:
@@ -94,12 +38,25 @@ def _check_tokenizer(name: str, tokenizer: Any) -> None:
 @options
 class TextAttack(EvaluationAttack, ABC):
     """
-    Searches for changes of a text that make the prediction wrong. The texts of a batch advance together: in a round
-    :meth:`propose` gives each text some changes, all of them are tried, and each text keeps its worst if that raises
-    its loss. A text is done when the prediction is wrong, ``limit`` changes are made, or nothing is left to try.
+    The base of attacks on text, which search for changes that make the prediction wrong. A subclass defines
+    :meth:`propose`. The texts of a batch advance together: in a round each text gets some changes proposed, all of them
+    are tried on the model, and the worst is kept if it raises the loss; changes that overlap with earlier ones are left
+    out. A text is done when the prediction is wrong, ``limit`` changes are made, or no change of a round raises the
+    loss (with ``gives_up = False``, when none is proposed).
 
     :param model: the model; it is in eval mode meanwhile, and left as it was.
     :options:
+    :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
+
+    Example, for a model and a tokenizer of yours::
+
+        class LeaveOut(TextAttack):
+            limit = 2
+
+            def propose(self, searches):
+                return [[Change(start, end, "") for start, end in word_spans(each.original)] for each in searches]
+
+        LeaveOut(model, tokenizer).attack(texts, labels)
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "tokenizer"})
@@ -112,11 +69,17 @@ class TextAttack(EvaluationAttack, ABC):
         doc="a fast tokenizer of transformers, or a :class:`~fastnlp_adv.VocabularyTokenizer`",
         kw_only=False,
     )
+    side: Literal["first", "second"] | None = option(
+        default=None,
+        check=one_of(None, "first", "second"),
+        doc='for pairs of texts, such as premise and hypothesis: which of the two is attacked, ``"first"`` or '
+        '``"second"``; the other stays. ``None`` for single texts',
+    )
     batch_size: int = option(default=32, check=check_count, doc="the number of texts that advance together")
     max_length: int | None = option(
         default=None,
         check=optional(check_count),
-        doc="where texts are cut off, in tokens; the tokenizer's own length if ``None``",
+        doc="where texts are cut off, in tokens; the tokenizer's own if ``None``",
     )
     step: Callable[[dict[str, Any]], Any] | None = option(
         default=None,
@@ -127,19 +90,24 @@ class TextAttack(EvaluationAttack, ABC):
 
     @property
     def limit(self) -> int:
-        """The number of changes that a text may get."""
+        """The number of changes that a text may get; a subclass may set ``limit = 2`` instead."""
         return 3
 
     @abstractmethod
     def propose(self, searches: list[Search]) -> list[list[Change]]:
-        """Return the changes to try next for each text that is predicted right; none ends its search."""
+        """
+        Propose the changes to try next.
+
+        :param searches: the texts that are predicted right, with the changes that they got so far.
+        :return: the changes for each text, in terms of its original; none ends its search.
+        """
 
     def prepare(self, texts: list[str]) -> None:
-        """Prepare for texts, before the first of them is attacked."""
+        """Prepare for all texts of an attack, before the first of them is attacked."""
 
     def validate(self) -> None:
         super().validate()
-        least = at_least(self.tokenizer.num_special_tokens_to_add() + 1)
+        least = at_least(self.tokenizer.num_special_tokens_to_add(pair=self.side is not None) + 1)
         optional(least)("max_length", self.max_length)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
@@ -151,20 +119,20 @@ class TextAttack(EvaluationAttack, ABC):
 
     def attack(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | Sequence[tuple[str, str]],
         labels: Sequence[int],
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     ) -> list[Attacked]:
         """
         Attack texts.
 
-        :param texts: the texts.
+        :param texts: the texts, or pairs of texts with ``side``.
         :param labels: the label of each, an integer.
         :param progress: wraps the batches of texts, for instance ``tqdm.tqdm``; nothing is shown without one.
         :return: the result for each text.
         :raises ValueError: if there are not as many labels as texts, or the model's outputs do not fit them.
         """
-        searches = _searches(texts, labels)
+        searches = _searches(texts, labels, self.side)
         self.prepare([search.original for search in searches])
         batches = [searches[i : i + self.batch_size] for i in range(0, len(searches), self.batch_size)]
         with modes_kept(self.attached), self.running():
@@ -174,22 +142,36 @@ class TextAttack(EvaluationAttack, ABC):
         return [search.result() for search in searches]
 
     def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """Return the tokens of texts with the gradients at their lookups, by one forward and backward pass."""
+        """
+        Return the tokens of texts with the gradients at their lookups, by one forward and backward pass.
+
+        :param searches: the texts.
+        """
         texts = [search.text for search in searches]
-        batch, spans = self._encode(texts)
+        batch, spans = self._encode(list(zip(searches, texts, strict=True)))
         self.backward(self.run(lambda: self._score(batch, searches)[0]))
-        gradients = self._gradients(batch["input_ids"])
+        ids, mask = (batch[self._field(batch, name)] for name in ("input_ids", "attention_mask"))
+        gradients = self._gradients(ids, batch)
         found = []
         for row, (search, text) in enumerate(zip(searches, texts, strict=True)):
             search.queries += 1
-            real = batch["attention_mask"][row].bool()
-            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real, strict=True) if is_real]
-            found.append(Tokens(batch["input_ids"][row][real].tolist(), where, gradients[row][real]))
+            real = mask[row].bool()
+            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real.tolist(), strict=True) if is_real]
+            found.append(Tokens(ids[row][real].tolist(), where, gradients[row][real]))
         return found
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids that the model is given for each text, without padding."""
-        return self.tokenizer(texts, **self._cut())["input_ids"] if texts else []
+    def ids(self, search: Search, texts: list[str]) -> list[list[int]]:
+        """
+        Return the ids that the model would be given for other texts, without padding.
+
+        :param search: the search for one text.
+        :param texts: the texts in its place.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(*self._inputs([(search, text) for text in texts]), **self._cut())
+        found: list[list[int]] = encoded[self._field(encoded, "input_ids")]
+        return found
 
     def special_ids(self) -> set[int]:
         """Return the ids of special and added tokens."""
@@ -225,11 +207,11 @@ class TextAttack(EvaluationAttack, ABC):
 
     def _query(self, asked: list[tuple[Search, str]]) -> list[tuple[float, int]]:
         """Return loss and prediction for each text of a search; texts of a similar length share a batch."""
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]))
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]) + len(asked[i][0].other or ""))
         told: dict[int, tuple[float, int]] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch, _ = self._encode([asked[i][1] for i in rows])
+            batch, _ = self._encode([asked[i] for i in rows])
             with torch.no_grad():
                 scores, predictions = self._score(batch, [asked[i][0] for i in rows])
             told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True))
@@ -242,12 +224,28 @@ class TextAttack(EvaluationAttack, ABC):
         # a tokenizer without a length has one of 30 digits
         return {"truncation": True, "max_length": length} if length < 10**9 else {}
 
-    def _encode(self, texts: list[str]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
-        wanted = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
-        encoded = self.tokenizer(texts, **self._cut(), padding=True, **wanted)
+    def _inputs(self, asked: list[tuple[Search, str]]) -> list[Any]:
+        """Return the texts as the tokenizer takes them, with the other texts of pairs."""
+        texts, others = [text for _, text in asked], [search.other for search, _ in asked]
+        return [texts] if self.side is None else [texts, others] if self.side == "first" else [others, texts]
+
+    def _field(self, encoded: Mapping[str, Any], name: str) -> str:
+        """Return the field of the attacked text, where the tokenizer reads the texts of a pair by themselves."""
+        return f"pair_{name}" if self.side == "second" and f"pair_{name}" in encoded else name
+
+    def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
+        """Return the batch and where each token stands in the attacked text; (0, 0) for tokens of the other."""
+        fields = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+        encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **fields)
         device = next(self.attached.parameters()).device
-        spans = encoded.pop("offset_mapping").tolist()
-        return {name: value.to(device) for name, value in encoded.items()}, spans
+        spans = encoded[self._field(encoded, "offset_mapping")].tolist()
+        if self.side is not None and "pair_input_ids" not in encoded:
+            own = ("first", "second").index(self.side)
+            for row, each in enumerate(spans):
+                of = encoded.sequence_ids(row)
+                each[:] = [span if side == own else (0, 0) for span, side in zip(each, of, strict=True)]
+        batch = {name: value.to(device) for name, value in encoded.items() if not name.endswith("offset_mapping")}
+        return batch, spans
 
     def _score(self, batch: dict[str, Tensor], searches: list[Search]) -> tuple[Scores, Tensor]:
         labels = [search.label for search in searches]
@@ -261,9 +259,11 @@ class TextAttack(EvaluationAttack, ABC):
             )
         return score(logits, {"labels": torch.tensor(labels)}), logits.argmax(-1)
 
-    def _gradients(self, ids: Tensor) -> Tensor:
+    def _gradients(self, ids: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Return the gradients at the lookups of these ids."""
         lookups = [each for each in self.embedding_taps[0].lookups if torch.equal(each.ids, ids)]
+        if "pair_input_ids" in batch and torch.equal(batch["input_ids"], batch["pair_input_ids"]):
+            lookups = lookups[0 if self.side == "first" else 1 :: 2]  # equal texts; the first is looked up first
         if not lookups:
             raise ValueError(
                 f"Expected the model to look up the tokenizer's ids in embedding `{self.taps[0].name}`, and its logits "
@@ -279,12 +279,25 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
     return end - len(piece.lstrip()), start + len(piece.rstrip())
 
 
-def _searches(texts: Sequence[str], labels: Sequence[int]) -> list[Search]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"Expected `texts` to be a sequence of strings, but got {texts!r:.80}.")
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _searches(texts: Sequence[Any], labels: Sequence[int], side: str | None) -> list[Search]:
+    if isinstance(texts, str) or not all(isinstance(each, str) if side is None else _is_pair(each) for each in texts):
+        expected = "strings" if side is None else "pairs of strings"
+        way_out = (
+            "For pairs, name the attacked text with `side`" if side is None else "For single texts, leave `side` out"
+        )
+        raise ValueError(f"Expected `texts` to be a sequence of {expected}, but got {texts!r:.80}. {way_out}.")
     if len(texts) != len(labels):
         raise ValueError(f"Expected as many `labels` as `texts`, but got {len(labels)} for {len(texts)}.")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
         at_least(0)("labels", label)
-    return [Search(text, label) for text, label in zip(texts, labels, strict=True)]
+    pairs = (
+        [(text, None) for text in texts]
+        if side is None
+        else [pair if side == "first" else pair[::-1] for pair in texts]
+    )
+    return [Search(text, label, other) for (text, other), label in zip(pairs, labels, strict=True)]

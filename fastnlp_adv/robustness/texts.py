@@ -1,17 +1,20 @@
-"""How texts are read and changed: their words, changes of them, and a vocabulary as a tokenizer."""
+"""How texts are read and changed: words, changes, the search for an attacked text, a vocabulary as a tokenizer."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..options import check_count, must_be, optional
+from .results import Attacked
 
-__all__ = ["Change", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
+__all__ = ["Change", "Search", "Tokens", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
 
 # Chinese and Japanese, which are written without spaces and whose characters mean something by themselves
 _SPACELESS = (
@@ -71,6 +74,82 @@ def edited(text: str, changes: Iterable[Change]) -> str:
     return text
 
 
+class Tokens(NamedTuple):
+    """
+    A text as the model sees it.
+
+    :param ids: the ids of its tokens, with special tokens and without padding.
+    :param spans: where each token stands in the text, without white space; (0, 0) for special tokens that the tokenizer
+        adds, and for the tokens of the other text of a pair.
+    :param gradients: the gradient of the logarithm of the loss at the lookup of each, of shape ``(tokens, features)``.
+        It has the direction of the gradient of the loss, and does not vanish where the model is confident.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    gradients: Tensor
+
+
+@dataclass
+class Search:
+    """
+    The search for an attacked text.
+
+    :param original: the text.
+    :param label: its label.
+    :param other: the other text of a pair, which stays; ``None`` for a single text.
+    :param changes: the changes of the original so far.
+    :param loss: the loss of :attr:`text`.
+    :param prediction: the prediction for :attr:`text`.
+    :param queries: how many times the model was run.
+    :param tried: how many changes were tried.
+    :param plan: room for a decision that an attack makes once per text.
+    """
+
+    original: str
+    label: int
+    other: str | None = None
+    changes: tuple[Change, ...] = ()
+    loss: float = 0.0
+    prediction: int = -1
+    queries: int = 0
+    tried: int = 0
+    plan: list[Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The worst text so far."""
+        return edited(self.original, self.changes)
+
+    def changed(self, change: Change) -> str:
+        """Return the text with all changes so far and this one."""
+        return edited(self.original, [*self.changes, change])
+
+    def leaves(self, start: int, end: int) -> bool:
+        """Tell whether no change so far reaches into a stretch of the original."""
+        return all(end <= change.start or change.end <= start for change in self.changes)
+
+    def origin(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return where a stretch of :attr:`text` stands in the original; ``None`` if a change reaches into it."""
+        shift = 0
+        for change in sorted(self.changes):
+            if end <= change.start + shift:
+                break
+            if start < change.start + shift + len(change.new):
+                return None
+            shift += len(change.new) - (change.end - change.start)
+        return start - shift, end - shift
+
+    def result(self) -> Attacked:
+        """Return the result; changes are made only where the prediction was right."""
+        was_right = self.prediction == self.label or bool(self.changes)
+        made = sorted(self.changes)
+        changes = tuple((self.original[start:end], new) for start, end, new in made)
+        starts = tuple(change.start for change in made)
+        rest = (self.queries, starts, self.tried, self.other)
+        return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *rest)
+
+
 NO_LIMIT = 10**30  # as in transformers
 
 
@@ -80,14 +159,15 @@ class VocabularyTokenizer:
     that :class:`HotFlip`, :class:`Typos` and other attacks on text use.
 
     The batch that an attack makes with it holds ``input_ids`` and ``attention_mask``. Give the attack a ``step`` that
-    hands them to the model by their names there.
+    hands them to the model by their names there. For the second texts of pairs it also holds ``pair_input_ids``
+    and ``pair_attention_mask``.
 
     :param vocabulary: a ``Vocabulary`` of fastNLP with padding and an unknown entry, or a mapping from tokens to ids.
     :param split: how the texts of the training were split into tokens, a function from a text to its tokens:
         ``list``, into characters; ``str.split``, at white space; ``jieba.lcut``; ...
     :param max_length: where texts are cut off, in tokens; nowhere if ``None``.
-    :param padding: the entry that texts are padded with; that of the ``Vocabulary`` if ``None``.
-    :param unknown: the entry for what is not in the vocabulary; that of the ``Vocabulary`` if ``None``.
+    :param padding: the entry that texts are padded with; the ``Vocabulary``'s own if ``None``.
+    :param unknown: the entry for tokens that are not in the vocabulary; the ``Vocabulary``'s own if ``None``.
     :raises ValueError: if an argument is not of that kind, or padding or unknown are not in the vocabulary.
 
     Example::
@@ -144,8 +224,8 @@ class VocabularyTokenizer:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def num_special_tokens_to_add(self) -> int:
-        """Return 0: no special tokens are put around a text."""
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return 0: no special tokens are put around texts."""
         return 0
 
     def get_added_vocab(self) -> dict[str, int]:
@@ -161,7 +241,7 @@ class VocabularyTokenizer:
         return [self._tokens[i] for i in ids]
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """Return the id of a token, or that of the unknown entry."""
+        """Return the id of a token, or of the unknown entry."""
         found: int = self._ids.get(token, self._ids[self.unk_token])
         return found
 
@@ -176,6 +256,7 @@ class VocabularyTokenizer:
     def __call__(
         self,
         texts: str | list[str],
+        text_pair: str | list[str] | None = None,
         *,
         truncation: bool = False,
         max_length: int | None = None,
@@ -184,14 +265,21 @@ class VocabularyTokenizer:
         return_tensors: str | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Read texts as transformers does. A text without tokens is read as one unknown token: models take no less."""
+        """
+        Read texts as transformers does, but the second texts of pairs by themselves, into ``pair_input_ids`` and so on.
+        A text without tokens is read as one unknown token, since models take no less.
+        """
         length = (max_length or self.model_max_length) if truncation else None
-        rows = [self._read(text)[:length] for text in ([texts] if isinstance(texts, str) else texts)]
-        longest = max(map(len, rows), default=0) if padding or return_tensors else 0
-        pad = (self._ids[self.pad_token], 0, (0, 0))
-        rows = [row + (longest - len(row)) * [pad] for row in rows]
         names = ("input_ids", "attention_mask", "offset_mapping")[: 3 if return_offsets_mapping else 2]
-        found: dict[str, Any] = {name: [[entry[i] for entry in row] for row in rows] for i, name in enumerate(names)}
+        pad = (self._ids[self.pad_token], 0, (0, 0))
+        found: dict[str, Any] = {}
+        for prefix, given in {"": texts, "pair_": text_pair}.items():
+            if given is None:
+                continue
+            rows = [self._read(text)[:length] for text in ([given] if isinstance(given, str) else given)]
+            longest = max(map(len, rows), default=0) if padding or return_tensors else 0
+            rows = [row + (longest - len(row)) * [pad] for row in rows]
+            found.update({prefix + name: [[entry[i] for entry in row] for row in rows] for i, name in enumerate(names)})
         if isinstance(texts, str) and not return_tensors:
             return {name: rows[0] for name, rows in found.items()}
         return {name: torch.tensor(rows) if return_tensors else rows for name, rows in found.items()}

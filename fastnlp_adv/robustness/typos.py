@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from ..options import at_least, check_count, must_be, option, options
-from .text_attack import Search, TextAttack, Tokens
-from .texts import SPACELESS, Change, is_spaceless, word_spans
+from .text_attack import TextAttack
+from .texts import SPACELESS, Change, Search, Tokens, is_spaceless, word_spans
 
 __all__ = ["SLIPS", "Typos", "character_typos", "homophones", "typos_of"]
 
@@ -30,8 +30,8 @@ def _are_slips(value: Any) -> bool:
 @options
 class Typos(TextAttack):
     r"""
-    Misspells the words that a prediction hangs on (after Pruthi et al. 2019, https://arxiv.org/abs/1905.11268). The
-    words of a text are tried one after the other, those of the largest saliency first:
+    Misspells the words that a prediction depends on (after Pruthi et al. 2019, https://arxiv.org/abs/1905.11268). The
+    words of a text are tried one after the other, by falling saliency
 
     .. math:: s = \sqrt{\textstyle\sum_{i \in \text{word}} \lVert \partial \ell / \partial e_i \rVert_2^2}
 
@@ -52,13 +52,14 @@ class Typos(TextAttack):
     :options:
     :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
 
-    ``attack`` raises ``ImportError`` at once if there are Chinese characters among the texts, homophones are wanted and
-    ``pypinyin`` is not installed.
+    ``attack`` raises ``ImportError`` at once for Chinese texts, if ``slips`` has homophones and ``pypinyin`` is not
+    installed.
 
     Example, for a model and a tokenizer of yours::
 
         Typos(model, tokenizer).attack(texts, labels, progress=tqdm.tqdm)
         Typos(model, tokenizer, slips=["swap", "homophone"]).attack(texts, labels)
+        Typos(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
     gives_up = False  # after a word that helps nothing come the others
@@ -66,9 +67,7 @@ class Typos(TextAttack):
     max_typos: int = option(default=2, check=check_count, doc="the number of typos that may be made, at least 1")
     candidates: int = option(default=16, check=check_count, doc="the number of typos of a word that are tried")
     seed: int = option(
-        default=0,
-        check=at_least(0),
-        doc="of the choice among the typos of a word, which depends on the seed, the text and the word only",
+        default=0, check=at_least(0), doc="of the choice among the typos of a word, the same in all models and batches"
     )
     slips: Sequence[str] = option(
         default=SLIPS,
@@ -108,7 +107,7 @@ class Typos(TextAttack):
         """The typos of the next word that has any."""
         while search.plan:
             changes = self._typos(search, *search.plan.pop(0))
-            now, *then = self.ids([search.text, *map(search.changed, changes)])
+            now, *then = self.ids(search, [search.text, *map(search.changed, changes)])
             # where the tokenizer does not see the typo, as in an unknown word, losses differ by rounding errors only
             if seen := [change for change, ids in zip(changes, then, strict=True) if ids != now]:
                 return seen

@@ -30,7 +30,7 @@ from ..options import (
 )
 from ..taps import Delta, EmbeddingTap, Tap, taps_on
 
-__all__ = ["EvaluationAttack", "Scores", "WorstCase"]
+__all__ = ["EvaluationAttack", "Scores", "WorstCase", "on_tensors"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Scores:
     losses: Tensor  # of shape (examples,), in double precision
     errors: Tensor  # the number of labels that are predicted wrong; 0 if unknown
     labels: Tensor  # the number of labels; 0 if unknown
-    heights: Tensor  # what the attack ascends on, a rising function of the loss
+    heights: Tensor  # a rising function of the loss, on which the attack ascends
 
 
 @options
@@ -143,14 +143,22 @@ class WorstCase(EvaluationAttack):
         """Begin an evaluation: the starts come from the seed, the unit from the weights at this moment."""
         taps = self.embedding_taps
         self.stream.generator = torch.Generator(taps[0].embedding.weight.device).manual_seed(self.seed)
-        self._units = [_row(tap) if self.relative else 1.0 for tap in taps]
+        self._units: list[float] = []
+        for tap in taps:
+            unit = tap.embedding.row_length() if self.relative else 1.0
+            if unit is None:
+                raise ValueError(
+                    f"Expected `relative=True` to find embedding `{tap.name}` whole in each process, but got a shard. "
+                    "Give `epsilons` in the units of the embedding, with `relative=False`."
+                )
+            self._units.append(unit)
 
     def search(self, forward: Callable[[], Scores]) -> Iterator[tuple[float, _Worst]]:
         """
         Attack a batch, inside :meth:`running`.
 
-        :param forward: runs the model on the batch and scores what it returns.
-        :return: the worst points at 0, then at each epsilon in turn; a larger one keeps what smaller ones found.
+        :param forward: runs the model on the batch and scores its outputs.
+        :return: the worst points at 0, then at each epsilon in turn; a larger one keeps the points of smaller ones.
         """
         for tap in self.taps:
             tap.reset()
@@ -173,7 +181,7 @@ class WorstCase(EvaluationAttack):
     def at(self, worst: _Worst, forward: Callable[[], Any]) -> Any:
         """Run the model at the worst points that :meth:`search` yielded; without a graph."""
         self._perturb(worst.values)
-        return _detached(self.run(forward))
+        return on_tensors(self.run(forward), "detach")
 
     def _deltas(self) -> list[tuple[EmbeddingTap, float, Delta]]:
         """Each perturbed lookup, with its tap and the unit of lengths there."""
@@ -202,16 +210,6 @@ class WorstCase(EvaluationAttack):
             tap.perturb([value for value, owner in zip(values, self._owners, strict=True) if owner is tap])
 
 
-def _row(tap: EmbeddingTap) -> float:
-    length = tap.embedding.row_length()
-    if length is None:
-        raise ValueError(
-            f"Expected `relative=True` to find embedding `{tap.name}` whole in each process, but got a shard of it. "
-            "Give `epsilons` in the units of the embedding, with `relative=False`."
-        )
-    return length
-
-
 def _check_rows(deltas: list[Delta], losses: Tensor) -> None:
     for delta in deltas:
         if len(delta.value) != len(losses):
@@ -222,16 +220,16 @@ def _check_rows(deltas: list[Delta], losses: Tensor) -> None:
             )
 
 
-def _detached(value: Any) -> Any:
-    """Return a copy of the same type without a graph."""
-    if isinstance(value, Tensor):
-        return value.detach()
+def on_tensors(value: Any, method: str, *args: Any) -> Any:
+    """Call a method of all tensors in a value; it is copied, and keeps its type."""
+    if hasattr(value, method):
+        return getattr(value, method)(*args)
     if isinstance(value, MutableMapping):
         changed = copy.copy(value)
         for key, item in value.items():
-            changed[key] = _detached(item)
+            changed[key] = on_tensors(item, method, *args)
         return changed
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **_detached(fields))
-    return type(value)(map(_detached, value)) if type(value) in (list, tuple) else value
+        return dataclasses.replace(value, **on_tensors(fields, method, *args))
+    return type(value)(on_tensors(item, method, *args) for item in value) if type(value) in (list, tuple) else value

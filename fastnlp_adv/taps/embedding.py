@@ -107,6 +107,8 @@ class EmbeddingTap(Tap):
     #: for methods whose first pass is not clean, until the next reset: returns the perturbation of a lookup, given the
     #: lookup and its output; for ``"sequence"`` and ``"token"``
     start: Callable[[Lookup, Tensor], Tensor] | None = None
+    #: True if perturbations are of the rows, which some lookups scale; False if of the output
+    of_rows = True
     #: True if clean and perturbed passes end in one backward pass, where a checkpoint cannot tell them apart
     mixes_passes = False
 
@@ -204,10 +206,11 @@ class EmbeddingTap(Tap):
         self._pass = TapPass()
 
     def on_lookup(self, table: nn.Embedding, ids: Tensor, output: Tensor, scale: Tensor | float) -> Tensor:
-        """Return the output of a lookup plus ``scale`` times the leaf."""
+        """Return the output of a lookup plus the leaf, times ``scale`` if it is of the rows."""
         trains = torch.is_grad_enabled()
         repeated = torch._C._current_graph_task_id() != -1  # a checkpoint runs its forward again in the backward pass
         lookup = self._repeated(table, ids) if repeated else self._new_lookup(table, ids, trains)
+        self._pass.has_repeats = self._pass.has_repeats or repeated
         delta = None
         if self._perturbation is not None:
             delta = self._perturbation.at(lookup)
@@ -228,7 +231,7 @@ class EmbeddingTap(Tap):
                 self._pass.lookups.append(lookup)
             else:
                 self._await(lookup, delta)
-        if isinstance(scale, Tensor) or scale != 1:  # comparing a tensor would synchronize
+        if self.of_rows and (isinstance(scale, Tensor) or scale != 1):  # comparing a tensor would synchronize
             delta = (delta * scale).to(output.dtype)
         return lookup.add(output, delta)
 
@@ -311,9 +314,16 @@ class EmbeddingTap(Tap):
                 f"Expected a backward pass through the lookups of embedding `{self.name}` before the attack, but got "
                 "none. Call `loss.backward()` first, on a loss that depends on the embedding."
             )
+        if not self.had_grad and self._pass.has_repeats:
+            raise RuntimeError(
+                f"Expected the forward to run before the backward pass, but embedding `{self.name}` was only looked up "
+                "inside it, as gradient caching (GradCache, the `Cached...` losses of sentence-transformers) or "
+                "reentrant checkpointing do. Use a loss without caching, or `use_reentrant=False`."
+            )
         if not self.had_grad:
             raise RuntimeError(
                 f"Expected the forward pass to look up embedding `{self.name}`, but it never did (with gradients on). "
+                "Call `loss.backward()` before `attack()`. "
                 "Give the model ids rather than `inputs_embeds`, or name the embedding that is looked up with "
                 "`emb_name`; turn reentrant gradient checkpointing off (`use_reentrant=False`) where it spans the "
                 "embedding; call `torch.compiler.reset()` if the model was compiled and run before the attack was "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..functional import group_norm
 from .shards import is_shard, named_weights
@@ -79,26 +80,30 @@ class Matches:
 
     :param embeddings: the embeddings.
     :param weights: other parameters, by name; they can only be perturbed in place.
+    :param tables: those of them that belong to embeddings with a forward of their own, and the name of its class.
     """
 
     embeddings: list[Embedding] = field(default_factory=list)
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         return [embedding.name for embedding in self.embeddings] + list(self.weights)
 
 
-def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
+def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: bool = False) -> Matches:
     r"""
     Find the parameters of a model that an attack is to perturb.
 
     :param model: the model.
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
-        for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
-        else the only :class:`torch.nn.Embedding`, else the one with the most rows that is not
-        named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or ``pe`` in its name).
+        for the input embedding: that of ``get_input_embeddings()`` where the model or parts of it have this method, of
+        each part if they differ, as in two towers; else the only :class:`torch.nn.Embedding`, else the one with the
+        most rows that is not named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or
+        ``pe`` in its name), and those of the same shape whose names differ from it in a number only.
+    :param outputs: True for a method that needs only the outputs of lookups, so any embedding will do.
     :return: the embeddings, and the matched parameters that are not looked up.
-    :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
+    :raises ValueError: if nothing matches, or if a matched embedding cannot be perturbed.
 
     Example::
 
@@ -109,18 +114,31 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
         ['positions.weight']
     """
     weights = named_weights(model)
-    if emb_name is None:
-        wanted = _input_embedding(model, weights)
-        matched = {name: param for name, param in weights.items() if param is wanted}
-    else:
-        matched = {name: param for name, param in weights.items() if fits(name, emb_name)}
+    computed = {f"{name}.weight": m for name, m in model.named_modules() if _is_computed(m)}
+    wanted = _input_embeddings(model, weights) if emb_name is None else []
     matches = Matches()
-    for name, param in matched.items():
+    for name, module in computed.items():
+        if any(module is each for each in wanted) if emb_name is None else fits(name, emb_name):
+            weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+            matches.embeddings.append(_checked(Embedding(name, weight, [module])))
+    for name, param in weights.items():
+        if any(name.startswith(f"{each[:-7]}.") for each in computed):
+            continue  # what the weight of an embedding is computed from
+        if not (any(each.weight is param for each in wanted) if emb_name is None else fits(name, emb_name)):
+            continue
         modules = [module for module in _lookup_modules(model) if module.weight is param]
-        if modules and all(_looks_up(module) for module in modules):
+        if modules and (outputs or all(_looks_up(module) for module in modules)):
             matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
+        elif modules and not param.requires_grad:
+            raise ValueError(
+                f"Expected embedding `{name}` to be trainable, since {type(modules[0]).__name__} has a forward of its "
+                "own and its weight is perturbed in place, but got a frozen one. Unfreeze it, use NEFTune, or name "
+                "another embedding with `emb_name`."
+            )
         elif param.requires_grad and isinstance(param, nn.Parameter):
             matches.weights[name] = param
+            if modules:
+                matches.tables[name] = type(modules[0]).__name__
     # Rows that PEFT trains are looked up with the rest of their table, and so are perturbed already.
     rows = {id(p) for e in matches.embeddings for m in e.modules if _has_own_rows(m) for p in m.parameters()}
     matches.weights = {name: param for name, param in matches.weights.items() if id(param) not in rows}
@@ -187,12 +205,12 @@ def fits(name: str, emb_name: str) -> bool:
     return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
 
 
-def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
+def _input_embeddings(model: nn.Module, weights: dict[str, Tensor]) -> list[nn.Embedding]:
     own = {id(param) for param in weights.values()}
-    for module in model.modules():
-        found = [each for each in _lookup_modules(_told_by(module)) if id(each.weight) in own]
-        if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
-            return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
+    named = [each for each in _named_by(model, own) if any(param.requires_grad for param in each[0].parameters())]
+    found = [embedding for _, embedding in named or _named_by(model, own)]
+    if found:
+        return found
     embeddings = _lookup_modules(model)
     if not embeddings:
         raise ValueError(
@@ -200,9 +218,24 @@ def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
             "Give `emb_name`, part of the name of the parameter to perturb; the model has "
             f"{_candidates(model, weights)}."
         )
-    positions = {id(param) for name, param in weights.items() if any(map(_POSITIONS.fullmatch, _WORD.findall(name)))}
-    words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
-    return max(words, key=lambda embedding: embedding.num_embeddings).weight
+    names = {id(module): name for name, module in model.named_modules()}
+    words = [e for e in embeddings if not any(map(_POSITIONS.fullmatch, _WORD.findall(names[id(e)])))] or embeddings
+    largest = max(words, key=lambda embedding: embedding.num_embeddings)
+    alike = re.sub(r"\d+", "#", names[id(largest)])
+    return [e for e in words if e.weight.shape == largest.weight.shape and re.sub(r"\d+", "#", names[id(e)]) == alike]
+
+
+def _named_by(module: nn.Module, own: set[int]) -> list[tuple[nn.Module, nn.Embedding]]:
+    """Return the outermost modules that name an input embedding of the model, each with it."""
+    told = [e for e in _lookup_modules(_told_by(module)) if id(e.weight) in own or _is_computed(e)]
+    if told:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
+        return [(module, max(told, key=lambda e: (e.num_embeddings, e.weight.requires_grad)))]
+    return [each for child in module.children() for each in _named_by(child, own)]
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Return whether an embedding has no weight of its own, but computes it (``weight_norm``, parametrizations)."""
+    return isinstance(module, nn.Embedding) and (is_parametrized(module, "weight") or hasattr(module, "weight_g"))
 
 
 def _told_by(module: nn.Module) -> nn.Module:

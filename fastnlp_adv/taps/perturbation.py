@@ -104,8 +104,9 @@ class TapPass:
     numbers: dict[int, int] = field(default_factory=dict)
     #: True if the first lookup was in an announced forward
     announced: bool = False
-    #: True if there was a lookup with gradients on
+    #: True if there was a lookup with gradients on; and one inside a backward pass
     has_lookups: bool = False
+    has_repeats: bool = False
     #: the perturbations that the pass starts at, by number
     starts: dict[int, Tensor] = field(default_factory=dict)
     #: in a plain loop, the last pass with a gradient, if lookups came after its backward pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
+import warnings
 
 import pytest
 import torch
@@ -39,7 +41,14 @@ each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=M
 
 
 def reference(
-    model, loss_of, matches=lambda name: name.endswith(".weight"), *, gamma=0.1, adv_weight=1.0, replace=False
+    model,
+    loss_of,
+    matches=lambda name: "weight" in name,
+    *,
+    gamma=0.1,
+    adv_weight=1.0,
+    replace=False,
+    coordinate_bound=math.inf,
 ):
     """The gradients of a step, from the definition."""
     model = copy.deepcopy(model)
@@ -50,7 +59,10 @@ def reference(
         for name, p in model.named_parameters():
             if matches(name) and clean[name] is not None:
                 length = sum(float(x) ** 2 for x in p.flatten()) ** 0.5
-                p += gamma * length * direction(clean[name], "l2")
+                move = gamma * length * direction(clean[name], "l2")
+                for w, v in zip(p.view(-1), move.flatten().tolist(), strict=True):
+                    most = coordinate_bound * abs(float(w)) if coordinate_bound < math.inf else math.inf  # not inf * 0
+                    w += math.copysign(min(abs(v), most), v)
     loss_of(model).backward()
     nothing = dict.fromkeys(clean)
     return add(nothing if replace else clean, gradients(model), adv_weight)
@@ -65,13 +77,17 @@ def after(model, loss_of, **arguments):
 
 
 @each_model
-@pytest.mark.parametrize("more", [{}, {"replace": True}, {"adv_weight": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"replace": True}, {"adv_weight": 0.3}, {"coordinate_bound": 0.07}, {"coordinate_bound": 0.0}], ids=str
+)
 def test_gradients_are_those_of_the_definition(make, loss_of, more):
     model = make()
     before = snapshot(model)
     found = after(model, loss_of, **more)
     assert_same(found, reference(model, loss_of, **more))
-    assert differ(found, reference(model, loss_of, gamma=0.0, **more)) > 1e-3
+    assert differ(found, reference(model, loss_of, gamma=0.0, **more)) > 1e-3 or more == {"coordinate_bound": 0.0}
+    if "coordinate_bound" in more:
+        assert differ(found, reference(model, loss_of)) > 1e-3
     assert_untouched(model, before)
 
 
@@ -107,9 +123,71 @@ def test_dropout_masks(make, loss_of, mask):
     assert_same(after(model, loss_of, dropout_mask=mask), expected)
 
 
+class Varied(nn.Module):
+    """Weights under names of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(50, 8)
+        self.rnn = nn.LSTM(8, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older one is deprecated, and in use
+            self.older = nn.utils.weight_norm(nn.Linear(8, 8))
+        self.newer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+        self.double()
+
+    def forward(self, ids):
+        hidden = self.rnn(self.words(ids))[0]
+        hidden = self.norm(hidden + self.attention(hidden, hidden, hidden)[0]).mean(1)
+        return self.newer(torch.tanh(self.older(hidden)))
+
+    def __deepcopy__(self, memo):  # the older one has none
+        twin = Varied()
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_the_default_takes_every_weight_and_no_bias(replace):
+    model = Varied()
+    weights = {
+        "words.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj.weight",
+        "norm.weight", "older.weight_g", "older.weight_v", "newer.parametrizations.weight.original0",
+        "newer.parametrizations.weight.original1",
+    }  # fmt: skip
+    before, moved = snapshot(model), []
+
+    def loss_of(model):
+        moved.append({name for name, p in model.named_parameters() if not torch.equal(p, before[0][name])})
+        return LOSS(model)
+
+    found = after(model, loss_of, replace=replace)
+    assert moved == [set(), weights]
+    assert_same(found, reference(model, LOSS, lambda name: name in weights, replace=replace))
+    assert_untouched(model, before)
+
+
+def test_no_coordinate_moves_further_than_its_bound():
+    model, moves = classifier(), []
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss_of(model):
+        moves.append({name: (p.detach() - before[name]).abs() for name, p in model.named_parameters()})
+        return LOSS(model)
+
+    after(model, loss_of, coordinate_bound=0.01)
+    shares = torch.cat([(moves[1][name] / before[name].abs()).flatten() for name in before if "weight" in name])
+    shares = shares[shares.isfinite()]
+    assert float(shares.max()) == pytest.approx(0.01)
+    assert 0.1 < float((shares < 0.0099).double().mean()) < 0.9
+
+
 def moved(model, loss_of, gamma=0.1):
     """By how much each weight moves, by name."""
-    params = {name: p for name, p in model.named_parameters() if name.endswith(".weight")}
+    params = {name: p for name, p in model.named_parameters() if "weight" in name}
     own = torch.autograd.grad(loss_of(model), list(params.values()))
     return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip(params.items(), own, strict=True)}
 
@@ -180,7 +258,7 @@ def test_weights_that_got_no_gradient_are_refused():
 
 def test_freezing_and_unfreezing_in_between():
     def moves(name):
-        return name.endswith(".weight") and not name.startswith("rnn")
+        return "weight" in name and not name.startswith("rnn")
 
     model = classifier()
     with AWP(model, gamma=0.1) as attack:

@@ -32,9 +32,9 @@ def factors(name, p, adaptive):
     return [abs(w) + 0.01 if adaptive and "weight" in name else 1.0 for w in p.flatten().tolist()]
 
 
-def moved(model, loss_of, rho, adaptive):
+def moved(model, loss_of, rho, adaptive, matches=lambda name: True):
     """By how much each parameter moves, by name; nothing where no gradient comes."""
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad and matches(name)}
     grads = torch.autograd.grad(loss_of(model), list(own.values()), allow_unused=True)
     scaled = {
         name: [t * g for t, g in zip(factors(name, p, adaptive), grad.flatten().tolist(), strict=True)]
@@ -49,10 +49,10 @@ def moved(model, loss_of, rho, adaptive):
     return by
 
 
-def reference(model, loss_of, rho=0.3, adaptive=False):
+def reference(model, loss_of, rho=0.3, adaptive=False, **more):
     """The gradients of a step, from the definition."""
     model = copy.deepcopy(model)
-    by = moved(model, loss_of, rho, adaptive)
+    by = moved(model, loss_of, rho, adaptive, **more)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name in by:
@@ -79,6 +79,22 @@ def test_gradients_are_those_of_the_definition(make, loss_of, adaptive):
     assert differ(found, reference(model, loss_of, rho=0.0)) > 1e-3
     assert differ(found, reference(model, loss_of, adaptive=not adaptive)) > 1e-3
     assert_untouched(model, before)
+
+
+@each_model
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("params", ["embeddings", "*bias*"])
+def test_params_choose_what_moves_and_is_in_the_norm(make, loss_of, params, adaptive):
+    """What does not move is trained at the others' moved place."""
+    model = make()
+    found = after(model, loss_of, params=params, adaptive=adaptive)
+    assert_same(found, reference(model, loss_of, adaptive=adaptive, matches=lambda name: params.strip("*") in name))
+    assert differ(found, reference(model, loss_of, adaptive=adaptive)) > 1e-3
+
+
+def test_params_that_match_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"Expected `params` to match .* but got 'nothing'.*`word_embeddings.weight`"):
+        SAM(classifier(), params="nothing")
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

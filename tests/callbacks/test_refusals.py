@@ -137,7 +137,7 @@ def test_data_parallel_over_several_devices(method):
     model.device_ids = [0, 1]
     trainer = build(Classifier())
     driver = TorchSingleDriver(model, torch.device("cpu"))
-    with refused("nn.DataParallel over 2 devices", "the bare model and `device=[0, 1]`"):
+    with refused("nn.DataParallel over 2 devices", "`Trainer(device=[0, 1])`"):
         method().on_after_trainer_initialized(trainer, driver)
 
 

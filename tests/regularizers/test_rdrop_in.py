@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import transformers
+from fastNLP import Trainer
+from fastNLP.core.drivers.torch_driver import TorchDDPDriver
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -21,13 +24,13 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    Trainer,
     TrainingArguments,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fastnlp_adv import FGM, VAT, RDrop, RDropMixin
-from tests.support import Classifier, bert_config, train
+from fastnlp_adv.regularizers.rdrop_mixin import check_wrapped
+from tests.support import Classifier, bert_config, loader, train
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -100,6 +103,13 @@ def seeded(function):
 def no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        yield
+
+
+@contextlib.contextmanager
+def no_warning_of_rdrop():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(rdrop_in|R-Drop)")
         yield
 
 
@@ -299,6 +309,48 @@ def test_distributed_data_parallel_takes_outputs_of_transformers(process_group):
     assert all(p.grad is not None for p in model.classifier.parameters())
 
 
+class Wordy(RDropMixin, Classifier):
+    """Returns its loss from ``forward``, which fastNLP calls on a model that comes wrapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+        self.head.register_forward_pre_hook(lambda module, args: self.rows.append(len(args[0])))
+
+    def forward(self, input_ids, labels):
+        pred = super().forward(input_ids)
+        return {"loss": F.cross_entropy(pred, labels), "pred": pred}
+
+
+class WordyInForward(Wordy):
+    rdrop_in = "forward"
+
+
+def run_wrapped(model):
+    """Three steps of a Trainer that is given the model in its wrapper."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    wrapped = DistributedDataParallel(model)
+    device = torch.device("cpu")
+    driver = TorchDDPDriver(wrapped, device, is_pull_by_torch_run=True, data_device=device)
+    settings = {"device": None, "progress_bar": None, "n_batches": 3, "use_dist_sampler": False}
+    Trainer(wrapped, loader(), optimizer, driver=driver, **settings).run()
+    return model
+
+
+def test_a_wrapped_model_in_a_trainer_of_fastnlp(process_group, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with no_warning_of_rdrop():
+        model = run_wrapped(WordyInForward())
+    assert set(model.rows) == {4} and len(model.rows) % 2 == 0 and len(model.rows) >= 6
+    check_wrapped(model)
+    with pytest.warns(UserWarning, match=r'`rdrop_in = "forward"` in Wordy'):
+        plain = run_wrapped(Wordy())
+    assert plain.rows == model.rows[::2]
+    with pytest.raises(ValueError, match=r'Set `rdrop_in = "forward"` in Wordy'):
+        check_wrapped(plain)
+
+
 # Loops that call the model.
 
 
@@ -331,7 +383,7 @@ def test_the_trainer_of_transformers(tmp_path, mode, accumulation):
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
+    trainer = transformers.Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     items = ids.numel()  # it counts the first words too, which no position predicts

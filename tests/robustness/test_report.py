@@ -144,7 +144,7 @@ def test_a_report_of_a_real_attack(tmp_path):
         ([FOOLED], {"names": ["one"]}, "`names` to hold a name for each label, but got 1 for label 1"),
         ([Attacked("a", "b", 0, 1, True, (("a", "b"),), 3)], {}, "`changes` and `starts` to make the attacked text"),
         ([Attacked("a", "b", 0, 1, True, (("a", "c"),), 3, (0,))], {}, "`changes` and `starts`"),
-        ([Attacked("a", "b", 0, 1, True, (), 3)], {}, "`changes` and `starts`.* Give what an attack returned"),
+        ([Attacked("a", "b", 0, 1, True, (), 3)], {}, "`changes` and `starts`.* Give the results of an attack"),
     ],
 )
 def test_what_it_refuses(results, options, message, tmp_path):

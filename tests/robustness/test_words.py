@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import distance
 
-from fastnlp_adv.robustness import VocabularyTokenizer
-from fastnlp_adv.robustness.text_attack import Search
-from fastnlp_adv.robustness.texts import Change, edited, is_spaceless, word_spans
+from fastnlp_adv.robustness import Change, Search, VocabularyTokenizer, word_spans
+from fastnlp_adv.robustness.texts import edited, is_spaceless
 from fastnlp_adv.robustness.typos import character_typos, homophones
 
 needs_pypinyin = pytest.mark.skipif(importlib.util.find_spec("pypinyin") is None, reason="pypinyin is not installed")
