@@ -1,4 +1,4 @@
-"""What all attacks share: a step is a generator of passes, and one driver runs them in every kind of loop."""
+"""The base of attacks: a step is a generator of passes, and one driver runs them in every kind of loop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ..method import DropoutMask, Method, is_first_process, logger
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
+from .closures import run_closure
 
 __all__ = ["Attack", "Pass"]
 
-_WHOLE = "Use `fraction=1`, which attacks the batch as it is."
+_WHOLE = "Use `fraction=1`, which attacks the whole batch."
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,6 @@ class Step:
     #: of the first pass, and of the last adversarial one
     loss: Tensor | None = None
     adversarial_loss: Tensor | None = None
-
-
-def check_closure(closure: Any) -> None:
-    """Raise for anything but a function."""
-    if not callable(closure) or isinstance(closure, Tensor):
-        raise TypeError(
-            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
-            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
-        )
-
-
-def check_loss(loss: Any) -> Tensor:
-    """Return the loss of a closure; raise for anything else."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(
-            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
-            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
-        )
-    return loss
 
 
 class Attack(Growing, Method, ABC):
@@ -265,11 +246,10 @@ class Attack(Growing, Method, ABC):
         :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
-        check_closure(closure)
         self.progress.begin_batch(accumulation_steps, total_steps)
 
         def forward(each: Pass) -> Tensor:
-            return check_loss(closure() if batch is None else closure(each.of(batch)))
+            return run_closure(closure, *(() if batch is None else (each.of(batch),)))
 
         loss = self.drive(forward, lambda loss, each: loss.backward(), batch)
         self._log()
@@ -294,7 +274,7 @@ class Attack(Growing, Method, ABC):
         self._log()
 
     def _log(self) -> None:
-        """Log, in a loop of one's own, what a callback logs in a Trainer."""
+        """Log the lines that a callback logs in a Trainer."""
         self.describe_once()
         warning = self.follow_learning()
         if warning and is_first_process():
@@ -340,7 +320,7 @@ class Attack(Growing, Method, ABC):
         """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""
         grads, values, without = [], [], []
         for deltas in moved:
-            if not deltas:  # the batch did not come to the tap
+            if not deltas:  # the batch does not use this embedding
                 self.without_grad += 1
                 continue
             peaks = []

@@ -149,7 +149,7 @@ def check_wrapped(model: nn.Module) -> None:
         name = type(model).__name__
         raise ValueError(
             f"Expected `rdrop_in` of {name} to be 'forward' in a model that comes wrapped, whose `forward` is called "
-            f'and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}. Or add '
+            f'and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or add '
             "`RDropCallback()`, which drives the model."
         )
 

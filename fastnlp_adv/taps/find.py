@@ -17,17 +17,13 @@ __all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "look
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-#: a word that says that a table is of positions
+#: the words of tables of positions
 _POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
 
 
 def described(name: str, shape: Sequence[int], more: str = "") -> str:
     """
-    Name a parameter and its shape.
-
-    :param name: its name.
-    :param shape: that of the parameter.
-    :param more: what else is to stand behind the shape.
+    Return a parameter's name and shape, and ``more`` after the shape.
 
     Example::
 
@@ -43,8 +39,8 @@ class Embedding:
     An embedding weight and the modules that look it up.
 
     :param name: the weight's name in the model.
-    :param weight: the weight, of shape ``(rows, features)``; what a process has of it, where it is sharded.
-    :param modules: what looks it up; several when it is shared, as in encoder-decoder models. Each is an
+    :param weight: the weight, of shape ``(rows, features)``, or this process's shard of it.
+    :param modules: the modules that look it up; several when it is shared, as in encoder-decoder models. Each is an
         :class:`torch.nn.Embedding`, or PEFT's layer that takes its place (see :func:`lookup_of`).
     """
 
@@ -76,11 +72,11 @@ class Embedding:
 @dataclass
 class Matches:
     """
-    What an ``emb_name`` stands for.
+    The parameters that an ``emb_name`` matches.
 
     :param embeddings: the embeddings.
     :param weights: other parameters, by name; they can only be perturbed in place.
-    :param tables: those of them that belong to embeddings with a forward of their own, and the name of its class.
+    :param tables: the weights of embeddings with a forward of their own, and the names of their classes.
     """
 
     embeddings: list[Embedding] = field(default_factory=list)
@@ -97,10 +93,10 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: b
 
     :param model: the model.
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
-        for the input embedding: that of ``get_input_embeddings()`` where the model or parts of it have this method, of
+        for the input embedding: ``get_input_embeddings()`` where the model or parts of it have this method, of
         each part if they differ, as in two towers; else the only :class:`torch.nn.Embedding`, else the one with the
         most rows that is not named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or
-        ``pe`` in its name), and those of the same shape whose names differ from it in a number only.
+        ``pe`` in its name), and all of the same shape whose names differ from it in a number only.
     :param outputs: True for a method that needs only the outputs of lookups, so any embedding will do.
     :return: the embeddings, and the matched parameters that are not looked up.
     :raises ValueError: if nothing matches, or if a matched embedding cannot be perturbed.
@@ -123,7 +119,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: b
             matches.embeddings.append(_checked(Embedding(name, weight, [module])))
     for name, param in weights.items():
         if any(name.startswith(f"{each[:-7]}.") for each in computed):
-            continue  # what the weight of an embedding is computed from
+            continue  # the weight of an embedding is computed from it
         if not (any(each.weight is param for each in wanted) if emb_name is None else fits(name, emb_name)):
             continue
         modules = [module for module in _lookup_modules(model) if module.weight is param]
@@ -152,12 +148,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: b
 
 
 def scales(module: nn.Module) -> bool:
-    """
-    Tell whether a lookup may scale its rows: by the ``embed_scale`` of its table, as transformers' scaled word
-    embeddings (BART, Gemma) do.
-
-    :param module: what looks up.
-    """
+    """Return whether a lookup may scale its rows by ``embed_scale``, as BART's and Gemma's in transformers do."""
     table = lookup_of(module)
     # PEFT's layer scales as its embedding does from PEFT 0.18 on; before, it looks rows up as they stand.
     return type(table).forward is not nn.Embedding.forward and (table is module or hasattr(module, "_get_embed_scale"))
@@ -168,9 +159,6 @@ def lookup_of(module: nn.Module) -> nn.Embedding:
     Return the embedding that a module looks up: itself, or the one whose place PEFT's layer for
     ``trainable_token_indices`` takes. That layer looks up a copy of the table with the trained rows in it, scaled as
     the embedding would, and does not call the embedding.
-
-    :param module: what looks up.
-    :return: the embedding.
     """
     return module.base_layer if _has_own_rows(module) else module  # type: ignore[return-value]
 
@@ -181,7 +169,7 @@ def _has_own_rows(module: nn.Module) -> bool:
 
 
 def _asked(model: nn.Module, embeddings: list[nn.Embedding]) -> list[nn.Module]:
-    """Return what a forward pass calls for these embeddings."""
+    """Return the modules that a forward calls for these embeddings."""
     covers = [m for m in model.modules() if _has_own_rows(m) and any(lookup_of(m) is e for e in embeddings)]
     return [e for e in embeddings if not any(lookup_of(m) is e for m in covers)] + covers
 
@@ -195,13 +183,7 @@ def _lookup_modules(model: nn.Module) -> list[nn.Embedding]:
 
 
 def fits(name: str, emb_name: str) -> bool:
-    """
-    Tell whether a parameter is meant.
-
-    :param name: the parameter's name.
-    :param emb_name: part of it, or a glob that matches all of it.
-    :return: whether it fits.
-    """
+    """Return whether ``emb_name`` is part of a name, or a glob that matches all of it."""
     return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
 
 
@@ -239,7 +221,7 @@ def _is_computed(module: nn.Module) -> bool:
 
 
 def _told_by(module: nn.Module) -> nn.Module:
-    """Return what a model of transformers names as its input embedding; an empty module if it names none."""
+    """Return the input embedding that a model of transformers names; an empty module if it names none."""
     try:
         told = module.get_input_embeddings()  # type: ignore[operator]
     except Exception:  # a base class may only declare the method, and one of the user's own may be about anything

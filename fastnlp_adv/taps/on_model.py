@@ -19,15 +19,8 @@ def taps_on(
     model: nn.Module, emb_name: str | None, granularity: str, mask: Mask = None, *, outputs: bool = False
 ) -> list[Tap]:
     """
-    Build taps on all that ``emb_name`` stands for.
-
-    :param model: the model.
-    :param emb_name: see :func:`~fastnlp_adv.taps.find_embeddings`.
-    :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
-    :param mask: see :class:`~fastnlp_adv.taps.layout.Layout`.
-    :param outputs: see :func:`~fastnlp_adv.taps.find_embeddings`.
-    :return: taps on lookups and, with ``"vocab"``, on parameters that are not looked up.
-    :raises ValueError: if nothing matches, or such a parameter is sharded or asked for another granularity.
+    Build taps on the lookups that ``emb_name`` matches (see :func:`~fastnlp_adv.taps.find_embeddings`) and, with
+    ``"vocab"``, on other parameters. Raise ``ValueError`` if nothing matches, or a parameter cannot be perturbed so.
     """
     matches = find_embeddings(model, emb_name, outputs=outputs)
     if matches.tables and granularity != "vocab":
@@ -50,7 +43,7 @@ def taps_on(
         looked_up, others = ", ".join(f"`{name}`" for name in tables), ", ".join(rest)
         warnings.warn(
             f"`emb_name={emb_name!r}` matches embeddings ({looked_up}) and also parameters that are perturbed "
-            f"in place: {others} are not looked up. If you mean embeddings alone, give more of their names, or a glob.",
+            f"in place: {others} are not looked up. If you mean embeddings only, give more of their names, or a glob.",
             stacklevel=2,
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity, model, mask) for embedding in matches.embeddings]
