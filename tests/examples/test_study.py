@@ -143,28 +143,29 @@ def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A file with the method of the page about adding one."""
+    """A file with the method of the page about adding one, under a name that the package will not take."""
     monkeypatch.setattr("study.train.CALLBACKS", dict(CALLBACKS))
     parts = [part for part in blocks("docs/adding_a_method.md") if "class DropAttack" in part]
     path = tmp_path / "my_methods.py"
-    path.write_text("\n".join(["from __future__ import annotations\n", *parts]), encoding="utf-8")
+    text = "\n".join(["from __future__ import annotations\n", *parts]).replace("DropAttack", "Masked")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_methods_of_ones_own_are_studied_with_the_others(own, small, tmp_path):
     folder = tmp_path / "study"
     few = f"--output-dir {folder} --models-dir {folder}/models --seeds 1 --epochs 1 --max-flips 0 --max-typos 0"
-    main([*small[0], *few.split(), "--methods-from", str(own), "--methods", "plain, DropAttack keep=0.5 + R-Drop"])
+    main([*small[0], *few.split(), "--methods-from", str(own), "--methods", "plain, Masked keep=0.5 + R-Drop"])
     rows = rows_of(folder)  # trained in another process
-    assert [row["method"] for row in rows] == ["plain", "DropAttack keep=0.5 + R-Drop"]
+    assert [row["method"] for row in rows] == ["plain", "Masked keep=0.5 + R-Drop"]
     text = (folder / ENGLISH["file"]).read_text(encoding="utf-8")
-    assert f"--methods-from {own}" in text and "\n| DropAttack keep=0.5 + R-Drop |" in text
+    assert f"--methods-from {own}" in text and "\n| Masked keep=0.5 + R-Drop |" in text
 
 
 def test_methods_of_ones_own_have_the_names_of_their_classes(own):
-    assert add_methods(own) == ["DropAttack"]
-    drop, rdrop = callbacks_of("DropAttack keep=0.25 + R-Drop")
-    assert type(drop).__name__ == "DropAttackCallback" and drop.keep == 0.25
+    assert add_methods(own) == ["Masked"]
+    drop, rdrop = callbacks_of("Masked keep=0.25 + R-Drop")
+    assert type(drop).__name__ == "MaskedCallback" and drop.keep == 0.25
     assert isinstance(rdrop, RDropCallback)
 
 
