@@ -222,10 +222,8 @@ class AWP(AdversarialLoss, WeightAttack):
         return "of each parameter's norm"
 
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
-        backups = [tap.backup for tap in taps]
-        wide = [torch.promote_types(backup.dtype, torch.float32) for backup in backups]
-        norms = [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(backups, wide, strict=True)]
-        return self.gamma * torch.stack(norms)
+        wide = [(tap.backup, torch.promote_types(tap.backup.dtype, torch.float32)) for tap in taps]
+        return self.gamma * torch.stack([torch.linalg.vector_norm(weight, dtype=dtype) for weight, dtype in wide])
 
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
         if self.coordinate_bound is not None:
