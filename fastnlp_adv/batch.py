@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "take_part"]
+__all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "scale_counts", "take_part"]
 
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
@@ -82,6 +82,16 @@ def count_examples(batch: Any, way_out: str) -> int:
     if not voters:
         raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {way_out}")
     return Counter(len(field) for _, field in voters).most_common(1)[0][0]
+
+
+#: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
+COUNTS = ("num_items_in_batch",)
+
+
+def scale_counts(batch: Any, factor: float) -> Any:
+    """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
+    counted = [name for name in COUNTS if isinstance(batch, Mapping) and batch.get(name) is not None]
+    return {**batch, **{name: factor * batch[name] for name in counted}} if counted else batch
 
 
 def fields_of(batch: Any, in_lists: bool = True) -> list[tuple[str, Any]]:

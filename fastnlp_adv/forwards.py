@@ -46,7 +46,7 @@ class Forward:
     rows: int | None = None
     bare: bool = False
     last: bool = True
-    #: whether gradients were on when it began; what it looks up without them, then, is not trained
+    #: whether gradients were on when it began; lookups without them, then, are not trained
     trains: bool = field(default_factory=torch.is_grad_enabled, init=False)
     #: how many lookups each tap has counted, by the tap's id
     lookups: dict[int, int] = field(default_factory=dict, init=False)
@@ -54,7 +54,7 @@ class Forward:
 
 @dataclass
 class Scope:
-    """All that is announced; ``None`` where no driver announced it, as in a plain training loop."""
+    """Everything announced; ``None`` where no driver announced it, as in a plain training loop."""
 
     batch: Batch | None = None
     forward: Forward | None = None

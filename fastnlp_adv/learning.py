@@ -18,7 +18,7 @@ STRETCH = 25
 LATEST, EARLIEST = 100, 10
 #: how many batches from one reading to the next, besides the first and those at the ends of epochs
 READ_EVERY = 200
-#: by how much the loss falls at least where something is learned; a new head alone reaches the share of each label
+#: by how much the loss falls at least where something is learned; a new head by itself learns the share of each label
 LEAST_FALL = 0.02
 #: a model with a smaller loss has learned before
 SMALL_LOSS = 0.1
@@ -30,7 +30,7 @@ class Learning:
     while, so no step waits for the device.
 
     :param method: the name of the method.
-    :param size: the argument that says how far it perturbs.
+    :param size: the name of its argument for the size of perturbations.
     """
 
     def __init__(self, method: str, size: str):
@@ -81,9 +81,9 @@ class Learning:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: what the training began with."""
+        """Return the state for a checkpoint: the losses of the beginning."""
         return {"first": [loss.cpu() for loss in self.first], "warned": self.has_warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Continue from a :meth:`state_dict`."""
         self.first, self.has_warned = list(state["first"]), state["warned"]

@@ -1,4 +1,4 @@
-"""What attacks and regularizers share: they train a model, in some steps, and say so."""
+"""Training methods: they act in some steps, and log the size of their perturbations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schedule import Progress, Scheduled
 __all__ = ["Cost", "DropoutMask", "Method", "OnEmbeddings", "SharesDropout", "logger"]
 
 DropoutMask = Literal["new", "same"]
-#: where a plain loop says what a method does
+#: the log of plain loops
 logger = logging.getLogger("fastnlp_adv")
 
 
@@ -26,9 +26,9 @@ class Cost(NamedTuple):
     """
     The passes of a step, where plain training has ``Cost(1, 1, 0)``.
 
-    :param forwards: forward passes.
-    :param backwards: of these, how many a backward pass goes through to the parameters.
-    :param inner: backward passes that end at the embeddings, at about half the price.
+    :param forwards: the number of forwards.
+    :param backwards: the number of backward passes to the parameters.
+    :param inner: the number of backward passes that end at the embeddings, at about half the price.
     """
 
     forwards: int
@@ -56,7 +56,7 @@ class Method(Scheduled, ModelMethod):
         super()._forget()
         #: where the training stands
         self.progress = Progress()
-        #: the line about what is perturbed, and a warning, until they are logged
+        #: the line of :meth:`describe`, and a warning, until they are logged
         self.opening = "", ""
 
     @property
@@ -75,7 +75,7 @@ class Method(Scheduled, ModelMethod):
         return self
 
     def describe_once(self) -> None:
-        """Log, in a loop of one's own, what is perturbed."""
+        """Log, once, the line of :meth:`describe`; for loops without a callback."""
         line, warning = self.opening
         self.opening = "", ""
         if line and is_first_process():

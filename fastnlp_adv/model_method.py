@@ -1,4 +1,4 @@
-"""What works on a model: attached to it or not, with hooks that are on or off, noise, and a memory."""
+"""Methods on a model: attached to it or not, with hooks, noise, and a state for checkpoints."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = ["ModelMethod", "refuse_wrappers"]
 @options
 class ModelMethod(Options):
     """
-    What works on a model through hooks. ``FGM(epsilon=1.0)`` is unattached and waits for :meth:`attach`; ``FGM(model,
-    epsilon=1.0)`` is attached at once, with its hooks on until :meth:`close`. Arguments can be assigned at any time and
-    hold from the next step on, but for those in ``fixed``, which cannot be assigned after attaching.
+    A method that works on a model through hooks. ``FGM(epsilon=1.0)`` is unattached and waits for :meth:`attach`;
+    ``FGM(model, epsilon=1.0)`` is attached at once, with its hooks on until :meth:`close`. Arguments can be assigned at
+    any time and hold from the next step on; those in ``fixed`` cannot be assigned after attaching.
 
     :param model: the model; ``None`` to attach later.
     """
 
     #: the arguments from which hooks and memory are made
     fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "granularity"})
-    #: whether it can do nothing unattached
+    #: False if it also works without a model
     needs_model: ClassVar[bool] = True
 
     model: nn.Module | None = dataclasses.field(default=None, kw_only=False)
 
     def __post_init__(self) -> None:
-        #: what :meth:`attach` goes on from
+        #: the state that :meth:`attach` loads
         self._remembered: dict[str, Any] | None = None
         model, self.model = self.model, None
         self._forget()
@@ -58,11 +58,7 @@ class ModelMethod(Options):
         vars(self).pop("_norms", None)
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        """
-        Return where the method reads gradients and puts perturbations.
-
-        :raises ValueError: if it cannot train this model.
-        """
+        """Return the places to perturb. Raise ``ValueError`` if the method cannot train this model."""
         return []
 
     def check_model(self, model: nn.Module) -> list[Tap]:
@@ -77,8 +73,8 @@ class ModelMethod(Options):
 
     def attach(self, model: nn.Module) -> Self:
         """
-        Attach to a model and put the hooks on it. The constructor with a model calls it. What the method remembers, of
-        an earlier training or from :meth:`load_state_dict`, is kept.
+        Attach to a model and put the hooks on it. The constructor with a model calls it. The state of an earlier
+        training, or from :meth:`load_state_dict`, is kept.
 
         :param model: the model.
         :return: the method.
@@ -104,10 +100,10 @@ class ModelMethod(Options):
         return self
 
     def make_memory(self, model: nn.Module) -> None:
-        """Make what the method remembers of a model, when it is attached."""
+        """Make the state that depends on the model, when the method is attached."""
 
     def detach(self) -> Self:
-        """Take the hooks off and let go of the model; what the method remembers is kept for the next one."""
+        """Take the hooks off and let go of the model; the state is kept for the next one."""
         if self.model is not None:
             remembered = self.state_dict()
             self.close()
@@ -117,7 +113,7 @@ class ModelMethod(Options):
         return self
 
     def forget(self) -> Self:
-        """Let go of the model and of what the method remembers, but for its arguments."""
+        """Let go of the model and of the state; the arguments stay."""
         self.detach()
         self._remembered = None
         self._forget()
@@ -125,11 +121,7 @@ class ModelMethod(Options):
 
     @property
     def attached(self) -> nn.Module:
-        """
-        The model.
-
-        :raises RuntimeError: if the method is unattached.
-        """
+        """The model; ``RuntimeError`` if there is none."""
         if self.model is None:
             raise RuntimeError(
                 f"Expected {type(self).__name__} to be attached to a model, but got none. Call `attach(model)` first, "
@@ -148,11 +140,7 @@ class ModelMethod(Options):
         return self.without_grad
 
     def describe(self) -> str:
-        """
-        Say, in one line, what is perturbed and by how much.
-
-        :return: the line; empty for a method that perturbs nothing.
-        """
+        """Return one line: the perturbed embeddings, their shapes and the size; empty if nothing is perturbed."""
         if not self.taps:
             return ""
         shown = [tap.describe() for tap in self.taps[:3]]
@@ -254,10 +242,8 @@ class ModelMethod(Options):
 
     def check_grad(self) -> bool:
         """
-        Return whether any tap has a gradient of this pass.
-
-        :return: False if none has, but others had: some batches of a multi-task training do not use the embedding.
-        :raises RuntimeError: if no pass has ever had a gradient at one of the taps.
+        Return whether any tap has a gradient of this pass: some batches of a multi-task training do not use the
+        embedding. Raise ``RuntimeError`` if no pass has ever had one.
         """
         for tap in self.taps:
             if tap.has_grad:
@@ -275,7 +261,7 @@ class ModelMethod(Options):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: noise, and which taps have had a gradient."""
+        """Return the state for a checkpoint: noise, and which taps have had a gradient."""
         if self._remembered is not None:
             return self._remembered
         return {
@@ -285,14 +271,14 @@ class ModelMethod(Options):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Go on where :meth:`state_dict` was taken; an unattached method does so when it is attached.
+        Continue from a :meth:`state_dict`; an unattached method does so when it is attached.
 
         :raises ValueError: if it is not the state of such a method.
         """
         if "noise" not in state:
             raise ValueError(
                 f"Expected the state of {type(self).__name__}, but got one with {', '.join(state) or 'nothing'}. Give "
-                "what `state_dict()` of the same method returned."
+                "the `state_dict()` of the same method."
             )
         if self.is_unattached:
             self._remembered = dict(state)

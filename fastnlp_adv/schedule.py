@@ -42,7 +42,7 @@ class Progress:
         return self.batches // self.accumulation_steps
 
     def begin_batch(self, accumulation_steps: int, total_steps: float | None) -> None:
-        """Take what a loop tells at each step, before it is counted."""
+        """Take the arguments of a step in a plain loop, before it is counted."""
         check_count("accumulation_steps", accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.total_steps = total_steps if total_steps is not None else self.total_steps
@@ -192,13 +192,13 @@ class Pacing:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold."""
+        """Return the state for a checkpoint."""
         average = None if self.average is None else self.average.cpu()
         early, current = ([loss.cpu() for loss in losses] for losses in (self.early, self.current))
         return {"first": self.first, "average": average, "early": early, "current": current, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Continue from a :meth:`state_dict`."""
         self.first, self.step = state["first"], state["step"]
         self.average = None if state["average"] is None else state["average"].to(device)
         self.early, self.current = ([loss.to(device) for loss in state[name]] for name in ("early", "current"))

@@ -1,4 +1,4 @@
-"""Each scenario is what a user does. It must fail on fastNLP as it is, and work once its repair is made."""
+"""Each scenario is a documented use. It must fail on unchanged fastNLP, and work once its repair is made."""
 
 import contextlib
 import importlib
@@ -63,7 +63,7 @@ class Bag(nn.Module):
 
 
 class ArrayState(Callback):
-    """Saves what a user's callback may well save: numbers, arrays, numpy's random state."""
+    """Saves numbers, arrays and numpy's random state, as users' callbacks do."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +236,7 @@ def resume_twice():
 
 @contextlib.contextmanager
 def ranks():
-    """What torchrun makes, with one rank; nothing where there are ranks."""
+    """Set up the environment of torchrun with one rank, unless there are ranks."""
     if dist.is_initialized():
         yield
         return
@@ -306,7 +306,7 @@ SCENARIOS = {
     "fsdp_checkpoints": resume_shards,
 }
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
-if TORCH < (2, 6):  # which shards on a GPU alone
+if TORCH < (2, 6):  # which shards only on a GPU
     SCENARIOS = {name: scenario for name, scenario in SCENARIOS.items() if not name.startswith("fsdp")}
 
 
@@ -322,7 +322,7 @@ def failures(names):
 
 
 def main():
-    """For a fresh interpreter: report what fails in fastNLP as it is, and what still does after one more repair."""
+    """For a fresh interpreter: report the scenarios that fail on unchanged fastNLP, and after each repair."""
     names = list(SCENARIOS)
     report = {"": failures(names)}
     for index, (name, each) in enumerate(compat.REPAIRS.items()):
@@ -360,7 +360,7 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
 
 REFUSES = TORCH >= (2, 6)
 refuses_pickles = pytest.mark.skipif(
-    not REFUSES, reason="torch.load refuses what is more than weights from torch 2.6 on"
+    not REFUSES, reason="torch.load refuses files of more than weights from torch 2.6 on"
 )
 #: the repairs whose fault this version of torch brings out
 NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
@@ -478,7 +478,7 @@ SAMPLING = {
 }
 
 
-DRAWN_ANEW = ("random batches", "buckets")  # these put what is left of an epoch into new batches
+DRAWN_ANEW = ("random batches", "buckets")  # these put the rest of an epoch into new batches
 
 
 def examples(batches):

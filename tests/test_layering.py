@@ -46,7 +46,7 @@ def test_the_core_imports_neither_fastnlp_nor_the_layers_above(path):
             assert layer not in FASTNLP, name
 
 
-#: what may import what: each from those that stand before it
+#: the layers, each of which may import from those before it
 LAYERS = [
     {"versions", "functional", "forwards", "random_state", "options", "batch"},
     {"divergences", "taps", "schedule"},
@@ -90,7 +90,7 @@ def test_no_two_files_import_each_other():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_import_hides_inside_a_function(path):
-    """But those of optional dependencies."""
+    """Except for optional dependencies."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         for node in ast.walk(function):
@@ -121,7 +121,7 @@ def public():
 
 
 def parameters(thing):
-    """The names of the parameters of a function, or of what builds a class."""
+    """The names of the parameters of a function, or of a class's constructor."""
     try:
         signature = inspect.signature(thing)
     except ValueError:

@@ -22,6 +22,7 @@ CLEAN = [
     "fastnlp_adv/compat",
     *(f"fastnlp_adv/{name}.py" for name in ("__init__", "batch", "divergences", "functional", "options")),
     *(f"fastnlp_adv/{name}.py" for name in ("random_state", "versions")),
+    *(f"tests/{name}.py" for name in ("distributed/repairs", "test_batch", "test_compat", "test_layering")),
 ]
 
 #: phrases, as regular expressions over text in lower case, and the better wording

@@ -46,7 +46,7 @@ class ATTA(EmbeddingAttack):
 
     If a forward looks up an embedding several times, each lookup has its own perturbations. All rows of an example in a
     batch, and its copies in R-Drop's doubled batch, share one, whose gradient is the sum over them. An example whose
-    gradient is zero, infinite or NaN keeps its perturbation; there is none at padding (``padding_idx``).
+    gradient is zero, infinite or NaN keeps its perturbation; there is none at padding (see ``mask``).
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -105,7 +105,7 @@ class ATTA(EmbeddingAttack):
         Run the pass of a step in a plain training loop. Gradients are left in ``.grad``; the optimizer is yours.
 
         :param closure: runs the model on the batch and returns its loss.
-        :param indices: those of the batch's examples in the data set; those in ``self.indices`` if ``None``.
+        :param indices: the indices of the batch's examples in the data set; ``self.indices`` if ``None``.
         :param accumulation_steps: see :meth:`Attack.step`.
         :param total_steps: see :meth:`Attack.step`.
         :return: the loss, detached.

@@ -13,7 +13,8 @@ from ..functional import NORMS, ascend, project, random_in_ball
 from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
-from .base import Attack, check_closure, check_loss
+from .base import Attack
+from .closures import run_closure
 from .passes import AdversarialLoss, InnerPrecision
 
 __all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
@@ -33,14 +34,17 @@ class _InRows(OnEmbeddings):
         default=None,
         check=check_mask,
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
-        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is; an embedding without "
-        "``padding_idx`` goes by the ``attention_mask`` of the batch, or of the model's inputs, if ``None``",
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
+        "positions go by the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
+        "``padding_idx``; perturbations of token types, which are of the weight, do not",
     )
 
 
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
+    #: True if perturbations are of the outputs of lookups, whatever computes these
+    needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0
     granularity: str = "sequence"
@@ -49,7 +53,7 @@ class EmbeddingAttack(_InRows, Attack):
     fixed = Attack.fixed | {"relative", "mask"}
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
-        taps = taps_on(model, self.emb_name, self.granularity, self.mask)
+        taps = taps_on(model, self.emb_name, self.granularity, self.mask, outputs=self.needs_only_outputs)
         self._check_fraction(taps)
         for tap in taps if self.relative else ():
             tap.unit = _row_of(tap)
@@ -93,7 +97,7 @@ class EmbeddingAttack(_InRows, Attack):
         return ""
 
     def in_both_units(self, name: str, length: float) -> str:
-        """Say how long something is, in the units of the embedding and in rows; ``length`` is as it was given."""
+        """Return a length as given, and in the units of the embedding or in rows."""
         said = f"{name} {length:g}" + " rows" * self.relative
         if len(self.taps) > 1 or not self.embedding_taps:
             return said + " of each" * self.relative
@@ -117,13 +121,7 @@ class EmbeddingAttack(_InRows, Attack):
                 tap.unit = state.get("units", {}).get(tap.name, tap.unit)
 
     def ascend(self, step: float, *, radius: float | None = None, taps: list[Tap] | None = None) -> None:
-        """
-        Move every perturbation along its gradient.
-
-        :param step: the length of the ascent step, as it was given.
-        :param radius: that of the ball to project back to; ``None`` for none.
-        :param taps: where; everywhere if ``None``.
-        """
+        """Move the perturbations at the taps (all if ``None``) by lengths as given, and project back to the ball."""
         moved = []
         for tap in self.taps if taps is None else taps:
             deltas, values = tap.deltas(), []
@@ -138,7 +136,7 @@ class EmbeddingAttack(_InRows, Attack):
         self.record(moved)
 
     def randomize(self, radius: float) -> None:
-        """Start every perturbation at a random point of its ball; ``radius`` is as it was given."""
+        """Start every perturbation at a random point of its ball; ``radius`` in the units of the argument."""
         for tap in self.taps:
             tap.perturb(
                 [
@@ -167,19 +165,18 @@ class EmbeddingAttack(_InRows, Attack):
                 self.gradient_of(closure)
 
     def gradient_of(self, closure: Callable[[], Tensor]) -> None:
-        """Run the model and differentiate its loss with respect to the embeddings alone."""
+        """Run the model and differentiate its loss with respect to the embeddings only."""
         for tap in self.taps:
             tap.begin_pass(inner=True)
-        check_closure(closure)
         with self.inner_forward(self.inner_autocast):
-            loss = check_loss(closure())
+            loss = run_closure(closure)
         self.differentiate(loss)
 
     def restore(self, emb_name: str | None = None) -> None:
         """
         Take the perturbation off.
 
-        :param emb_name: only that of the embeddings of this name.
+        :param emb_name: only at the embeddings of this name.
         """
         for tap in self._chosen(emb_name):
             tap.reset()
@@ -243,7 +240,7 @@ class TwoPassAttack(SharesDropout, InnerPrecision, AdversarialLoss, EmbeddingAtt
         default=1.0,
         check=check_fraction,
         doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step; the "
-        "passes that attack run on those only. With ``replace``, the others are trained as they are",
+        "passes that attack run on those only. With ``replace``, the others are trained on the clean input",
     )
 
     has_two_losses: ClassVar[bool] = True

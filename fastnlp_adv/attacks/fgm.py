@@ -85,7 +85,7 @@ class FGM(TwoPassAttack):
         :param total_steps: the optimizer steps of the training, for ``warmup`` as a fraction of it.
         :return: a context manager that restores.
         :raises ValueError: if ``epsilon`` is out of range, or ``emb_name`` names no embedding of this attack.
-        :raises RuntimeError: if no gradient has come to the embedding.
+        :raises RuntimeError: if the embedding has no gradient.
         """
         taps = self._chosen(emb_name)
         step = self.epsilon if epsilon is None else epsilon

@@ -31,10 +31,10 @@ class FreeLB(SharesDropout, EmbeddingAttack):
         d_{t+1} = \Pi_\epsilon\bigl(d_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr), \quad g_t = \nabla_e L(e + d_t),
 
     where :math:`e` are the outputs of the embedding lookups, one perturbation per position, with norms over each
-    example (the first dimension of the ids). :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times
-    ``init`` :math:`/ \sqrt{nH}` for an example of :math:`n` real tokens and :math:`H` features, so its norm is about
-    ``0.58 * init``. An example whose gradient is zero, infinite or NaN does not move. A token is real unless its id is
-    the ``padding_idx``. A step costs as much as ``steps`` plain ones.
+    example. :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times ``init`` :math:`/ \sqrt{nH}` for an
+    example of :math:`n` real tokens and :math:`H` features, so its norm is about ``0.58 * init``. An example whose
+    gradient is zero, infinite or NaN does not move. ``mask`` tells which tokens are real. A step costs as much as
+    ``steps`` plain ones.
 
     The definition has no clean pass. With ``clean`` the model trains on :math:`L(e) + \frac{1}{K}\sum_t L(e + d_t)`, at
     one pass more: the weights of :class:`~fastnlp_adv.FGM`, 1 for the clean loss and 1 for the adversarial ones.

@@ -26,9 +26,9 @@ class NEFTune(EmbeddingAttack):
 
     The model trains on :math:`L(e + z)`, where :math:`e` are the outputs of the embedding lookups and :math:`z` is
     uniform in :math:`(-1, 1)` times ``alpha`` :math:`/ \sqrt{LH}` on an example's :math:`L` real tokens of :math:`H`
-    features. A token is real unless its id is the ``padding_idx``. One forward and one backward pass, as in plain
-    training; no gradient is used. Embeddings that scale their rows (Gemma, BART) do not scale the noise, as in
-    transformers; with ``relative`` it is in rows, and scaled with them.
+    features (see ``mask``). One forward and one backward pass, as in plain training; no gradient is used. Embeddings
+    that scale their rows (Gemma, BART) do not scale the noise, as in transformers; with ``relative`` it is in rows, and
+    scaled with them.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -56,6 +56,7 @@ class NEFTune(EmbeddingAttack):
     )
 
     paper = "https://arxiv.org/abs/2310.05914"
+    needs_only_outputs = True
 
     @property
     def cost(self) -> Cost:

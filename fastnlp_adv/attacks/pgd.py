@@ -106,7 +106,7 @@ class PGD(TwoPassAttack):
         :param accumulation_steps: how many batches make an optimizer step, for ``warmup``.
         :param total_steps: the optimizer steps of the training, for ``warmup`` as a fraction of it.
         :return: a context manager that restores.
-        :raises RuntimeError: if no gradient has come to the embedding.
+        :raises RuntimeError: if the embedding has no gradient.
         """
         perturb = partial(self.inner_passes, closure)
         return self._until_restored(perturb, loss=loss, accumulation_steps=accumulation_steps, total_steps=total_steps)

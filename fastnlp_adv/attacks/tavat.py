@@ -50,8 +50,8 @@ class TAVAT(FreeLB):
     size of the vocabulary; with ``clean``, which adds the clean loss as in FreeLB, one more.
 
     The table starts uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{H}`. It is as large as the embedding, in
-    single precision, on its device, and part of :meth:`state_dict`. Padding (``padding_idx``) gets no perturbation and
-    its row is not written; a group whose gradient is zero, infinite or NaN makes no step. A step that raises leaves the
+    single precision, on its device, and part of :meth:`state_dict`. Padding (see ``mask``) gets no perturbation and its
+    row is not written; a group whose gradient is zero, infinite or NaN makes no step. A step that raises leaves the
     table alone; under gradient accumulation each micro-batch writes it. Several lookups in a forward have their own
     norms, and the mean is over the positions of all. In distributed training each rank has its own table, and a
     checkpoint holds the first rank's.
@@ -170,8 +170,8 @@ class TAVAT(FreeLB):
             expected, found = ({n: tuple(t.shape) for n, t in x.items()} for x in (self.tables, state["tables"]))
             if found != expected:
                 raise ValueError(
-                    f"Expected the checkpoint's token perturbations to be those of {expected}, but got {found}. Build "
-                    "the attack on the model and with the `emb_name` that the checkpoint was written with."
+                    f"Expected the checkpoint to have tables of shapes {expected}, but got {found}. Build the attack "
+                    "on the model and with the `emb_name` that the checkpoint was written with."
                 )
         super().load_state_dict(state)
         for name, table in self.tables.items():

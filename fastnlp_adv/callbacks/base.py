@@ -120,13 +120,13 @@ class MethodCallback(Callback):
             self.method.forget()  # another Trainer has other examples
         model = trainer.driver.unwrap_model()
         self._trainer = weakref.ref(trainer)
-        self.method.detach().attach(model)  # it goes on where a checkpoint, or an earlier run of this Trainer, left it
+        self.method.detach().attach(model)  # with the state of a checkpoint, or of an earlier run
         self.method.close()  # hooks are on during a step only
         tell_progress(self.method, trainer)
         self._describe(trainer)
         if has_compiled_parts(model):
             self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
-        # before those of other callbacks, one of which may raise
+        # before other callbacks, which may raise
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
         BatchStep.install(trainer, self)

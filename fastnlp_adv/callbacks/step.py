@@ -1,4 +1,4 @@
-"""The batch step: what the Trainer does with a batch while one of this package's callbacks is there."""
+"""The batch step of a Trainer with callbacks of this package."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _train(
 def _objective(trainer: Any, regularizers: list[Regularizer]) -> tuple[Callable[[Any], Any], list[Regularizer]]:
     """Return the training step, wrapped by each regularizer that acts on this batch, and these."""
     acting = [method for method in regularizers if method.is_due(method.progress)]
-    # a model with R-Drop of its own runs once where RDropCallback is not due
+    # a model with R-Drop of its own runs once in steps in which RDropCallback does not act
     bare = any(isinstance(method, RDrop) and method not in acting for method in regularizers)
     no_sync = trainer.driver.get_model_no_sync_context()
 

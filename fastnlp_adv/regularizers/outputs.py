@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
-    "COUNTS",
     "IGNORED",
     "LABELS",
     "Mask",
@@ -22,7 +21,6 @@ __all__ = [
     "like",
     "read_loss",
     "read_outputs",
-    "scale_counts",
     "shifted",
     "shifts_labels",
     "tensors_of",
@@ -188,18 +186,8 @@ def shifted(labels: Tensor) -> Tensor:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Tell whether a model is, or holds, a causal language model of transformers, which shifts its labels."""
-    return any(type(module).__name__.endswith(_CAUSAL) for module in model.modules())
+    return any(base.__name__.endswith(_CAUSAL) for module in model.modules() for base in type(module).__mro__)
 
 
 def _field(batch: Any, name: str) -> Any:
     return batch.get(name) if isinstance(batch, Mapping) else None
-
-
-#: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
-COUNTS = ("num_items_in_batch",)
-
-
-def scale_counts(batch: Any, factor: float) -> Any:
-    """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
-    counted = [name for name in COUNTS if _field(batch, name) is not None]
-    return {**batch, **{name: factor * batch[name] for name in counted}} if counted else batch

@@ -56,6 +56,8 @@ class HotFlip(TextAttack):
         HotFlip(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
+    gradients = "each"
+
     max_flips: int = option(default=3, check=check_count, doc="the number of words or characters that may be flipped")
     candidates: int = option(default=8, check=check_count, doc="the number of flips of a text tried in a round")
     min_similarity: float | None = option(
@@ -74,22 +76,19 @@ class HotFlip(TextAttack):
         self._weight = tap.embedding.weight
         self._read_vocabulary()
 
-    def propose(self, searches: list[Search]) -> list[list[Change]]:
-        found = self.tokens(searches)
-        weight = self._weight.detach().to(found[0].gradients.dtype)
-        rows = weight[self._ids.to(weight.device)]
-        return [self._flips(search, tokens, weight, rows) for search, tokens in zip(searches, found, strict=True)]
+    def prepare(self, texts: list[str]) -> None:
+        rows = self._weight.detach()[self._ids.to(self._weight.device)]
+        self._rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
 
-    def _flips(self, search: Search, tokens: Tokens, weight: Tensor, rows: Tensor) -> list[Change]:
-        text = search.text
-        places = self._places(search, text, tokens)
-        if not places:
+    def propose(self, search: Search) -> list[Change]:
+        text, tokens = search.text, search.tokens
+        if tokens is None or not (places := self._places(search, text, tokens)):
             return []
-        gains = self._gains(text, tokens, places, weight, rows)
+        gains = self._gains(text, tokens, places)
         best = gains.flatten().topk(min(SPARE * self.candidates, gains.numel()))
         flips = []
         for at in best.indices[best.values > -math.inf].tolist():
-            (position, start, end), new = places[at // len(rows)], at % len(rows)
+            (position, start, end), new = places[at // len(self._ids)], at % len(self._ids)
             ids = list(tokens.ids)
             ids[position] = int(self._ids[new])
             word = self._in_case(self._words[new], search.original[start:end])
@@ -111,17 +110,19 @@ class HotFlip(TextAttack):
                     places.append((position, *origin))
         return places
 
-    def _gains(self, text: str, tokens: Tokens, places: list[Any], weight: Tensor, rows: Tensor) -> Tensor:
+    def _gains(self, text: str, tokens: Tokens, places: list[tuple[int, int, int]]) -> Tensor:
         """The first-order gain of each flip, of shape ``(places, words)``; minus infinity where it is not allowed."""
         positions = [position for position, *_ in places]
         g = tokens.gradients[positions]
+        rows = self._rows.to(g.dtype)
         old = torch.tensor([tokens.ids[position] for position in positions], device=g.device)
-        gains = g @ rows.T - (g * weight[old]).sum(1, keepdim=True)
+        before = self._weight.detach()[old].to(g.dtype)
+        gains = g @ rows.T - (g * before).sum(1, keepdim=True)
         where = torch.tensor([_where(text, *tokens.spans[position]) for position in positions])
         allowed = self._fits[where].to(g.device) & (self._ids.to(g.device) != old.unsqueeze(1))
         if self.min_similarity is not None:
             unit = nn.functional.normalize
-            allowed &= unit(weight[old], dim=1) @ unit(rows, dim=1).T >= self.min_similarity
+            allowed &= unit(before, dim=1) @ unit(rows, dim=1).T >= self.min_similarity
         return gains.masked_fill(~allowed | gains.isnan(), -math.inf)
 
     def _read_vocabulary(self) -> None:

@@ -53,8 +53,8 @@ class TextAttack(EvaluationAttack, ABC):
         class LeaveOut(TextAttack):
             limit = 2
 
-            def propose(self, searches):
-                return [[Change(start, end, "") for start, end in word_spans(each.original)] for each in searches]
+            def propose(self, search):
+                return [Change(start, end, "") for start, end in word_spans(search.original)]
 
         LeaveOut(model, tokenizer).attack(texts, labels)
     """
@@ -62,6 +62,8 @@ class TextAttack(EvaluationAttack, ABC):
     fixed: ClassVar[frozenset[str]] = frozenset({"emb_name", "tokenizer"})
     #: whether a text is done when no change of a round raises its loss
     gives_up: ClassVar[bool] = True
+    #: when ``search.tokens`` is set, with gradients: before the first round, before each, or never
+    gradients: ClassVar[Literal["first", "each", "never"]] = "never"
 
     tokenizer: Any = option(
         default=None,
@@ -94,12 +96,12 @@ class TextAttack(EvaluationAttack, ABC):
         return 3
 
     @abstractmethod
-    def propose(self, searches: list[Search]) -> list[list[Change]]:
+    def propose(self, search: Search) -> Iterable[Change]:
         """
-        Propose the changes to try next.
+        Propose the changes of a text to try next.
 
-        :param searches: the texts that are predicted right, with the changes that they got so far.
-        :return: the changes for each text, in terms of its original; none ends its search.
+        :param search: the search for the text, which is still predicted right.
+        :return: the changes, in terms of the original; none ends the search.
         """
 
     def prepare(self, texts: list[str]) -> None:
@@ -141,25 +143,6 @@ class TextAttack(EvaluationAttack, ABC):
                 self._attack(batch)
         return [search.result() for search in searches]
 
-    def tokens(self, searches: list[Search]) -> list[Tokens]:
-        """
-        Return the tokens of texts with the gradients at their lookups, by one forward and backward pass.
-
-        :param searches: the texts.
-        """
-        texts = [search.text for search in searches]
-        batch, spans = self._encode(list(zip(searches, texts, strict=True)))
-        self.backward(self.run(lambda: self._score(batch, searches)[0]))
-        ids, mask = (batch[self._field(batch, name)] for name in ("input_ids", "attention_mask"))
-        gradients = self._gradients(ids, batch)
-        found = []
-        for row, (search, text) in enumerate(zip(searches, texts, strict=True)):
-            search.queries += 1
-            real = mask[row].bool()
-            where = [_stripped(text, *span) for span, is_real in zip(spans[row], real.tolist(), strict=True) if is_real]
-            found.append(Tokens(ids[row][real].tolist(), where, gradients[row][real]))
-        return found
-
     def ids(self, search: Search, texts: list[str]) -> list[list[int]]:
         """
         Return the ids that the model would be given for other texts, without padding.
@@ -183,13 +166,31 @@ class TextAttack(EvaluationAttack, ABC):
             search.loss, search.prediction = loss, prediction
         going_on = [search for search in searches if search.prediction == search.label]
         while going_on:
+            self._read(going_on)
             going_on = self._round(going_on)
+        for search in searches:
+            search.tokens = None  # gradients take memory
+
+    def _read(self, searches: list[Search]) -> None:
+        """Set the tokens of the texts that need them, by one forward and backward pass."""
+        read = {"first": [each for each in searches if each.tokens is None], "each": searches, "never": []}
+        searches = read[self.gradients]
+        if not searches:
+            return
+        batch, spans = self._encode([(search, search.text) for search in searches])
+        self.backward(self.run(lambda: self._score(batch, searches)[0]))
+        ids, mask = (batch[self._field(batch, name)] for name in ("input_ids", "attention_mask"))
+        gradients = self._gradients(ids, batch)
+        for search, own_ids, where, real, own in zip(searches, ids, spans, mask.bool(), gradients, strict=True):
+            search.queries += 1
+            places = [_stripped(search.text, *span) for span, kept in zip(where, real.tolist(), strict=True) if kept]
+            search.tokens = Tokens(own_ids[real].tolist(), places, own[real])
 
     def _round(self, searches: list[Search]) -> list[Search]:
         """Try changes of all texts, and return the texts that go on."""
         proposed = [
-            [change for change in changes if search.leaves(change.start, change.end)]
-            for search, changes in zip(searches, self.propose(searches), strict=True)
+            [change for change in self.propose(search) if search.leaves(change.start, change.end)]
+            for search in searches
         ]
         tries = list(zip(searches, proposed, strict=True))
         told = iter(self._query([(search, search.changed(change)) for search, each in tries for change in each]))

@@ -103,6 +103,7 @@ class Search:
     :param prediction: the prediction for :attr:`text`.
     :param queries: how many times the model was run.
     :param tried: how many changes were tried.
+    :param tokens: :attr:`text` as the model sees it, for attacks with gradients.
     :param plan: room for a decision that an attack makes once per text.
     """
 
@@ -114,6 +115,7 @@ class Search:
     prediction: int = -1
     queries: int = 0
     tried: int = 0
+    tokens: Tokens | None = None
     plan: list[Any] | None = None
 
     @property

@@ -63,6 +63,7 @@ class Typos(TextAttack):
     """
 
     gives_up = False  # after a word that helps nothing come the others
+    gradients = "first"
 
     max_typos: int = option(default=2, check=check_count, doc="the number of typos that may be made, at least 1")
     candidates: int = option(default=16, check=check_count, doc="the number of typos of a word that are tried")
@@ -84,11 +85,16 @@ class Typos(TextAttack):
         if "homophone" in self.slips and any(_is_chinese(text) for text in texts):
             _import_pinyin()  # raises where it is not installed
 
-    def propose(self, searches: list[Search]) -> list[list[Change]]:
-        new = [search for search in searches if search.plan is None]
-        for search, tokens in zip(new, self.tokens(new) if new else [], strict=True):
-            search.plan = self._by_saliency(search.original, tokens)
-        return [self._next(search) for search in searches]
+    def propose(self, search: Search) -> list[Change]:
+        if search.plan is None:
+            search.plan = self._by_saliency(search.original, search.tokens) if search.tokens else []
+        while search.plan:  # the typos of the next word that has any
+            changes = self._typos(search, *search.plan.pop(0))
+            now, *then = self.ids(search, [search.text, *map(search.changed, changes)])
+            # where the tokenizer does not see the typo, as in an unknown word, losses differ by rounding errors only
+            if seen := [change for change, ids in zip(changes, then, strict=True) if ids != now]:
+                return seen
+        return []
 
     def _by_saliency(self, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:
         """The words that can be misspelt, the most salient first: number, start and end of each."""
@@ -102,16 +108,6 @@ class Typos(TextAttack):
             if own and not is_special and (is_spaceless(word) or (len(word) >= SHORTEST and word.isalpha())):
                 saliency[number, start, end] = sum(squares[i] for i in own)
         return sorted(saliency, key=lambda word: -saliency[word])
-
-    def _next(self, search: Search) -> list[Change]:
-        """The typos of the next word that has any."""
-        while search.plan:
-            changes = self._typos(search, *search.plan.pop(0))
-            now, *then = self.ids(search, [search.text, *map(search.changed, changes)])
-            # where the tokenizer does not see the typo, as in an unknown word, losses differ by rounding errors only
-            if seen := [change for change, ids in zip(changes, then, strict=True) if ids != now]:
-                return seen
-        return []
 
     def _typos(self, search: Search, number: int, start: int, end: int) -> list[Change]:
         text = search.original

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ class Tap(ABC):
     """
 
     name: str
-    #: what lengths are given in: 1, or the length of a row
+    #: the unit of lengths: 1, or the length of a row
     unit = 1.0
     #: True once any pass had a gradient here; a place that never has one is probably the wrong one
     had_grad = False
@@ -52,7 +51,7 @@ class Tap(ABC):
             self.reset() if was_open else self.close()
 
     def close(self) -> None:
-        """Take the perturbation and the hooks off; :meth:`open` puts hooks on again."""
+        """Take the perturbation and the hooks off."""
         self.reset()
         for handle in self.handles:
             handle.remove()
@@ -92,11 +91,10 @@ class Tap(ABC):
 class EmbeddingTap(Tap):
     r"""
     Adds a leaf tensor to the output of each lookup of one embedding: the perturbation, or zeros. Autograd puts the
-    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving what is looked up is
-    the same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
+    gradient into the leaf. The weight is never written: for the loss, moving the rows and moving the outputs is the
+    same, :math:`(W + R)[ids] = W[ids] + R[ids]`.
 
-    All forwards of a pass, and the copies in a doubled batch, see the same perturbation of an example; its gradient is
-    the sum over them.
+    All forwards of a pass, and the copies in a doubled batch, see the same perturbation, whose gradients are summed.
 
     :param embedding: the embedding.
     :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
@@ -121,11 +119,8 @@ class EmbeddingTap(Tap):
         self._perturbation: Perturbation | None = None
         self._pass = TapPass()
         self._model = model
-        has_padding = all(lookup_of(module).padding_idx is not None for module in embedding.modules)
-        needs_layout = granularity != "vocab" or mask is not None or not has_padding
-        self._layout = Layout(self.name, mask) if needs_layout else None
-        #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
-        self._ids_of_part: dict[int, Tensor] | None = {}
+        self._layout = Layout(self.name, mask)
+        self._needs_layout = granularity != "vocab" or mask is not None
         self._call = self.on_lookup
 
     def describe(self) -> str:
@@ -140,19 +135,19 @@ class EmbeddingTap(Tap):
             self._call = compile_nothing_in(self.on_lookup)
         for hook in self._hooks:
             self.handles.append(hook.module.register_forward_hook(hook, with_kwargs=True))
-        if self._layout is not None and self._model is not None:
+        if self._needs_layout and self._model is not None:
             self.handles += watch_inputs(self._model)
 
     def reset(self) -> None:
         for lookup in self._pass.lookups:
             if lookup.leaf is not None:
                 lookup.leaf.grad = None  # a gradient with a graph holds its leaf
+        if self._pass.part is not None:
+            self._layout.end_step()
         # `attack()` may be called too early; keep the lookups so that a later `backward()` counts.
         if self._perturbation is not None or self._pass.driven or self._pass.lookups:
             self._pass = TapPass()
         self._perturbation = self.start = None
-        if self._ids_of_part:
-            self._ids_of_part = None
 
     def begin_pass(
         self, *, inner: bool = False, is_read: bool = True, part: Part | None = None, alone: bool = False
@@ -215,7 +210,7 @@ class EmbeddingTap(Tap):
         if self._perturbation is not None:
             delta = self._perturbation.at(lookup)
         elif self.start is not None and lookup.trained and lookup.number >= 0:
-            delta = self._start_of(lookup, output)
+            delta = self._start_of(self.start, lookup, output)
         if delta is not None:
             delta = delta.to(output.dtype)
         elif trains:  # zeros that take no memory
@@ -242,7 +237,7 @@ class EmbeddingTap(Tap):
             self._pass = TapPass(before=replace(self._pass, before=None))
         copies = 1 if forward is None else forward.copies
         all_ids, transposed = ids, False
-        if self._layout is not None:
+        if self._needs_layout:
             by_example = self._granularity == "sequence" and self._pass.part is None
             transposed = self._layout.is_transposed(ids, copies, by_example=by_example)
             ids = ids.transpose(0, 1) if transposed else ids
@@ -253,13 +248,13 @@ class EmbeddingTap(Tap):
         rows = None if self._pass.part is None else self._pass.attacked_rows(ids, copies, self.name)
         attacked = ids if copies == 1 and rows is None else one_copy(ids, copies, rows)
         lookup = Lookup(table, attacked, all_ids, copies, rows, transposed, trained=trained)
-        if self._layout is not None:
+        if self._needs_layout:
             part = None if self._pass.part is None else self._pass.part.rows(ids.device)
             lookup.mask = self._layout.mask_of(attacked, copies, part, table.padding_idx)
         if numbered:
             self._pass.add_number(lookup, self, forward)
             if self._pass.part is not None:
-                self._check_order(lookup)
+                self._layout.check_order(lookup.number, lookup.ids)
         return lookup
 
     def _repeated(self, table: nn.Embedding, ids: Tensor) -> Lookup:
@@ -282,26 +277,10 @@ class EmbeddingTap(Tap):
 
         handle = leaf.register_post_accumulate_grad_hook(keep)
 
-    def _start_of(self, lookup: Lookup, output: Tensor) -> Tensor:
-        assert self.start is not None
+    def _start_of(self, start: Callable[[Lookup, Tensor], Tensor], lookup: Lookup, output: Tensor) -> Tensor:
         if lookup.number not in self._pass.starts:
-            self._pass.starts[lookup.number] = self.start(lookup, lookup.of_one_copy(output.detach()))
+            self._pass.starts[lookup.number] = start(lookup, lookup.of_one_copy(output.detach()))
         return self._pass.starts[lookup.number]
-
-    def _check_order(self, lookup: Lookup) -> None:
-        """Warn if the attacked rows seem to be other examples in another pass. Synchronizes, in the first step only."""
-        if self._ids_of_part is None:
-            return
-        before = self._ids_of_part.setdefault(lookup.number, lookup.ids.clone())
-        if before.shape == lookup.ids.shape and not torch.equal(before, lookup.ids):
-            self._ids_of_part = None
-            warnings.warn(
-                f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
-                f"`{self.name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
-                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. One that masks words itself "
-                "can go on.",
-                stacklevel=2,
-            )
 
     def _check_elsewhere(self) -> None:
         """Raise for a pass without a gradient, unless others had one: some batches may not use the embedding."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..functional import group_norm
 from .shards import is_shard, named_weights
@@ -16,17 +17,13 @@ __all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "look
 
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-#: a word that says that a table is of positions
+#: the words of tables of positions
 _POSITIONS = re.compile(r"(abs|rel)?(pos(ition(s|al)?)?|wpe|pe)(emb(ed)?(ding)?s?|enc(od(er|ing)s?)?)?", re.IGNORECASE)
 
 
 def described(name: str, shape: Sequence[int], more: str = "") -> str:
     """
-    Name a parameter and its shape.
-
-    :param name: its name.
-    :param shape: that of the parameter.
-    :param more: what else is to stand behind the shape.
+    Return a parameter's name and shape, and ``more`` after the shape.
 
     Example::
 
@@ -42,8 +39,8 @@ class Embedding:
     An embedding weight and the modules that look it up.
 
     :param name: the weight's name in the model.
-    :param weight: the weight, of shape ``(rows, features)``; what a process has of it, where it is sharded.
-    :param modules: what looks it up; several when it is shared, as in encoder-decoder models. Each is an
+    :param weight: the weight, of shape ``(rows, features)``, or this process's shard of it.
+    :param modules: the modules that look it up; several when it is shared, as in encoder-decoder models. Each is an
         :class:`torch.nn.Embedding`, or PEFT's layer that takes its place (see :func:`lookup_of`).
     """
 
@@ -75,30 +72,34 @@ class Embedding:
 @dataclass
 class Matches:
     """
-    What an ``emb_name`` stands for.
+    The parameters that an ``emb_name`` matches.
 
     :param embeddings: the embeddings.
     :param weights: other parameters, by name; they can only be perturbed in place.
+    :param tables: the weights of embeddings with a forward of their own, and the names of their classes.
     """
 
     embeddings: list[Embedding] = field(default_factory=list)
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         return [embedding.name for embedding in self.embeddings] + list(self.weights)
 
 
-def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
+def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: bool = False) -> Matches:
     r"""
     Find the parameters of a model that an attack is to perturb.
 
     :param model: the model.
     :param emb_name: part of a parameter's name (``"word_embeddings"``), a glob (``"encoder.*.weight"``), or ``None``
-        for the input embedding: that of ``get_input_embeddings()`` where the model or a part of it has this method,
-        else the only :class:`torch.nn.Embedding`, else the one with the most rows that is not
-        named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or ``pe`` in its name).
+        for the input embedding: ``get_input_embeddings()`` where the model or parts of it have this method, of
+        each part if they differ, as in two towers; else the only :class:`torch.nn.Embedding`, else the one with the
+        most rows that is not named after positions (has no word like ``pos``, ``position``, ``positional``, ``wpe`` or
+        ``pe`` in its name), and all of the same shape whose names differ from it in a number only.
+    :param outputs: True for a method that needs only the outputs of lookups, so any embedding will do.
     :return: the embeddings, and the matched parameters that are not looked up.
-    :raises ValueError: if nothing matches, or if a matched embedding has a ``max_norm``.
+    :raises ValueError: if nothing matches, or if a matched embedding cannot be perturbed.
 
     Example::
 
@@ -109,18 +110,31 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
         ['positions.weight']
     """
     weights = named_weights(model)
-    if emb_name is None:
-        wanted = _input_embedding(model, weights)
-        matched = {name: param for name, param in weights.items() if param is wanted}
-    else:
-        matched = {name: param for name, param in weights.items() if fits(name, emb_name)}
+    computed = {f"{name}.weight": m for name, m in model.named_modules() if _is_computed(m)}
+    wanted = _input_embeddings(model, weights) if emb_name is None else []
     matches = Matches()
-    for name, param in matched.items():
+    for name, module in computed.items():
+        if any(module is each for each in wanted) if emb_name is None else fits(name, emb_name):
+            weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+            matches.embeddings.append(_checked(Embedding(name, weight, [module])))
+    for name, param in weights.items():
+        if any(name.startswith(f"{each[:-7]}.") for each in computed):
+            continue  # the weight of an embedding is computed from it
+        if not (any(each.weight is param for each in wanted) if emb_name is None else fits(name, emb_name)):
+            continue
         modules = [module for module in _lookup_modules(model) if module.weight is param]
-        if modules and all(_looks_up(module) for module in modules):
+        if modules and (outputs or all(_looks_up(module) for module in modules)):
             matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
+        elif modules and not param.requires_grad:
+            raise ValueError(
+                f"Expected embedding `{name}` to be trainable, since {type(modules[0]).__name__} has a forward of its "
+                "own and its weight is perturbed in place, but got a frozen one. Unfreeze it, use NEFTune, or name "
+                "another embedding with `emb_name`."
+            )
         elif param.requires_grad and isinstance(param, nn.Parameter):
             matches.weights[name] = param
+            if modules:
+                matches.tables[name] = type(modules[0]).__name__
     # Rows that PEFT trains are looked up with the rest of their table, and so are perturbed already.
     rows = {id(p) for e in matches.embeddings for m in e.modules if _has_own_rows(m) for p in m.parameters()}
     matches.weights = {name: param for name, param in matches.weights.items() if id(param) not in rows}
@@ -134,12 +148,7 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None) -> Matches:
 
 
 def scales(module: nn.Module) -> bool:
-    """
-    Tell whether a lookup may scale its rows: by the ``embed_scale`` of its table, as transformers' scaled word
-    embeddings (BART, Gemma) do.
-
-    :param module: what looks up.
-    """
+    """Return whether a lookup may scale its rows by ``embed_scale``, as BART's and Gemma's in transformers do."""
     table = lookup_of(module)
     # PEFT's layer scales as its embedding does from PEFT 0.18 on; before, it looks rows up as they stand.
     return type(table).forward is not nn.Embedding.forward and (table is module or hasattr(module, "_get_embed_scale"))
@@ -150,9 +159,6 @@ def lookup_of(module: nn.Module) -> nn.Embedding:
     Return the embedding that a module looks up: itself, or the one whose place PEFT's layer for
     ``trainable_token_indices`` takes. That layer looks up a copy of the table with the trained rows in it, scaled as
     the embedding would, and does not call the embedding.
-
-    :param module: what looks up.
-    :return: the embedding.
     """
     return module.base_layer if _has_own_rows(module) else module  # type: ignore[return-value]
 
@@ -163,7 +169,7 @@ def _has_own_rows(module: nn.Module) -> bool:
 
 
 def _asked(model: nn.Module, embeddings: list[nn.Embedding]) -> list[nn.Module]:
-    """Return what a forward pass calls for these embeddings."""
+    """Return the modules that a forward calls for these embeddings."""
     covers = [m for m in model.modules() if _has_own_rows(m) and any(lookup_of(m) is e for e in embeddings)]
     return [e for e in embeddings if not any(lookup_of(m) is e for m in covers)] + covers
 
@@ -177,22 +183,16 @@ def _lookup_modules(model: nn.Module) -> list[nn.Embedding]:
 
 
 def fits(name: str, emb_name: str) -> bool:
-    """
-    Tell whether a parameter is meant.
-
-    :param name: the parameter's name.
-    :param emb_name: part of it, or a glob that matches all of it.
-    :return: whether it fits.
-    """
+    """Return whether ``emb_name`` is part of a name, or a glob that matches all of it."""
     return fnmatch.fnmatchcase(name, emb_name) if any(c in emb_name for c in "*?[") else emb_name in name
 
 
-def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
+def _input_embeddings(model: nn.Module, weights: dict[str, Tensor]) -> list[nn.Embedding]:
     own = {id(param) for param in weights.values()}
-    for module in model.modules():
-        found = [each for each in _lookup_modules(_told_by(module)) if id(each.weight) in own]
-        if found:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
-            return max(found, key=lambda e: (e.num_embeddings, e.weight.requires_grad)).weight
+    named = [each for each in _named_by(model, own) if any(param.requires_grad for param in each[0].parameters())]
+    found = [embedding for _, embedding in named or _named_by(model, own)]
+    if found:
+        return found
     embeddings = _lookup_modules(model)
     if not embeddings:
         raise ValueError(
@@ -200,13 +200,28 @@ def _input_embedding(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
             "Give `emb_name`, part of the name of the parameter to perturb; the model has "
             f"{_candidates(model, weights)}."
         )
-    positions = {id(param) for name, param in weights.items() if any(map(_POSITIONS.fullmatch, _WORD.findall(name)))}
-    words = [embedding for embedding in embeddings if id(embedding.weight) not in positions] or embeddings
-    return max(words, key=lambda embedding: embedding.num_embeddings).weight
+    names = {id(module): name for name, module in model.named_modules()}
+    words = [e for e in embeddings if not any(map(_POSITIONS.fullmatch, _WORD.findall(names[id(e)])))] or embeddings
+    largest = max(words, key=lambda embedding: embedding.num_embeddings)
+    alike = re.sub(r"\d+", "#", names[id(largest)])
+    return [e for e in words if e.weight.shape == largest.weight.shape and re.sub(r"\d+", "#", names[id(e)]) == alike]
+
+
+def _named_by(module: nn.Module, own: set[int]) -> list[tuple[nn.Module, nn.Embedding]]:
+    """Return the outermost modules that name an input embedding of the model, each with it."""
+    told = [e for e in _lookup_modules(_told_by(module)) if id(e.weight) in own or _is_computed(e)]
+    if told:  # PEFT's `modules_to_save` keeps the original beside the copy that is trained
+        return [(module, max(told, key=lambda e: (e.num_embeddings, e.weight.requires_grad)))]
+    return [each for child in module.children() for each in _named_by(child, own)]
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Return whether an embedding has no weight of its own, but computes it (``weight_norm``, parametrizations)."""
+    return isinstance(module, nn.Embedding) and (is_parametrized(module, "weight") or hasattr(module, "weight_g"))
 
 
 def _told_by(module: nn.Module) -> nn.Module:
-    """Return what a model of transformers names as its input embedding; an empty module if it names none."""
+    """Return the input embedding that a model of transformers names; an empty module if it names none."""
     try:
         told = module.get_input_embeddings()  # type: ignore[operator]
     except Exception:  # a base class may only declare the method, and one of the user's own may be about anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,8 @@ class Layout:
     def __init__(self, name: str, mask: Mask):
         self._name = name
         self._mask = mask
+        #: the ids at the attacked rows, by number, until the first step with a ``fraction`` is over
+        self._attacked: dict[int, Tensor] | None = {}
         #: for ids of as many examples as positions
         self._is_transposed: bool | None = None
 
@@ -113,7 +116,8 @@ class Layout:
             key = self._mask or "attention_mask"
             is_input = not isinstance(data, Mapping) or key not in data
             source = inputs if is_input else data
-            found = source.get(key) if isinstance(source, Mapping) else None
+            is_known = isinstance(source, Mapping) and (self._mask is not None or _are_input_ids(ids, source))
+            found = source.get(key) if is_known and isinstance(source, Mapping) else None
         if isinstance(found, Tensor) and found.dim():
             found = found[: len(found) // copies] if is_input else found
             found = found if rows is None or len(found) == len(ids) else found.index_select(0, rows.to(found.device))
@@ -129,6 +133,25 @@ class Layout:
             )
         return found != 0
 
+    def check_order(self, number: int, ids: Tensor) -> None:
+        """Warn if the attacked rows seem to be other examples in another pass; synchronizes, in the first step only."""
+        if self._attacked is None:
+            return
+        before = self._attacked.setdefault(number, ids.clone())
+        if before.shape == ids.shape and not torch.equal(before, ids):
+            self._attacked = None
+            warnings.warn(
+                f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
+                f"`{self._name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
+                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. Ignore this for a model "
+                "that masks words itself.",
+                stacklevel=2,
+            )
+
+    def end_step(self) -> None:
+        """Stop checking the order after the first step."""
+        self._attacked = None if self._attacked else self._attacked
+
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
@@ -140,6 +163,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+
+
+def _are_input_ids(ids: Tensor, fields: Mapping[str, Any]) -> bool:
+    """Return False for ids that the attention mask may not be of: a decoder's, as long as the encoder's."""
+    given = fields.get("input_ids")
+    if isinstance(given, Tensor) and given.data_ptr() == ids.data_ptr():
+        return True
+    others = {name: f for name, f in fields.items() if name not in ("input_ids", "attention_mask", "token_type_ids")}
+    return not any(field.shape == ids.shape for field in _tensors(others))
 
 
 def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool | None:

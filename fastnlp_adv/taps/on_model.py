@@ -15,18 +15,21 @@ from .weight import WeightTap
 __all__ = ["taps_on"]
 
 
-def taps_on(model: nn.Module, emb_name: str | None, granularity: str, mask: Mask = None) -> list[Tap]:
+def taps_on(
+    model: nn.Module, emb_name: str | None, granularity: str, mask: Mask = None, *, outputs: bool = False
+) -> list[Tap]:
     """
-    Build taps on all that ``emb_name`` stands for.
-
-    :param model: the model.
-    :param emb_name: see :func:`~fastnlp_adv.taps.find_embeddings`.
-    :param granularity: ``"vocab"``, ``"sequence"`` or ``"token"``.
-    :param mask: see :class:`~fastnlp_adv.taps.layout.Layout`.
-    :return: taps on lookups and, with ``"vocab"``, on parameters that are not looked up.
-    :raises ValueError: if nothing matches, or such a parameter is sharded or asked for another granularity.
+    Build taps on the lookups that ``emb_name`` matches (see :func:`~fastnlp_adv.taps.find_embeddings`) and, with
+    ``"vocab"``, on other parameters. Raise ``ValueError`` if nothing matches, or a parameter cannot be perturbed so.
     """
-    matches = find_embeddings(model, emb_name)
+    matches = find_embeddings(model, emb_name, outputs=outputs)
+    if matches.tables and granularity != "vocab":
+        name, kind = next(iter(matches.tables.items()))
+        raise ValueError(
+            f"Expected embedding `{name}` to look up as nn.Embedding does, but got {kind}, which has a forward of its "
+            "own: only its weight can be perturbed. Use FGM or PGD with `granularity='vocab'`, NEFTune, or another "
+            "`emb_name`."
+        )
     if matches.weights and granularity != "vocab":
         raise ValueError(
             f"Expected `granularity` to be 'vocab' for parameters that are not looked up, but got {granularity!r} with "
@@ -34,12 +37,13 @@ def taps_on(model: nn.Module, emb_name: str | None, granularity: str, mask: Mask
             "or 'vocab' where the method has this argument."
         )
     refuse_shards(matches.weights.items(), f"`emb_name={emb_name!r}`, which matches parameters that are not looked up,")
-    if matches.weights and matches.embeddings:
-        looked_up = ", ".join(f"`{embedding.name}`" for embedding in matches.embeddings)
-        others = ", ".join(f"`{name}`" for name in matches.weights)
+    tables = [*(embedding.name for embedding in matches.embeddings), *matches.tables]
+    rest = [f"`{name}`" for name in matches.weights if name not in matches.tables]
+    if tables and rest:
+        looked_up, others = ", ".join(f"`{name}`" for name in tables), ", ".join(rest)
         warnings.warn(
             f"`emb_name={emb_name!r}` matches embeddings ({looked_up}) and also parameters that are perturbed "
-            f"in place: {others} are not looked up. If you mean embeddings alone, give more of their names, or a glob.",
+            f"in place: {others} are not looked up. If you mean embeddings only, give more of their names, or a glob.",
             stacklevel=2,
         )
     taps: list[Tap] = [EmbeddingTap(embedding, granularity, model, mask) for embedding in matches.embeddings]

@@ -30,7 +30,7 @@ class Lookup:
     :param all_ids: all ids of the call.
     :param copies: how many copies of the batch they hold, one after the other.
     :param rows: the attacked rows of a copy; ``None`` for all.
-    :param transposed: True if the second dimension of ``all_ids`` holds the examples; that of ``ids`` is the first.
+    :param transposed: True if the second dimension of ``all_ids`` holds the examples; in ``ids`` it is the first.
     :param mask: True at real positions, of the shape of ``ids``; ``None`` for all but padding.
     :param trained: False in a forward with gradients on that looks up without.
     :param number: its place in its forward; in another forward of the pass, the same number is the same place. -1 if it
@@ -263,7 +263,7 @@ class ByPosition:
     def __init__(self, lookups: Sequence[Lookup], total: int, starts: dict[int, Tensor], *, per_token: bool):
         self._per_token = per_token
         self._total = total
-        #: by number, what computes where the perturbation may move
+        #: by number, functions that return where the perturbation may move
         self._free: dict[int, Callable[[], Tensor]] = {}
         self.values: list[Tensor] = []
         for lookup in sorted(lookups, key=lambda each: each.number):
@@ -279,7 +279,7 @@ class ByPosition:
             raise RuntimeError(
                 f"Expected every pass over a batch to look up as often as the first pass, {self._total} times, but "
                 "got another lookup. Use `granularity='vocab'`, which follows tokens, not positions, or "
-                "`torch.no_grad()` for what is not trained."
+                "`torch.no_grad()` for lookups that are not trained."
             )
         return self._value(lookup)
 

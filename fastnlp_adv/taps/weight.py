@@ -32,7 +32,7 @@ def moved_weights(weights: list[Tensor], backups: list[Tensor]) -> Iterator[None
 
 class WeightTap(Tap):
     """
-    Perturbs a parameter in place, with the gradient of the last backward pass only (``.grad`` may hold those of
+    Perturbs a parameter in place, with the gradient of the last backward pass only (``.grad`` may hold
     earlier micro-batches), and puts it back bit for bit.
 
     :param name: the parameter's name.

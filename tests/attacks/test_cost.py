@@ -123,7 +123,7 @@ def test_a_part_of_a_batch_waits_for_no_device(attack, arguments, passes):
     attack = attack(model, fraction=0.5, **arguments)
     attack.stream.generator = torch.Generator()  # there is none on this device
     for tap in attack.taps:
-        tap._ids_of_part = None  # the first step, in which ids are compared, is over
+        tap._layout._attacked = None  # the first step, in which ids are compared, is over
     attack.step(lambda part: nn.functional.cross_entropy(model(part["ids"]), part["labels"]), batch)
     assert model.forwards == passes
     assert attack.skipped.device.type == "meta"

@@ -1,4 +1,4 @@
-"""One rank that makes the repairs and does what users do with them, in its process group."""
+"""One rank that makes the repairs and runs their scenarios in its process group."""
 
 from __future__ import annotations
 

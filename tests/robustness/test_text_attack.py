@@ -17,12 +17,9 @@ class Repeat(TextAttack):
 
     limit = 2
 
-    def propose(self, searches):
-        return [
-            [Change(start, end, f"{each.original[start:end]} {each.original[start:end]}") for start, end in spans]
-            for each in searches
-            for spans in [word_spans(each.original)]
-        ]
+    def propose(self, search):
+        for start, end in word_spans(search.original):
+            yield Change(start, end, f"{search.original[start:end]} {search.original[start:end]}")
 
 
 def repeated(text, taken):
@@ -56,10 +53,9 @@ class NextWord(TextAttack):
         self.new = new
         super().__init__(model, tokenizer, **options)
 
-    def propose(self, searches):
-        for search in searches:
-            search.plan = word_spans(search.original) if search.plan is None else search.plan[1:]
-        return [[Change(*span, self.new) for span in search.plan[:1]] for search in searches]
+    def propose(self, search):
+        search.plan = word_spans(search.original) if search.plan is None else search.plan[1:]
+        return [Change(*span, self.new) for span in search.plan[:1]]
 
 
 def test_an_attack_that_does_not_give_up_ends_when_it_proposes_nothing():
@@ -78,12 +74,12 @@ def test_an_attack_that_does_not_give_up_ends_when_it_proposes_nothing():
 class MostSalient(TextAttack):
     """Masks the word whose lookup has the largest gradient, by the tokens of the text as it stands."""
 
-    def propose(self, searches):
-        return [self.masks(search, tokens) for search, tokens in zip(searches, self.tokens(searches), strict=True)]
+    gradients = "each"
 
-    def masks(self, search, tokens):
-        sizes = tokens.gradients.norm(dim=1).tolist()
-        places = [(size, search.origin(*span)) for size, span in zip(sizes, tokens.spans, strict=True) if span[1]]
+    def propose(self, search):
+        sizes = search.tokens.gradients.norm(dim=1).tolist()
+        spans = zip(sizes, search.tokens.spans, strict=True)
+        places = [(size, search.origin(*span)) for size, span in spans if span[1]]
         free = [(size, place) for size, place in places if place is not None]
         return [Change(*max(free)[1], "[MASK]")] if free else []
 
