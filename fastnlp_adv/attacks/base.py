@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import forwards
-from ..batch import Part, count_examples, take_part
+from ..batch import Part, count_examples, scale_counts, take_part
 from ..learning import Learning
 from ..method import DropoutMask, Method, is_first_process, logger
 from ..random_state import Noise, same_dropout
@@ -132,7 +132,6 @@ class Attack(Growing, Method, ABC):
         :param forward: runs the model on ``each.of(batch)`` and returns the loss, not divided for accumulation.
         :param backward: takes the loss, times the weight of the pass, divides and scales it as the loop does, and
             goes backward.
-        :param batch: the batch.
         :param no_sync: a context without gradient reduction, for all passes but the last.
         :param scale: divides and scales the loss of a pass that does not train, which does not reach ``backward``.
         :param reduces: True if the last pass must run even where it only reduces.
@@ -166,8 +165,7 @@ class Attack(Growing, Method, ABC):
                 return
             for tap in self.taps:
                 stack.enter_context(tap.on())
-            part = None if self.fraction == 1 else self._part_of(batch)
-            taken = None if part is None else take_part(batch, part, _WHOLE)
+            part, taken = (None, batch) if self.fraction == 1 else self._part_of(batch)
             begin_forward = None if self.dropout_mask == "new" else same_dropout(self.model)
             trained = 0.0
             for number, each in enumerate(stack.enter_context(closing(self.passes()))):  # type: ignore[type-var]
@@ -176,7 +174,7 @@ class Attack(Growing, Method, ABC):
                     tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
                 if begin_forward is not None:
                     begin_forward()
-                current.data = taken if each.part and part is not None else batch
+                current.data = taken if each.part else batch
                 yield replace(each, batch=taken) if each.part else each
                 trained += each.weight * each.trains
                 if number == 0 and not self.taps[0].has_grad and not self.check_grad():
@@ -206,8 +204,7 @@ class Attack(Growing, Method, ABC):
         :param each: the pass.
         """
         loss = loss.detach()
-        if self.current.loss is None:
-            self.current.loss = loss
+        self.current.loss = loss if self.current.loss is None else self.current.loss
         if each.adversarial:
             self.current.adversarial_loss = loss
 
@@ -261,11 +258,8 @@ class Attack(Growing, Method, ABC):
     ) -> Iterator[Iterator[Pass]]:
         """
         Yield the passes of one step, for loops that run them on their own; whatever happens in between, the model is
-        left unperturbed. Where ``start`` or ``every`` leaves the method out, there is one plain pass.
-
-        :param batch: the batch, of which an attack with a ``fraction`` below 1 takes a part.
-        :param accumulation_steps: how many batches make an optimizer step.
-        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
+        left unperturbed. Where ``start`` or ``every`` leaves the method out, there is one plain pass. For the
+        arguments see :meth:`step`.
         """
         self.progress.begin_batch(accumulation_steps, total_steps)
         with closing(self._prepared(batch)) as passes:  # type: ignore[type-var]
@@ -276,8 +270,7 @@ class Attack(Growing, Method, ABC):
     def _log(self) -> None:
         """Log the lines that a callback logs in a Trainer."""
         self.describe_once()
-        warning = self.follow_learning()
-        if warning and is_first_process():
+        if (warning := self.follow_learning()) and is_first_process():
             logger.warning(warning)
 
     def choose(self, examples: int) -> Tensor:
@@ -285,36 +278,36 @@ class Attack(Growing, Method, ABC):
         number = max(1, round(self.fraction * examples))  # on the CPU, so that they are the same everywhere
         return torch.randperm(examples, generator=self.choice.on(torch.device("cpu")))[:number].sort().values
 
-    def _part_of(self, batch: Any) -> Part | None:
-        """Return the attacked rows; ``None`` if they are all."""
+    def _part_of(self, batch: Any) -> tuple[Part | None, Any]:
+        """Return the attacked rows, ``None`` if they are all, and a batch of these."""
         if batch is None:
             raise ValueError(
                 f"Expected the batch, of which `fraction={self.fraction}` attacks a part, but got None. Use "
                 "`step(closure, batch)`, whose closure takes the batch of the pass, or `fraction=1`."
             )
         examples = count_examples(batch, _WHOLE)
-        rows = self.choose(examples)
-        return Part(rows, examples) if len(rows) < examples else None
+        part = Part(self.choose(examples), examples)
+        if len(part) == examples:
+            return None, batch
+        # a loss that is divided by a count of the whole batch is a mean over the part
+        return part, scale_counts(take_part(batch, part, _WHOLE), len(part) / examples)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self.is_unattached:
             return state
-        learning = {"learning": self.learning.state_dict()} if self.has_two_losses else {}
-        pacing = {"pacing": self.pacing.state_dict()} if self.warmup == "auto" else {}
-        return {**state, "choice": self.choice.state_dict(), **learning, **pacing}
+        own: dict[str, Any] = {"choice": self.choice, "learning": self.learning, "pacing": self.pacing}
+        return {**state, **{name: part.state_dict() for name, part in own.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if self.is_unattached:
             return
-        if "choice" in state:
-            self.choice.load_state_dict(state["choice"])
-        if "learning" in state:
-            self.learning.load_state_dict(state["learning"])
+        for name in ("choice", "learning"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
         if "pacing" in state:
-            device = next((p.device for p in self.attached.parameters()), torch.device("cpu"))
-            self.pacing.load_state_dict(state["pacing"], device)
+            self.pacing.load_state_dict(state["pacing"], next(self.attached.parameters()).device)
 
     def record(self, moved: list[list[Delta]]) -> None:
         """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""

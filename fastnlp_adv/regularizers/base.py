@@ -144,11 +144,11 @@ class Predictions(Regularizer):
         #: whether the first batch has been checked
         self.has_looked = False
         #: whether the model is a causal language model
-        self._shifts = False
+        self.shifts = False
 
     def make_memory(self, model: nn.Module) -> None:
         super().make_memory(model)
-        self._shifts = shifts_labels(model)
+        self.shifts = shifts_labels(model)
 
     def masks(self, batch: Any, outputs: dict[str, Any], returned: Any) -> list[Tensor | None]:
         """Return the mask of each prediction; validate the first batch."""
@@ -156,7 +156,7 @@ class Predictions(Regularizer):
             self.has_looked = True
             if self.divergence == "categorical":
                 _refuse_multi_label(batch, tensors_of(outputs["pred"]))
-        return find_masks(self.mask, batch, outputs, shifts=self._shifts or "CausalLMOutput" in type(returned).__name__)
+        return find_masks(self.mask, batch, outputs, shifts=self.shifts or "CausalLMOutput" in type(returned).__name__)
 
     def distance(self, pred: Any, other: Any, masks: list[Tensor | None], reduction: str | None = None) -> Tensor:
         """Return the divergence between two predictions, of several the sum; a squared error has one direction only."""

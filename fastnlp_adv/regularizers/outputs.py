@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
-    "COUNTS",
     "IGNORED",
     "LABELS",
     "Mask",
@@ -22,7 +22,6 @@ __all__ = [
     "like",
     "read_loss",
     "read_outputs",
-    "scale_counts",
     "shifted",
     "shifts_labels",
     "tensors_of",
@@ -134,17 +133,17 @@ def tensors_of(pred: Any) -> list[Tensor]:
 
 def _prediction(entries: dict[str, Any], several: bool) -> Any:
     kinds = (Tensor, tuple, list, Mapping) if several else Tensor
-    candidates = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), kinds)]
-    if several and not candidates and entries.keys() >= {"start_logits", "end_logits"}:
-        candidates = [(entries["start_logits"], entries["end_logits"])]
-    for candidate in candidates:
-        if {part.is_floating_point() for part in tensors_of(candidate)} == {True}:
+    integers: list[Tensor] = []
+    ends = (entries.get("start_logits"), entries.get("end_logits"))
+    for candidate in (entries.get("pred"), entries.get("logits"), ends if several else None):
+        found = tensors_of(candidate) if isinstance(candidate, kinds) else []
+        if found and all(map(torch.is_floating_point, found)):
             return candidate
-    candidates = [part for candidate in candidates for part in tensors_of(candidate)]
-    if candidates:
+        integers += found
+    if integers:
         raise ValueError(
-            f"Expected `pred` to hold floating-point logits or values, but got {candidates[0].dtype}. Return what the "
-            "argmax was taken of; `evaluate_step` can still return the argmax."
+            f"Expected `pred` to hold floating-point logits or values, but got {integers[0].dtype}. Return the logits; "
+            "`evaluate_step` can still return their argmax."
         )
     raise ValueError(
         f"Expected the training step to return {_WANTED}, but got the entries {sorted(map(str, entries))}. Return the "
@@ -188,18 +187,8 @@ def shifted(labels: Tensor) -> Tensor:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Tell whether a model is, or holds, a causal language model of transformers, which shifts its labels."""
-    return any(type(module).__name__.endswith(_CAUSAL) for module in model.modules())
+    return any(base.__name__.endswith(_CAUSAL) for module in model.modules() for base in type(module).__mro__)
 
 
 def _field(batch: Any, name: str) -> Any:
     return batch.get(name) if isinstance(batch, Mapping) else None
-
-
-#: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
-COUNTS = ("num_items_in_batch",)
-
-
-def scale_counts(batch: Any, factor: float) -> Any:
-    """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
-    counted = [name for name in COUNTS if _field(batch, name) is not None]
-    return {**batch, **{name: factor * batch[name] for name in counted}} if counted else batch

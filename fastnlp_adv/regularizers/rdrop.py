@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import forwards
-from ..batch import double_batch, fields_of, first_half
+from ..batch import double_batch, fields_of, first_half, scale_counts
 from ..method import Cost
 from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, add_term
-from .outputs import IGNORED, read_outputs, scale_counts, shifted, tensors_of
+from .outputs import IGNORED, read_outputs, shifted, tensors_of
 
 __all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
 
@@ -33,7 +33,8 @@ class RDrop(Predictions):
 
     where :math:`L_i` and :math:`P_i` are loss and prediction of two forwards of the same batch.
 
-    :param model: not needed; a model to :meth:`attach` to is checked for dropout.
+    :param model: not needed, unless a step returns the logits of a causal language model of transformers in a dict of
+        its own; see ``mask``.
     :options:
     :raises ValueError: if an argument is out of its range.
 

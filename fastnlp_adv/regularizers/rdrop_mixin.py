@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import forwards
 from ..options import one_of
-from .outputs import by_name, like
+from .outputs import by_name, like, shifts_labels
 from .rdrop import RDrop, warn_without_dropout
 
 __all__ = ["RDropMixin", "check_wrapped"]
@@ -73,6 +73,8 @@ class RDropMixin:
     #: whether the first step has been checked, and a call that trained without R-Drop warned of
     _rdrop_checked = False
     _rdrop_warned = False
+    #: whether the model is a causal language model, known from the first step on
+    _rdrop_shifts = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -139,7 +141,9 @@ class RDropMixin:
         regularizer.has_looked = self._rdrop_checked
         if not self._rdrop_checked:
             warn_without_dropout(self)  # type: ignore[arg-type]
+            self._rdrop_shifts = shifts_labels(self)  # type: ignore[arg-type]
             self._rdrop_checked = True
+        regularizer.shifts = self._rdrop_shifts
         return regularizer
 
 

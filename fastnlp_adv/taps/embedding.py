@@ -51,7 +51,7 @@ class Tap(ABC):
             self.reset() if was_open else self.close()
 
     def close(self) -> None:
-        """Take the perturbation and the hooks off; :meth:`open` puts hooks on again."""
+        """Take the perturbation and the hooks off."""
         self.reset()
         for handle in self.handles:
             handle.remove()
@@ -156,7 +156,11 @@ class EmbeddingTap(Tap):
 
     @property
     def leaves(self) -> list[Tensor]:  # type: ignore[override]
-        return [lookup.leaf for lookup in self._pass.lookups if lookup.leaf is not None]
+        found = []
+        for lookup in self._pass.lookups:
+            if lookup.leaf is not None:
+                found.append(lookup.leaf)
+        return found
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
         for leaf, grad in zip(self.leaves, grads, strict=True):
@@ -210,7 +214,7 @@ class EmbeddingTap(Tap):
         if self._perturbation is not None:
             delta = self._perturbation.at(lookup)
         elif self.start is not None and lookup.trained and lookup.number >= 0:
-            delta = self._start_of(lookup, output)
+            delta = self._start_of(self.start, lookup, output)
         if delta is not None:
             delta = delta.to(output.dtype)
         elif trains:  # zeros that take no memory
@@ -277,10 +281,9 @@ class EmbeddingTap(Tap):
 
         handle = leaf.register_post_accumulate_grad_hook(keep)
 
-    def _start_of(self, lookup: Lookup, output: Tensor) -> Tensor:
-        assert self.start is not None
+    def _start_of(self, start: Callable[[Lookup, Tensor], Tensor], lookup: Lookup, output: Tensor) -> Tensor:
         if lookup.number not in self._pass.starts:
-            self._pass.starts[lookup.number] = self.start(lookup, lookup.of_one_copy(output.detach()))
+            self._pass.starts[lookup.number] = start(lookup, lookup.of_one_copy(output.detach()))
         return self._pass.starts[lookup.number]
 
     def _check_elsewhere(self) -> None:

@@ -397,7 +397,7 @@ def test_lookups_without_a_row_per_example_are_refused_by_name(granularity, repl
     assert_untouched(model, before)
     fgm.fraction = 1
     model.zero_grad()
-    per_example = granularity == "sequence" and shape == "T"  # no dimension holds the examples
+    per_example = granularity == "sequence" and shape == "T" and examples != LENGTH  # no dimension holds them
     with pytest.raises(RuntimeError, match="to hold the") if per_example else nullcontext():
         fgm.step(lambda b: model.train_step(**b)["loss"], {"ids": IDS[:examples], "labels": LABELS[:examples]})
 
@@ -484,7 +484,7 @@ def test_a_batch_that_has_no_part_is_refused_with_the_way_out(batch, message):
     model = Model()
     fgm = FGM(model, fraction=0.5)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=f"{message}.*Use `fraction=1`, which attacks the batch as it is"):
+    with pytest.raises(ValueError, match=f"{message}.*Use `fraction=1`, which attacks the whole batch"):
         fgm.step(lambda b: model.train_step(b["ids"], b["labels"])["loss"], batch)
     assert_untouched(model, before)
 

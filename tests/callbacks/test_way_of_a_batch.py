@@ -42,7 +42,7 @@ class Watch(Callback):
 
 @pytest.mark.parametrize(
     "callbacks, files, functions, calls",
-    [([FGMCallback], 8, 40, 60), ([PGDCallback, RDropCallback], 15, 91, 481)],
+    [([FGMCallback], 8, 40, 60), ([PGDCallback, RDropCallback], 14, 85, 448)],
 )
 def test_a_batch_crosses_few_files_and_functions(callbacks, files, functions, calls):
     watch = Watch()
