@@ -15,8 +15,6 @@ from ..method import Method
 from ..options import check_mask, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
-__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
-
 Reduction = Literal["batchmean", "sum", "mean"]
 #: also a function of two predictions
 Divergence = Literal["categorical", "bernoulli", "mse"] | Callable[..., Any]

@@ -13,8 +13,6 @@ from ..taps import Delta, Tap, refuse_sharded, taps_on
 from .base import Forward, Regularizer, add_term
 from .outputs import read_loss
 
-__all__ = ["GradientPenalty"]
-
 #: the nodes of a graph where a kernel, a custom function or a compiled model has no second derivative
 _DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackward")
 

@@ -12,21 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "IGNORED",
-    "LABELS",
-    "Mask",
-    "by_name",
-    "find_masks",
-    "labels_in",
-    "like",
-    "read_loss",
-    "read_outputs",
-    "shifted",
-    "shifts_labels",
-    "tensors_of",
-]
-
 #: a batch key, or a function of batch and outputs
 Mask = str | Callable[..., Any] | None
 

@@ -20,8 +20,6 @@ from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, add_term
 from .outputs import IGNORED, read_outputs, shifted, tensors_of
 
-__all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
-
 
 @options
 class RDrop(Predictions):

@@ -18,8 +18,6 @@ from ..options import one_of
 from .outputs import by_name, like, shifts_labels
 from .rdrop import RDrop, warn_without_dropout
 
-__all__ = ["RDropMixin", "check_wrapped"]
-
 _SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
 _check_where = one_of("train_step", "forward")
 
