@@ -274,7 +274,7 @@ class SMART(Smoothness):
 def _write(values: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
     for p, value in values:
         p.copy_(value)
-    torch.clear_autocast_cache()  # an autocast around the call keeps what it has cast
+    torch.clear_autocast_cache()  # an outer autocast keeps copies of the old weights
 
 
 @options
