@@ -15,8 +15,6 @@ from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
 
-__all__ = ["AWP", "SAM", "WeightAttack"]
-
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
 #: how many bits a number in single precision loses in half precision

@@ -23,8 +23,6 @@ from ..schedule import Growing
 from ..versions import has_compiled_parts
 from .step import BatchStep, tell_progress
 
-__all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback", "takes"]
-
 _P = ParamSpec("_P")
 
 

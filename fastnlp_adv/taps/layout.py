@@ -14,8 +14,6 @@ from torch.utils.hooks import RemovableHandle
 from .. import forwards
 from ..versions import compile_nothing_in
 
-__all__ = ["Layout", "Mask", "watch_inputs"]
-
 #: the name of a field, or a function of the batch
 Mask = str | Callable[[Any], Tensor] | None
 
