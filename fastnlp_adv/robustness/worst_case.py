@@ -33,7 +33,7 @@ from ..taps import Delta, EmbeddingTap, Tap, taps_on
 
 @dataclass
 class Scores:
-    """How each example of a batch does."""
+    """The loss and the wrong labels of each example of a batch."""
 
     losses: Tensor  # of shape (examples,), in double precision
     errors: Tensor  # the number of labels that are predicted wrong; 0 if unknown
@@ -168,8 +168,7 @@ class WorstCase(EvaluationAttack):
         _check_rows(deltas, clean.losses)
         losses = clean.losses.detach()
         worst = _Worst(losses, clean.errors, clean.labels, losses, [delta.value for delta in deltas])
-        # points of balls of radius 1; each epsilon starts at its multiples
-        starts = [[unit * self._start(delta) for _, unit, delta in places] for _ in range(self.restarts)]
+        starts = [[self._start(unit, delta) for _, unit, delta in places] for _ in range(self.restarts)]
         yield 0.0, worst
         for epsilon in sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0}):
             for start in starts:
@@ -182,13 +181,14 @@ class WorstCase(EvaluationAttack):
         return on_tensors(self.run(forward), "detach")
 
     def _deltas(self) -> list[tuple[EmbeddingTap, float, Delta]]:
-        """Each perturbed lookup, with its tap and the unit of lengths there."""
+        """Return each perturbed lookup with its tap and the unit of lengths there."""
         taps = zip(self.embedding_taps, self._units, strict=True)
         return [(tap, unit, delta) for tap, unit in taps for delta in tap.deltas()]
 
-    def _start(self, delta: Delta) -> Tensor:
+    def _start(self, unit: float, delta: Delta) -> Tensor:
+        """Return a point of the ball of radius 1, which each epsilon multiplies."""
         generator = self.stream.on(delta.value.device)
-        return random_in_ball(delta.value, 1.0, dims=delta.dims, free=delta.free, generator=generator)
+        return unit * random_in_ball(delta.value, 1.0, dims=delta.dims, free=delta.free, generator=generator)
 
     def _ascend(self, epsilon: float, values: list[Tensor], forward: Callable[[], Scores], worst: _Worst) -> None:
         alpha = 2.5 * epsilon / self.steps if self.alpha is None else self.alpha
