@@ -165,7 +165,13 @@ class WorstCase(EvaluationAttack):
         places = self._deltas()
         self._owners = [tap for tap, _, _ in places]
         deltas = [delta for _, _, delta in places]
-        _check_rows(deltas, clean.losses)
+        for delta in deltas:
+            if len(delta.value) != len(clean.losses):
+                raise ValueError(
+                    "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
+                    f"got a lookup of {len(delta.value)} rows for {len(clean.losses)} losses. Give the model ids of "
+                    "shape (examples, ...), or name with `emb_name` an embedding that is looked up so."
+                )
         losses = clean.losses.detach()
         worst = _Worst(losses, clean.errors, clean.labels, losses, [delta.value for delta in deltas])
         starts = [[self._start(unit, delta) for _, unit, delta in places] for _ in range(self.restarts)]
@@ -206,16 +212,6 @@ class WorstCase(EvaluationAttack):
     def _perturb(self, values: list[Tensor]) -> None:
         for tap in self.taps:
             tap.perturb([value for value, owner in zip(values, self._owners, strict=True) if owner is tap])
-
-
-def _check_rows(deltas: list[Delta], losses: Tensor) -> None:
-    for delta in deltas:
-        if len(delta.value) != len(losses):
-            raise ValueError(
-                "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
-                f"got a lookup of {len(delta.value)} rows for {len(losses)} losses. Give the model ids of shape "
-                "(examples, ...), or name with `emb_name` an embedding that is looked up so."
-            )
 
 
 def on_tensors(value: Any, method: str, *args: Any) -> Any:
