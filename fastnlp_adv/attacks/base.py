@@ -19,7 +19,7 @@ from ..method import DropoutMask, Method, is_first_process, logger
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
-from .closures import run_closure
+from .passes import run_closure
 
 _WHOLE = "Use `fraction=1`, which attacks the whole batch."
 

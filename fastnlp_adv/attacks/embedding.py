@@ -14,8 +14,7 @@ from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
 from .base import Attack
-from .closures import run_closure
-from .passes import AdversarialLoss, InnerPrecision
+from .passes import AdversarialLoss, InnerPrecision, run_closure
 
 Norm = Literal["l2", "linf"]
 
@@ -136,19 +135,11 @@ class EmbeddingAttack(_InRows, Attack):
     def randomize(self, radius: float) -> None:
         """Start every perturbation at a random point of its ball; ``radius`` in the units of the argument."""
         for tap in self.taps:
-            tap.perturb(
-                [
-                    random_in_ball(
-                        delta.value,
-                        radius * tap.unit * self.strength,
-                        dims=delta.dims,
-                        norm=self.norm,
-                        free=delta.free,
-                        generator=self.stream.on(delta.value.device),
-                    )
-                    for delta in tap.deltas()
-                ]
-            )
+            size, values = radius * tap.unit * self.strength, []
+            for delta in tap.deltas():
+                how: dict[str, Any] = {"free": delta.free, "generator": self.stream.on(delta.value.device)}
+                values.append(random_in_ball(delta.value, size, dims=delta.dims, norm=self.norm, **how))
+            tap.perturb(values)
 
     def record_start(self) -> None:
         """Note the norms of a pass at where the perturbations started, for a step without an ascent step."""
@@ -180,12 +171,7 @@ class EmbeddingAttack(_InRows, Attack):
             tap.reset()
 
     def _until_restored(
-        self,
-        perturb: Callable[[], None],
-        *,
-        loss: Tensor | None,
-        accumulation_steps: int,
-        total_steps: float | None,
+        self, perturb: Callable[[], None], *, loss: Tensor | None, accumulation_steps: int, total_steps: float | None
     ) -> AbstractContextManager[Any]:
         if self.fraction < 1:
             raise ValueError(

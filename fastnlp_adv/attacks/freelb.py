@@ -63,7 +63,6 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     alpha: float = option(default=0.1, check=check_number, doc="the length of an ascent step, in the same units")
     steps: int = option(default=3, check=check_count, doc="the number :math:`K` of passes")
     init: float = option(default=0.05, check=check_number, doc="the size of the noise, in the same units")
-
     clean: bool = option(
         default=False,
         check=check_flag,

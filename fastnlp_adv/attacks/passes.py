@@ -1,10 +1,11 @@
-"""The arguments of attacks about the passes of a step."""
+"""The arguments about the passes of a step, and the closures of plain loops, which run them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..method import Method
 from ..options import Options, check_flag, check_number, option, optional, options
@@ -53,3 +54,20 @@ class InnerPrecision(Method):
                 f"Expected `inner_autocast` to be None where every pass of a step trains, but got "
                 f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
             )
+
+
+def run_closure(closure: Any, *args: Any) -> Tensor:
+    """Return the loss that a closure computes; raise ``TypeError`` for anything else."""
+    if not callable(closure):
+        raise TypeError(
+            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
+            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
+        )
+    loss = closure(*args)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
+            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
+        )
+    return loss

@@ -100,7 +100,7 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         factors = self.strength * self.lengths(shares / size, taps) / sizes
         torch._foreach_mul_(values, list(factors.unbind()))
         for value in values:
-            value.nan_to_num_(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
+            value.nan_to_num_(0.0, 0.0, 0.0)  # gradients without a direction are NaN by now
         self.in_units_of_weights(values, taps)
         lengths = list(torch._foreach_norm(values))
         torch._foreach_add_(values, [tap.backup for tap in taps])
@@ -124,7 +124,7 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
 
     @abstractmethod
     def whose(self) -> str:
-        """Tell what the size is a part of."""
+        """Name the norm that the size is a fraction of, for the log."""
 
     @abstractmethod
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
@@ -159,13 +159,13 @@ class AWP(AdversarialLoss, WeightAttack):
     Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
     https://arxiv.org/abs/2004.05884), with one step of ascent.
 
-    The model trains on the sum of two losses, that of the weights and that of the weights moved along their gradient,
-    each parameter in proportion to its own norm,
+    The model trains on the clean loss plus the loss at the weights moved along their gradient, each parameter in
+    proportion to its own norm,
 
     .. math:: L(w) + a\, L(w + v), \qquad
         v = \gamma\, \lVert w \rVert_2\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
 
-    with :math:`g` of this micro-batch alone. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
+    with :math:`g` of this micro-batch only. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
     held constant; the weights are written in place and put back bit for bit when the step ends, however it ends. A
     parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
     that is zero. Two forward and two backward passes: 2 plain steps, or 1 + f with a ``fraction`` f of the batch.
@@ -204,8 +204,8 @@ class AWP(AdversarialLoss, WeightAttack):
         "weight",
         "The default takes every weight and no bias: matrices, embeddings, ``weight_ih_l0`` and ``in_proj_weight``, "
         "and of one-dimensional parameters the weights of layer norms and the lengths that weight normalization "
-        'learns. ``"*attention*weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen does not '
-        "move until it is unfrozen",
+        'learns. ``"*attention*weight"`` or ``"encoder"`` takes less, and needs less memory. Frozen parameters '
+        "do not move until they are unfrozen",
     )
     coordinate_bound: float | None = option(
         default=None,
@@ -246,11 +246,11 @@ class SAM(WeightAttack):
 
     .. math:: v = \rho\, T_w^2 g / \lVert T_w g \rVert_2,
 
-    where :math:`T_w` multiplies each coordinate of a weight by :math:`|w_i| + 0.01`, and leaves those of other
-    parameters, such as biases, as they are. As in the authors' code, a weight is a parameter with ``weight`` in its
+    where :math:`T_w` multiplies each coordinate of a weight by :math:`|w_i| + 0.01`, and leaves other parameters, such
+    as biases, unchanged. As in the authors' code, a weight is a parameter with ``weight`` in its
     name.
 
-    :math:`g` is of this micro-batch alone. The weights are written in place and put back bit for bit when the step
+    :math:`g` is of this micro-batch only. The weights are written in place and put back bit for bit when the step
     ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
     Two forward and two backward passes, of which the first adds nothing to ``.grad``. With a ``fraction`` f of the
     batch a step costs 1 + f plain ones (Bahri et al. 2022, https://arxiv.org/abs/2110.08529). A backup of the weights

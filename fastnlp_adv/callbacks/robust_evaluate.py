@@ -25,15 +25,12 @@ class RobustMetric(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
         self.totals = [0.0] * 4
 
     def update(self, robust_totals: Tensor) -> None:
-        """Count a batch, by the sums that averages are made of."""
         self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist(), strict=True)]
 
     def get_metric(self) -> dict[str, float]:
-        """The averages over all batches."""
         return averages(*self.totals)
 
 
@@ -111,7 +108,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             dataloaders,
             {} if metrics is None else metrics,
             evaluate_every=evaluate_every,
-            num_eval_sanity_batch=0,  # fastNLP's would come before the attack is there
+            num_eval_sanity_batch=0,  # the attack is attached later than fastNLP checks
             evaluate_batch_step_fn=self._evaluate_batch,
             verbose=0,  # its results would have no title
             **kwargs,

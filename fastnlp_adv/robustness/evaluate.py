@@ -68,8 +68,8 @@ def robust_evaluate(
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> RobustResults:
     """
-    Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode meanwhile, and is left
-    as it was.
+    Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode
+    during the evaluation only.
 
     The clean input and all points of the ascent are candidates. The loss is the highest seen, so it is never below the
     clean one; a prediction counts as right if it was right at all points. A larger epsilon keeps the worst points of

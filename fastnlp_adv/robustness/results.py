@@ -117,8 +117,8 @@ def write_report(
 ) -> Path:
     """
     Write attacked texts as a page for the browser: each with the changes marked, and the prediction before and after.
-    They can be filtered by outcome. The page is one file, in any language, and loads and runs nothing: texts are shown
-    as they are, whatever stands in them.
+    They can be filtered by outcome. The page is one file, in any language, and loads and runs nothing: markup in texts
+    is shown as text.
 
     :param attacked: the results of an attack.
     :param path: the file to write; one that is there is replaced.

@@ -150,9 +150,6 @@ class Search:
         return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *rest)
 
 
-NO_LIMIT = 10**30  # as in transformers
-
-
 class VocabularyTokenizer:
     """
     Reads texts for a model on fastNLP's ``Vocabulary``, without transformers: it has the methods of a fast tokenizer
@@ -207,7 +204,7 @@ class VocabularyTokenizer:
         self._ids = dict(table)
         self._tokens = {i: token for token, i in self._ids.items()}
         self._split = split
-        self.model_max_length = NO_LIMIT if max_length is None else max_length
+        self.model_max_length = 10**30 if max_length is None else max_length  # as in transformers
         self.pad_token = self._entry("padding", padding, vocabulary)
         self.unk_token = self._entry("unknown", unknown, vocabulary)
         self.all_special_ids = [self._ids[self.pad_token], self._ids[self.unk_token]]
