@@ -83,8 +83,8 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         yield Pass(trains=not self.replace, part=self.replace)
         taps = [tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad and tap.param.numel()]
         with moved_weights([tap.param for tap in taps], [tap.backup for tap in taps]), ExitStack() as stack:
-            if moves := self.move(taps):
-                stack.enter_context(in_single_precision(self.attached, moves))
+            if left := self.move(taps):
+                stack.enter_context(in_single_precision(self.attached, left))
             yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     def describe(self) -> str:
@@ -94,7 +94,7 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
 
     @torch.no_grad()
     def move(self, taps: list[WeightTap]) -> dict[Tensor, Tensor]:
-        """Move weights that have a backup along their gradients, and note norms. Return moves that were not made."""
+        """Move weights along their gradients, and note norms. Return the values that are too fine for their weights."""
         # In the memory of the weights themselves: fresh memory for each step of the computation would take longer.
         values = [widened(tap.param.detach()) for tap in taps]
         torch._foreach_copy_(values, [tap.grad for tap in taps if tap.grad is not None])
@@ -113,15 +113,13 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
             value.nan_to_num_(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
         self.in_units_of_weights(values, taps)
         lengths = list(torch._foreach_norm(values))
+        torch._foreach_add_(values, [tap.backup for tap in taps])
         left: dict[Tensor, Tensor] = {}
         for number, (tap, value) in enumerate(zip(taps, values, strict=True)):
-            if value.dtype == tap.param.dtype:
-                value.add_(tap.backup)
-            elif self.rounding == "none":
+            if value.dtype != tap.param.dtype and self.rounding == "none":
                 left[tap.param] = value
-                tap.param.copy_(tap.backup)
-            else:
-                tap.param.copy_(rounded_at_random(value.add_(tap.backup), tap.param.dtype, self.stream))
+            elif value.dtype != tap.param.dtype:
+                tap.param.copy_(rounded_at_random(value, tap.param.dtype, self.stream))
                 lengths[number] = torch.linalg.vector_norm(value.copy_(tap.param).sub_(tap.backup))
         without = ~factors.isfinite()
         skipped = without.all().long() if self.one_norm else without.sum()

@@ -49,11 +49,8 @@ def rounded_at_random(x: Tensor, dtype: torch.dtype, stream: Noise) -> Tensor:
 
 
 @contextmanager
-def in_single_precision(model: nn.Module, moves: dict[Tensor, Tensor]) -> Iterator[None]:
-    """
-    Let a model in half precision compute in single precision, with these moves of its parameters, which get the
-    gradients.
-    """
+def in_single_precision(model: nn.Module, values: dict[Tensor, Tensor]) -> Iterator[None]:
+    """Let a model in half precision compute in single, at these values of parameters, which get the gradients."""
     wide: dict[Tensor, Tensor] = {}
     stores: list[dict[str, Any]] = [
         store for module in model.modules() for store in (module._parameters, module._buffers)
@@ -65,7 +62,9 @@ def in_single_precision(model: nn.Module, moves: dict[Tensor, Tensor]) -> Iterat
             for name, x in store.items():
                 if x is not None and x.dtype in _LOST:
                     if x not in wide:
-                        wide[x] = x.float() + moves[x] if x in moves else x.float()
+                        wide[x] = x.float()
+                        if x in values:
+                            wide[x] = wide[x] + (values[x] - wide[x].detach())
                     store[name] = wide[x]
         for module, weights in flat:
             module._flat_weights = [wide.get(weight, weight) for weight in weights]
