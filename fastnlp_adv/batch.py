@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "scale_counts", "take_part"]
-
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
 
@@ -81,7 +79,10 @@ def count_examples(batch: Any, way_out: str) -> int:
     voters = _voters(batch)
     if not voters:
         raise ValueError(f"Expected the batch to hold tensors or lists, but got {_describe(batch)}. {way_out}")
-    return Counter(len(field) for _, field in voters).most_common(1)[0][0]
+    lengths: Counter[int] = Counter()
+    for _, field in voters:
+        lengths[len(field)] += 1
+    return lengths.most_common(1)[0][0]
 
 
 #: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
@@ -90,21 +91,15 @@ COUNTS = ("num_items_in_batch",)
 
 def scale_counts(batch: Any, factor: float) -> Any:
     """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
-    counted = [name for name in COUNTS if isinstance(batch, Mapping) and batch.get(name) is not None]
-    return {**batch, **{name: factor * batch[name] for name in counted}} if counted else batch
+    for name in COUNTS:
+        if isinstance(batch, Mapping) and batch.get(name) is not None:
+            batch = {**batch, name: factor * batch[name]}
+    return batch
 
 
-def fields_of(batch: Any, in_lists: bool = True) -> list[tuple[str, Any]]:
-    """Return the fields of a batch, or those outside lists, with their paths, such as ``batch['words']``."""
-    fields = []
-
-    def collect(value: Any, path: str, in_list: bool) -> Any:
-        if (_is_array(value) or _is_sequence(value)) and (in_lists or not in_list):
-            fields.append((path, value))
-        return value
-
-    _map(collect, batch)
-    return fields
+def fields_of(batch: Any) -> list[tuple[str, Any]]:
+    """Return the fields of a batch with their paths, such as ``batch['words']``."""
+    return _fields(batch)[-1]
 
 
 def first_half(value: Any, rows: int) -> Any:
@@ -119,7 +114,10 @@ def first_half(value: Any, rows: int) -> Any:
         {'hidden': tensor([0, 1]), 'layers': 12}
     """
     if isinstance(value, Mapping):
-        return {key: first_half(item, rows) for key, item in value.items()}
+        halved = {}
+        for key, item in value.items():
+            halved[key] = first_half(item, rows)
+        return halved
     if _is_array(value) and value.shape[0] == 2 * rows:
         return value[:rows]
     if _is_sequence(value) and len(value) > 0:
@@ -140,7 +138,9 @@ def _map(change: Callable[[Any, str, bool], Any], value: Any, path: str = "batch
     else:
         return change(value, path, in_list)
     in_list = not is_mapping and path != "batch"
-    items = [_map(change, value[key], f"{path}[{key!r}]", in_list) for key in keys]
+    items = []
+    for key in keys:
+        items.append(_map(change, value[key], f"{path}[{key!r}]", in_list))
     if all(map(operator.is_, items, map(value.__getitem__, keys))):
         return value
     if not is_mapping:
@@ -153,12 +153,26 @@ def _map(change: Callable[[Any, str, bool], Any], value: Any, path: str = "batch
 
 def _voters(batch: Any) -> list[tuple[str, Any]]:
     """Return the fields that tell how many examples there are: tensors, those in lists where there are no others."""
-    fields = fields_of(batch)
-    for each in (fields_of(batch, in_lists=False), fields):
-        arrays = [(path, field) for path, field in each if _is_array(field)]
-        if arrays:
-            return arrays
-    return fields
+    outside_lists, arrays, fields = _fields(batch)
+    return outside_lists or arrays or fields
+
+
+def _fields(batch: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Return the arrays outside lists, all arrays, and all fields, with their paths."""
+    outside_lists, arrays, fields = [], [], []
+
+    def collect(value: Any, path: str, in_list: bool) -> Any:
+        is_array = _is_array(value)
+        if is_array or _is_sequence(value):
+            fields.append((path, value))
+        if is_array:
+            arrays.append((path, value))
+        if is_array and not in_list:
+            outside_lists.append((path, value))
+        return value
+
+    _map(collect, batch)
+    return outside_lists, arrays, fields
 
 
 def _change_fields(batch: Any, rows: int, change: Callable[[Any], Any], failure: str, way_out: str) -> Any:

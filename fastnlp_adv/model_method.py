@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +19,6 @@ from .options import Options, options
 from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
-
-__all__ = ["ModelMethod", "refuse_wrappers"]
 
 
 @options
@@ -187,29 +186,32 @@ class ModelMethod(Options):
     @contextmanager
     def inner_forward(self, dtype: torch.dtype | None = None) -> Iterator[None]:
         """Run a forward that does not train: in a precision of its own, and BatchNorm keeps its statistics."""
-        norms = [norm for norm in self._norms if norm.track_running_stats]
+        frozen = []
         devices = {param.device.type for param in self.attached.parameters()} if dtype else set()
         with ExitStack() as stack:
             for device in sorted(devices):
                 # the cache would hand out weights as an autocast around this one has cast them
                 stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
             try:
-                for norm in norms:
-                    norm.track_running_stats = False
+                for norm in self._norms:
+                    if norm.track_running_stats:
+                        frozen.append(norm)
+                        norm.track_running_stats = False
                 yield
             finally:
-                for norm in norms:
+                for norm in frozen:
                     norm.track_running_stats = True
 
     def differentiate(self, loss: Tensor, *, create_graph: bool = False) -> None:
         """Run a backward pass that stops at the taps: no parameter gradient is computed or touched."""
-        leaves = [tap.leaves for tap in self.taps]
-        if not any(leaves):
+        inputs: list[Tensor] = []
+        for tap in self.taps:
+            inputs += tap.leaves
+        before = list(map(_grad_of, self._flat))
+        if not inputs:
             self.check_grad()
             return
         try:
-            inputs = [leaf for each in leaves for leaf in each]
-            before = [param.grad for param in self._flat]
             # each operation has the precision of its forward; the meta device knows no autocast
             is_meta = loss.device.type == "meta"
             with nullcontext() if is_meta else torch.autocast(loss.device.type, torch.bfloat16, enabled=False):
@@ -227,8 +229,8 @@ class ModelMethod(Options):
             if param.grad is None:
                 param.grad = grad
         grads = iter(found)
-        for tap, own in zip(self.taps, leaves, strict=True):
-            tap.receive([next(grads) for _ in own])
+        for tap in self.taps:
+            tap.receive(list(islice(grads, len(tap.leaves))))
 
     @cached_property
     def _norms(self) -> list[_NormBase]:
@@ -286,6 +288,10 @@ class ModelMethod(Options):
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
+
+
+def _grad_of(param: nn.Parameter) -> Tensor | None:
+    return param.grad
 
 
 def refuse_wrappers(model: nn.Module) -> None:

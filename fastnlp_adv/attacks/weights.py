@@ -17,8 +17,6 @@ from ..taps.weight import in_single_precision, moved_weights, rounded_at_random,
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
 
-__all__ = ["AWP", "SAM", "WeightAttack"]
-
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
 

@@ -15,8 +15,6 @@ from ..attacks import Attack, Pass
 from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
 
-__all__ = ["BatchStep", "tell_progress"]
-
 
 class HasMethod(Protocol):
     """A callback, as the step sees it."""
@@ -89,6 +87,7 @@ class BatchStep:
                 trainer.driver.get_model_no_sync_context = lambda: nullcontext
         if callback not in loop.batch_step_fn.callbacks:
             loop.batch_step_fn.callbacks.append(callback)
+            loop.batch_step_fn.callbacks.sort(key=_nesting)
 
     @staticmethod
     def uninstall(trainer: Any, callback: HasMethod) -> None:
@@ -100,6 +99,12 @@ class BatchStep:
                 trainer.train_batch_loop.batch_step_fn = step.original
                 if isinstance(trainer.driver, TorchFSDPDriver):
                     vars(trainer.driver).pop("get_model_no_sync_context", None)
+
+
+def _nesting(callback: HasMethod) -> tuple[bool, str]:
+    """Order regularizers from the innermost to the outermost, so that the order of callbacks does not matter."""
+    method = callback.method
+    return (not method.innermost, method.name) if isinstance(method, Regularizer) else (False, "")
 
 
 def _train(
@@ -148,9 +153,12 @@ def _train(
 
 def _objective(trainer: Any, regularizers: list[Regularizer]) -> tuple[Callable[[Any], Any], list[Regularizer]]:
     """Return the training step, wrapped by each regularizer that acts on this batch, and these."""
-    acting = [method for method in regularizers if method.is_due(method.progress)]
-    # a model with R-Drop of its own runs once in steps in which RDropCallback does not act
-    bare = any(isinstance(method, RDrop) and method not in acting for method in regularizers)
+    acting, bare = [], False
+    for method in regularizers:
+        if not (method.start or method.every > 1) or method.is_due(method.progress):
+            acting.append(method)
+        elif isinstance(method, RDrop):
+            bare = True  # a model with R-Drop of its own runs once then
     no_sync = trainer.driver.get_model_no_sync_context()
 
     def train_step(batch: Any) -> Any:
@@ -159,10 +167,6 @@ def _objective(trainer: Any, regularizers: list[Regularizer]) -> tuple[Callable[
             return trainer.train_step(batch)
 
     objective: Callable[[Any], Any] = partial(forwards.run, train_step, bare=True) if bare else train_step
-    for method in sorted(acting, key=lambda each: (not each.innermost, each.name)):
-        objective = partial(_regularized, method, objective, train_step)
+    for method in acting:
+        objective = partial(method.regularize, objective, forward=train_step)
     return objective, acting
-
-
-def _regularized(regularizer: Regularizer, objective: Callable[[Any], Any], forward: Any, batch: Any) -> dict[str, Any]:
-    return regularizer.regularize(objective, batch, forward)

@@ -8,23 +8,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-__all__ = [
-    "IGNORED",
-    "LABELS",
-    "Mask",
-    "by_name",
-    "find_masks",
-    "labels_in",
-    "like",
-    "read_loss",
-    "read_outputs",
-    "shifted",
-    "shifts_labels",
-    "tensors_of",
-]
 
 #: a batch key, or a function of batch and outputs
 Mask = str | Callable[..., Any] | None
@@ -42,15 +28,8 @@ _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 def read_outputs(outputs: Any, *, needs_loss: bool = True, several: bool = False) -> dict[str, Any]:
     """
     Return a new dict of the outputs: ``loss`` as one number, and ``pred``, which is ``logits`` where there is no
-    ``pred`` or it holds integers. With ``several``, ``pred`` may be a tuple, list or dict of tensors, as is that of
+    ``pred`` or it holds integers. With ``several``, ``pred`` may be a tuple, list or dict of tensors, or the pair of
     ``start_logits`` and ``end_logits``.
-
-    Example::
-
-        >>> import torch
-        >>> entries = read_outputs({"loss": torch.tensor([1.0, 3.0]), "logits": torch.zeros(2, 5)})
-        >>> entries["loss"], entries["pred"].shape
-        (tensor(2.), torch.Size([2, 5]))
     """
     entries = _as_dict(outputs)
     if needs_loss or entries.get("loss") is not None:
@@ -94,7 +73,7 @@ def by_name(outputs: Any) -> Any:
 
 
 def like(returned: Any, entries: dict[str, Any]) -> Any:
-    """Return what a model returned, with the entries that :class:`RDrop` made of it, and ``kl`` in a mapping."""
+    """Return the model's outputs, in their own type, with R-Drop's loss; and with ``kl`` in a mapping."""
     if isinstance(returned, tuple):
         names = _names(returned)
         first = names[0] if "loss" in names else "loss"
@@ -132,17 +111,17 @@ def tensors_of(pred: Any) -> list[Tensor]:
 
 def _prediction(entries: dict[str, Any], several: bool) -> Any:
     kinds = (Tensor, tuple, list, Mapping) if several else Tensor
-    candidates = [entries[name] for name in ("pred", "logits") if isinstance(entries.get(name), kinds)]
-    if several and not candidates and entries.keys() >= {"start_logits", "end_logits"}:
-        candidates = [(entries["start_logits"], entries["end_logits"])]
-    for candidate in candidates:
-        if {part.is_floating_point() for part in tensors_of(candidate)} == {True}:
+    integers: list[Tensor] = []
+    ends = (entries.get("start_logits"), entries.get("end_logits"))
+    for candidate in (entries.get("pred"), entries.get("logits"), ends if several else None):
+        found = tensors_of(candidate) if isinstance(candidate, kinds) else []
+        if found and all(map(torch.is_floating_point, found)):
             return candidate
-    candidates = [part for candidate in candidates for part in tensors_of(candidate)]
-    if candidates:
+        integers += found
+    if integers:
         raise ValueError(
-            f"Expected `pred` to hold floating-point logits or values, but got {candidates[0].dtype}. Return what the "
-            "argmax was taken of; `evaluate_step` can still return the argmax."
+            f"Expected `pred` to hold floating-point logits or values, but got {integers[0].dtype}. Return the logits; "
+            "`evaluate_step` can still return their argmax."
         )
     raise ValueError(
         f"Expected the training step to return {_WANTED}, but got the entries {sorted(map(str, entries))}. Return the "

@@ -19,8 +19,6 @@ from .find import Embedding, described, lookup_of, scales
 from .layout import Layout, Mask, watch_inputs
 from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 
-__all__ = ["EmbeddingTap", "Tap"]
-
 
 class Tap(ABC):
     """
@@ -156,7 +154,11 @@ class EmbeddingTap(Tap):
 
     @property
     def leaves(self) -> list[Tensor]:  # type: ignore[override]
-        return [lookup.leaf for lookup in self._pass.lookups if lookup.leaf is not None]
+        found = []
+        for lookup in self._pass.lookups:
+            if lookup.leaf is not None:
+                found.append(lookup.leaf)
+        return found
 
     def receive(self, grads: Sequence[Tensor | None]) -> None:
         for leaf, grad in zip(self.leaves, grads, strict=True):

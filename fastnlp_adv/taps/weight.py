@@ -15,8 +15,6 @@ from .embedding import Tap
 from .find import described
 from .perturbation import Delta
 
-__all__ = ["WeightTap", "in_single_precision", "moved_weights", "rounded_at_random", "widened"]
-
 #: how many bits a number in single precision loses in half precision
 _LOST = {torch.bfloat16: 16, torch.float16: 13}
 
