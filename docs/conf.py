@@ -6,6 +6,7 @@ What only the site can show stands in the pages as comments, which are filled in
     <!-- code: ../examples/x.py -->   the text of a program
     <!-- page: ../CHANGELOG.md -->    another file as part of this page
     <!-- api: fastnlp_adv.FGM -->     a class or function with its docstring
+    <!-- methods: attack callback --> the callbacks, or ``method`` for the classes, of all attacks or regularizers
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 from bilingual_search import BilingualSearch  # noqa: E402
 
 import fastnlp_adv  # noqa: E402
+from fastnlp_adv.callbacks import METHODS  # noqa: E402
 
 project, author, copyright = "fastnlp_adv", "the authors of fastnlp_adv", "the authors of fastnlp_adv"
 release = version = fastnlp_adv.__version__
@@ -62,12 +64,24 @@ def _api(text: str) -> str:
     return "\n".join(["```{eval-rst}", f".. {directive}:: {name}", *options, "```"])
 
 
+def _methods(text: str) -> str:
+    kind, which = text.split()
+    parts = []
+    for entry in METHODS.values():
+        if entry.kind == kind:
+            cls = getattr(entry, which)
+            own = [name for name in ("step", "attack", "memory") if name in vars(cls)]
+            parts.append(f"### {entry.title}\n\n" + _api(" ".join([f"fastnlp_adv.{cls.__name__}", *own])))
+    return "\n\n".join(parts)
+
+
 _FILLED = {
     "toctree": _toctree,
     "code": lambda path: f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```",
     # without its title and its link to the other language: the page has its own
     "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
     "api": _api,
+    "methods": _methods,
 }
 
 

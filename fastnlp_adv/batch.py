@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Part", "count_examples", "double_batch", "fields_of", "first_half", "scale_counts", "take_part"]
-
 _WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
 

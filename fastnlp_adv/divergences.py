@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .options import one_of
 
-__all__ = ["DIVERGENCES", "REDUCTIONS", "bernoulli", "categorical", "divergence", "mse", "reduce"]
-
 DIVERGENCES = ("categorical", "bernoulli", "mse")
 REDUCTIONS = ("batchmean", "sum", "mean")
 

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Forward", "announced", "run", "scope", "scoped"]
-
 
 @dataclass(eq=False)
 class Batch:

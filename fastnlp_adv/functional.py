@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "ascend", "group_norm", "project", "random_in_ball", "steepest_direction"]
-
 #: the norms that a perturbation can be measured in, and their order
 NORMS = {"l2": 2.0, "linf": float("inf")}
 

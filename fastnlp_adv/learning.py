@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .schedule import Progress
 
-__all__ = ["Learning"]
-
 #: the batches that a loss is averaged over, in the beginning and lately; fewer in a short training
 STRETCH = 25
 #: optimizer steps before which it is too early to say, or a quarter of a shorter training, but not below the second

@@ -15,8 +15,6 @@ from .options import Options, check_name, one_of, option, options
 from .random_state import same_dropout
 from .schedule import Progress, Scheduled
 
-__all__ = ["Cost", "DropoutMask", "Method", "OnEmbeddings", "SharesDropout", "logger"]
-
 DropoutMask = Literal["new", "same"]
 #: the log of plain loops
 logger = logging.getLogger("fastnlp_adv")

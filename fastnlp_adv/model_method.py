@@ -20,8 +20,6 @@ from .random_state import Noise
 from .taps import EmbeddingTap, Tap, is_flat
 from .versions import comes_of_reentrant_checkpoints
 
-__all__ = ["ModelMethod", "refuse_wrappers"]
-
 
 @options
 class ModelMethod(Options):

@@ -28,28 +28,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from typing_extensions import dataclass_transform
 
-__all__ = [
-    "Check",
-    "Options",
-    "at_least",
-    "check_count",
-    "check_flag",
-    "check_fraction",
-    "check_mask",
-    "check_name",
-    "check_number",
-    "check_positive",
-    "check_up_to_1",
-    "is_finite",
-    "must_be",
-    "one_of",
-    "option",
-    "optional",
-    "options",
-    "unknown",
-    "with_options",
-]
-
 _T = TypeVar("_T", bound=type)
 
 #: raises ValueError if the value of the argument of this name is out of range

@@ -12,8 +12,6 @@ from torch import distributed as dist
 
 from .options import Options, check_count, check_number, is_finite, must_be, option, options
 
-__all__ = ["FALL", "Growing", "Pacing", "Progress", "Scheduled"]
-
 #: optimizer steps whose mean loss the fall is measured from with ``warmup="auto"``; they are plain
 FIRST_STEPS = 5
 #: how far the average moves towards the loss of an optimizer step

@@ -9,12 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-__all__ = [
-    "comes_of_reentrant_checkpoints",
-    "compile_nothing_in",
-    "has_compiled_parts",
-]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

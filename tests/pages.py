@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fastnlp_adv.callbacks import METHODS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -58,6 +60,15 @@ def broken_links(name):
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(target)
     return broken
+
+
+def reference():
+    """Return the full names of the classes and functions that the API reference shows."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/api").glob("*.md")))
+    shown = re.findall(r"<!-- api: (\S+)", text)
+    for kind, which in re.findall(r"<!-- methods: (\w+) (\w+) -->", text):
+        shown += [f"fastnlp_adv.{getattr(each, which).__name__}" for each in METHODS.values() if each.kind == kind]
+    return shown
 
 
 def pages_of_methods():

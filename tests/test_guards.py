@@ -22,7 +22,7 @@ from fastnlp_adv.attacks import Attack
 HIDDEN, LENGTH = 16, 7
 FEW, MANY = 1009, 10007  # rows of the embedding, more than any other dimension
 #: these move, or average, whole weights, and cost what the weights come to
-WHOLE_WEIGHTS = ("AWP", "SAM", "SAM-adaptive", "SMART-bregman")
+WHOLE_WEIGHTS = ("AWP", "AWP-part", "SAM", "SAM-adaptive", "SAM-part", "SMART-bregman")
 on_lookups = pytest.mark.parametrize("name", [name for name in ROWS if name not in WHOLE_WEIGHTS])
 
 

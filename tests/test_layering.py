@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import reference
 
 import fastnlp_adv
 
@@ -69,6 +70,14 @@ def test_imports_go_one_way(path):
             assert other == own or LAYER[other] < LAYER[own], f"{own} imports {other}"
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CONTRIBUTING.zh-CN.md"])
+def test_the_table_of_the_files_is_in_the_order_of_the_layers(name):
+    rows = re.findall(r"^\| (`\w+[./].*?) \| ", (ROOT.parent / name).read_text(encoding="utf-8"), flags=re.M)
+    names = [re.sub(r"\.py$|/$", "", each) for row in rows for each in re.findall(r"`(.*?)`", row)]
+    assert {*names} == {*LAYER}
+    assert [LAYER[each] for each in names] == sorted(LAYER[each] for each in names)
+
+
 def test_no_two_files_import_each_other():
     """Not by way of others either."""
     edges = {}
@@ -104,20 +113,20 @@ def test_the_root_holds_few_modules():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_public_names_exist_once(module):
+def test_packages_list_the_names_that_they_export_once(module):
     module = importlib.import_module(module)
     assert module.__doc__
-    assert len(set(module.__all__)) == len(module.__all__)
-    for name in module.__all__:
+    is_package = hasattr(module, "__path__")
+    names = getattr(module, "__all__", None if is_package else [])
+    assert len({*names}) == len(names)
+    for name in names:
         assert hasattr(module, name), name
 
 
 def public():
     """Functions and classes that the API reference shows, by name, but not the parts that methods are built from."""
-    pages = (ROOT.parent / "docs" / "api").glob("*.md")
-    shown = re.findall(r"<!-- api: (\S+)", "".join(page.read_text(encoding="utf-8") for page in pages))
-    inside = ("fastnlp_adv.options.", "fastnlp_adv.schedule.")
-    return {name: pkgutil.resolve_name(name) for name in shown if not name.startswith(inside)}
+    inside = tuple(f"fastnlp_adv.{name}." for name in ("attacks", "options", "regularizers", "schedule"))
+    return {name: pkgutil.resolve_name(name) for name in reference() if not name.startswith(inside)}
 
 
 def parameters(thing):

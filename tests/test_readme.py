@@ -6,15 +6,13 @@ import re
 import sys
 
 import pytest
-from pages import ROOT, blocks, broken_links, linked_methods, pages_of_methods, without_comments
+from pages import ROOT, blocks, broken_links, linked_methods, pages_of_methods, read, without_comments
 from processes import run
-
-from fastnlp_adv.callbacks import METHODS
 
 #: what the quickstart prints: the training, clean accuracy, and accuracy under the stronger attack
 ROWS = r"^(plain|FGM) +epsilon 0.0: +([\d.]+)% .* epsilon 0.2: +([\d.]+)%$"
 READMES = ["README.md", "README.zh-CN.md"]
-BESIDE = ["CHANGELOG.md", "CHANGELOG.zh-CN.md", "CONTRIBUTING.md", "CONTRIBUTING.zh-CN.md"]
+BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "CONTRIBUTING.zh-CN.md"]
 
 
 def quickstart(name):
@@ -69,10 +67,12 @@ def test_the_blocks_run_one_after_the_other():
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_the_table_leads_to_a_page_per_method(name):
-    pages = pages_of_methods()
-    assert sorted(pages) == sorted(METHODS)
-    assert sorted(page for page, _ in linked_methods(name)) == sorted(pages.values())
+def test_the_table_leads_to_pages_of_methods(name):
+    """Those that are chosen for it; docs/methods.md has all."""
+    rows = [page for page, _ in linked_methods(name)]
+    assert len(rows) == len(set(rows)) > 10
+    assert set(rows) <= set(pages_of_methods().values())
+    assert f"]({'docs/zh-CN' if 'zh' in name else 'docs'}/methods.md)" in read(name)
 
 
 @pytest.mark.parametrize("name", [*READMES, *BESIDE])

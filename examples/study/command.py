@@ -4,6 +4,7 @@ Does it help? Train each method with several seeds, attack what it has learned, 
     python examples/study                                                  # small: hours on 2 CPU cores
     python examples/study --methods "plain, FGM" --seeds 2 --epochs 1      # smaller
     python examples/study --methods "plain, FGM epsilon=0.5, FGM"          # other arguments
+    python examples/study --methods-from my_methods.py                     # and methods of your own
     python examples/study --model bert-base-uncased --dataset glue/sst2 --train-size 70000 --device cuda --jobs 1
 
 Writes `runs.csv`, a row per run, and from it `results.md` and `results.zh-CN.md` with tables and figures. A run that
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, tr
 from study import page
 from study.one_run import load_part, run
 from study.runs import Runs, read_runs
-from study.train import METHODS, callbacks_of, step_seconds
+from study.train import METHODS, add_methods, callbacks_of, step_seconds
 
 TIMED_ROUNDS = 5
 
@@ -59,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logger.setLevel("ERROR")  # of many Trainers; progress bars show where the study is
     with one_line_errors(parser):
+        own = add_methods(args.methods_from)
+        args.methods = args.methods or [*METHODS, *own]
         for method in args.methods:
             callbacks_of(method)  # says now what cannot be had, not in the last of the processes
         runs = read_runs(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
@@ -76,9 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     told = (
-        f"of {', '.join(METHODS)}, which are the default; others, like 'PGD epsilon=0.5 + R-Drop', are put together so"
+        f"of {', '.join(METHODS)}, which are the default with those of `--methods-from`; others, like "
+        "'PGD epsilon=0.5 + R-Drop', are put together so"
     )
-    add("--methods", type=names, default=METHODS, help=told)
+    add("--methods", type=names, help=told)
+    add("--methods-from", type=Path, help="a Python file with callbacks; DropAttackCallback is the method DropAttack")
     add("--seeds", type=positive, default=5, help="(default: %(default)s)")
     add("--jobs", type=positive, default=2, help="runs at a time, each in a process of its own (default: %(default)s)")
     add("--threads", type=positive, default=1, help="of each process (default: %(default)s)")

@@ -14,7 +14,7 @@ from models import load_model
 
 from study.attack import accuracy, attack
 from study.outcomes import save_outcomes
-from study.train import train
+from study.train import add_methods, train
 
 
 def load_part(args: argparse.Namespace, test_size: int) -> Data:
@@ -31,6 +31,7 @@ def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, float | s
     """Train and attack, in a process of its own."""
     logger.setLevel("ERROR")  # several processes write to one terminal, which shows the progress of all
     torch.set_num_threads(args.threads)
+    add_methods(args.methods_from)
     data = load_part(args, args.test_size)
     folder = args.models_dir / f"{method.lower().replace(' ', '')}-{seed}"
     measured = train(method, seed, data, args, folder)

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import json
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +27,44 @@ PLAIN = "plain"  # what the others are compared with
 WHOLE = "FGM"  # and what a cheaper method is compared with
 TIMED_STEPS = 8  # a multiple of 4, for `every=4`
 
+#: by name; :func:`add_methods` adds others
 CALLBACKS: dict[str, type[Callback]] = {entry.title: entry.callback for entry in callbacks.METHODS.values()}
 
-#: what is studied unless something else is asked for: all but two, at their defaults
+#: what is studied unless something else is asked for; a new method joins when its runs are committed
 METHODS = [
     PLAIN,
     WHOLE,
-    *(name for name in CALLBACKS if name not in (WHOLE, "NEFTune", "SAM")),
+    *("ATTA", "AWP", "FGSM", "FreeLB", "PGD", "TA-VAT"),
+    *("gradient penalty", "R3F", "R-Drop", "SMART", "VAT"),
     f"{WHOLE} + R-Drop",
 ]
+
+
+def add_methods(path: Path | None) -> list[str]:
+    """
+    Add the callbacks that a Python file defines to :data:`CALLBACKS`.
+
+    :param path: the file; ``None`` for none.
+    :return: their names, those of their methods.
+    :raises ValueError: the file has no callback, or one with the name of a method of the package.
+    """
+    if path is None:
+        return []
+    spec = importlib.util.spec_from_file_location(f"methods_from_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"Expected `--methods-from` to be a Python file, but got {path}.")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {}
+    for each in vars(module).values():
+        if getattr(each, "__module__", None) == spec.name and hasattr(each, "method_class"):
+            found[each.method_class.__name__] = each
+    if not found:
+        raise ValueError(f"Expected `--methods-from` to be a file with callbacks of methods, but got {path} with none.")
+    if taken := sorted(callbacks.METHODS.keys() & found):
+        raise ValueError(f"Expected new names in `--methods-from`, but got {', '.join(taken)}. Rename the method.")
+    CALLBACKS.update(found)
+    return list(found)
 
 
 def callbacks_of(method: str) -> list[Callback]:

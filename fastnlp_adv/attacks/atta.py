@@ -17,8 +17,6 @@ from ..taps import Lookup, Tap
 from .base import Pass
 from .embedding import EmbeddingAttack
 
-__all__ = ["ATTA"]
-
 #: the name of an embedding, the number of a lookup in its pass, and the index of an example in the data set
 _Key = tuple[str, int, int]
 

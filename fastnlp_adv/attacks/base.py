@@ -21,8 +21,6 @@ from ..schedule import Growing, Pacing
 from ..taps import Delta
 from .closures import run_closure
 
-__all__ = ["Attack", "Pass"]
-
 _WHOLE = "Use `fraction=1`, which attacks the whole batch."
 
 

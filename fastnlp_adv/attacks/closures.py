@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["run_closure"]
-
 
 def run_closure(closure: Any, *args: Any) -> Tensor:
     """Return the loss that a closure computes; raise ``TypeError`` for anything else."""

@@ -17,8 +17,6 @@ from .base import Attack
 from .closures import run_closure
 from .passes import AdversarialLoss, InnerPrecision
 
-__all__ = ["EmbeddingAttack", "Norm", "TwoPassAttack"]
-
 Norm = Literal["l2", "linf"]
 
 

@@ -13,8 +13,6 @@ from ..options import check_number, one_of, option, options
 from .base import Pass
 from .embedding import Norm, TwoPassAttack
 
-__all__ = ["FGM", "FGSM"]
-
 
 @options
 class FGM(TwoPassAttack):

@@ -15,8 +15,6 @@ from ..taps import EmbeddingTap, Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
 
-__all__ = ["FreeLB", "noise_on_tokens"]
-
 
 @options
 class FreeLB(SharesDropout, EmbeddingAttack):

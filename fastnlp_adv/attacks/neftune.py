@@ -15,8 +15,6 @@ from .base import Pass
 from .embedding import EmbeddingAttack
 from .freelb import noise_on_tokens
 
-__all__ = ["NEFTune"]
-
 
 @options
 class NEFTune(EmbeddingAttack):

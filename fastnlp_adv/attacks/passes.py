@@ -9,8 +9,6 @@ import torch
 from ..method import Method
 from ..options import Options, check_flag, check_number, option, optional, options
 
-__all__ = ["AdversarialLoss", "InnerPrecision"]
-
 
 @options
 class AdversarialLoss(Options):

@@ -14,8 +14,6 @@ from ..options import check_count, check_flag, check_number, option, optional, o
 from .base import Pass
 from .embedding import TwoPassAttack
 
-__all__ = ["PGD"]
-
 
 @options
 class PGD(TwoPassAttack):

@@ -15,8 +15,6 @@ from ..taps import Delta, EmbeddingTap, Lookup
 from .base import Pass
 from .freelb import FreeLB, noise_on_tokens
 
-__all__ = ["TAVAT"]
-
 
 @dataclass
 class _Parts:

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..method import Cost, SharesDropout
-from ..options import Options, check_flag, check_number, must_be, option, optional, options
+from ..options import Options, check_flag, check_fraction, check_number, must_be, option, optional, options
 from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
-
-__all__ = ["AWP", "SAM", "WeightAttack"]
 
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
@@ -31,6 +29,13 @@ def _params(default: str, doc: str) -> Any:
 @options
 class _OnParameters(Options):
     params: str = _params("*", "The default takes all; less needs less memory")
+    fraction: float = option(
+        default=1.0,
+        check=check_fraction,
+        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step. Where "
+        "the first pass only gives the direction, it runs on those, and the second trains on the whole batch; else the "
+        "first trains on the whole batch, and the second on those",
+    )
 
 
 class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
@@ -48,6 +53,14 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
     #: whether one gradient without a direction leaves all weights where they are
     one_norm: ClassVar[bool] = False
 
+    def validate(self) -> None:
+        super().validate()
+        if self.fraction < 1 and self.dropout_mask != "new":
+            raise ValueError(
+                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
+                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
+            )
+
     @property
     def cost(self) -> Cost:
         return Cost(2, 2 - self.replace, int(self.replace))
@@ -58,15 +71,16 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         return [WeightTap(name, param, copies=copies) for name, param in _matched(model, self.params).items()]
 
     def passes(self) -> Iterator[Pass]:
-        yield Pass(trains=not self.replace)
+        yield Pass(trains=not self.replace, part=self.replace)
         taps = [tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad and tap.param.numel()]
         with moved_weights([tap.param for tap in taps], [tap.backup for tap in taps]):
             self.move(taps)
-            yield Pass(weight=self.adv_weight, adversarial=True, last=True)
+            yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     def describe(self) -> str:
         name, shared = self.names()[0], self.whose() if self.taps else "unattached"
-        return f"{super().describe() or type(self).__name__}: {name} {getattr(self, name):g}, {shared}"
+        some = "" if self.fraction == 1 or not self.taps else f", with {self.fraction:.3g} of the examples"
+        return f"{super().describe() or type(self).__name__}: {name} {getattr(self, name):g}, {shared}{some}"
 
     @torch.no_grad()
     def move(self, taps: list[WeightTap]) -> None:
@@ -154,7 +168,7 @@ class AWP(AdversarialLoss, WeightAttack):
     with :math:`g` of this micro-batch alone. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
     held constant; the weights are written in place and put back bit for bit when the step ends, however it ends. A
     parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
-    that is zero. Two forward and two backward passes.
+    that is zero. Two forward and two backward passes: 2 plain steps, or 1 + f with a ``fraction`` f of the batch.
 
     A backup of each matched weight is held from the first step on, until :meth:`close`. Weights in half precision are
     moved with stochastic rounding: on average by :math:`v`, and further in each step. ``perturbation_norm`` is the norm
@@ -206,10 +220,8 @@ class AWP(AdversarialLoss, WeightAttack):
         return "of each parameter's norm"
 
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
-        backups = [tap.backup for tap in taps]
-        wide = [torch.promote_types(backup.dtype, torch.float32) for backup in backups]
-        norms = [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(backups, wide, strict=True)]
-        return self.gamma * torch.stack(norms)
+        wide = [(tap.backup, torch.promote_types(tap.backup.dtype, torch.float32)) for tap in taps]
+        return self.gamma * torch.stack([torch.linalg.vector_norm(weight, dtype=dtype) for weight, dtype in wide])
 
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
         if self.coordinate_bound is not None:
@@ -240,9 +252,10 @@ class SAM(WeightAttack):
 
     :math:`g` is of this micro-batch alone. The weights are written in place and put back bit for bit when the step
     ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
-    Two forward and two backward passes, of which the first adds nothing to ``.grad``. A backup of the weights is held
-    from the first step on, until :meth:`close`. Weights in half precision are moved with stochastic rounding: on
-    average by :math:`v`, and further in each step.
+    Two forward and two backward passes, of which the first adds nothing to ``.grad``. With a ``fraction`` f of the
+    batch a step costs 1 + f plain ones (Bahri et al. 2022, https://arxiv.org/abs/2110.08529). A backup of the weights
+    is held from the first step on, until :meth:`close`. Weights in half precision are moved with stochastic rounding:
+    on average by :math:`v`, and further in each step.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
     :options:

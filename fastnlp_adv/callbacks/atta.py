@@ -11,8 +11,6 @@ from ..attacks import ATTA
 from ..batch import fields_of
 from .base import AttackCallback, takes
 
-__all__ = ["ATTACallback"]
-
 
 class ATTACallback(AttackCallback):
     r"""

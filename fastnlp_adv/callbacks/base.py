@@ -17,12 +17,11 @@ from ..attacks import Attack
 from ..method import Method
 from ..model_method import refuse_wrappers
 from ..options import check_assignment, unknown, with_options
-from ..regularizers import RDrop, RDropMixin, Regularizer
+from ..regularizers import RDrop, Regularizer
+from ..regularizers.rdrop_mixin import check_wrapped
 from ..schedule import Growing
 from ..versions import has_compiled_parts
 from .step import BatchStep, tell_progress
-
-__all__ = ["AttackCallback", "MethodCallback", "RegularizerCallback", "takes"]
 
 _P = ParamSpec("_P")
 
@@ -227,8 +226,11 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
         )
     callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
     if type(driver) is TorchFSDPDriver:
-        _check_sharded(driver, callbacks)
+        _check_sharded(driver)
     refuse_wrappers(driver.model)
+    has_rdrop = any(isinstance(each.method, RDrop) for each in callbacks)
+    if getattr(driver, "outside_ddp", False) and not has_rdrop:
+        check_wrapped(driver.unwrap_model())
     loop = trainer.train_batch_loop
     step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
     own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)
@@ -249,15 +251,9 @@ def _kind(callback: MethodCallback) -> type[Method]:
     return Attack if issubclass(callback.method_class, Attack) else callback.method_class
 
 
-def _check_sharded(driver: Any, callbacks: list[MethodCallback]) -> None:
+def _check_sharded(driver: Any) -> None:
     if driver.fp16:
         raise ValueError(
             "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
             "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
-        )
-    has_rdrop = any(isinstance(each.method, RDrop) for each in callbacks)
-    if driver.outside_ddp and not has_rdrop and isinstance(driver.unwrap_model(), RDropMixin):
-        raise ValueError(
-            "Expected RDropCallback beside a model with RDropMixin in FullyShardedDataParallel, whose `forward` is "
-            "called and not its `train_step`, but got none. Add `RDropCallback()`; it drives the model."
         )

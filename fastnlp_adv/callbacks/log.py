@@ -10,8 +10,6 @@ from fastNLP import Callback, RichCallback, TqdmCallback, logger
 from ..options import check_count
 from .base import MethodCallback
 
-__all__ = ["LogCallback", "as_text"]
-
 #: TensorBoard's tags are ``adv/loss`` and so on; fitlog's names are the same
 GROUP = "adv"
 #: the room that fastNLP's other columns take of a line, a bar of 40 among them, and the least that is shown

@@ -16,8 +16,6 @@ from ..robustness import WorstCase
 from ..robustness.evaluate import averages, modes_kept, score
 from .log import as_text
 
-__all__ = ["RobustEvaluateCallback", "RobustMetric"]
-
 
 class RobustMetric(Metric):
     """The mean of the highest losses, and the share of labels that the attack never got predicted wrong."""

@@ -15,8 +15,6 @@ from ..attacks import Attack, Pass
 from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
 
-__all__ = ["BatchStep", "tell_progress"]
-
 
 class HasMethod(Protocol):
     """A callback, as the step sees it."""

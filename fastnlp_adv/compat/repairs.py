@@ -23,8 +23,6 @@ from fastNLP.core.drivers.torch_driver.torch_driver import TorchDriver
 from fastNLP.core.samplers import ReproducibleBatchSampler
 from fastNLP.envs import FASTNLP_CHECKPOINT_FILENAME
 
-__all__ = ["REPAIRS", "raises", "repair", "replaces", "where"]
-
 #: by name, in the order in which they are made; each returns whether it is in force
 REPAIRS: dict[str, Callable[[], bool]] = {}
 

@@ -23,8 +23,6 @@ from torch.distributed import fsdp
 
 from .repairs import raises, replaces, where
 
-__all__ = ["fsdp_checkpoints", "fsdp_launch", "fsdp_unwrap"]
-
 #: whether torch shards as these repairs expect, on a CPU too
 SHARDS = hasattr(fsdp, "fully_shard")
 state_dict: Any = importlib.import_module("torch.distributed.checkpoint.state_dict") if SHARDS else None

@@ -1,4 +1,4 @@
-"""What all regularizers share: they wrap an objective and add a term to its loss."""
+"""The base of regularizers: they wrap an objective and add a term to its loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,6 @@ from ..method import Method
 from ..options import check_mask, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
-__all__ = ["Divergence", "Forward", "Predictions", "Reduction", "Regularizer", "add_term"]
-
-Reduction = Literal["batchmean", "sum", "mean"]
-#: also a function of two predictions
-Divergence = Literal["categorical", "bernoulli", "mse"] | Callable[..., Any]
-
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
 Forward = Callable[[Any], Any]
 
@@ -29,9 +23,8 @@ class Regularizer(Method, ABC):
     """
     An extra term of the loss. Calling it runs the model and returns the outputs with that term in ``loss``.
 
-    Regularizers are nested: each takes the one inside it for its ``objective``, and the bare training step as
-    ``forward`` for the passes that it needs besides. One that changes the clean pass itself, as R-Drop does, is
-    innermost.
+    Regularizers are nested: the ``objective`` of each is the next inner one; ``forward``, the bare training step, is
+    for its extra passes. One that changes the clean pass itself, as R-Drop does, is innermost.
     """
 
     #: the key of the term in the outputs
@@ -63,14 +56,14 @@ class Regularizer(Method, ABC):
             ``logits``), floating-point logits or values of shape ``(examples, ...)``; with the terms of other
             regularizers that it contains. Of several predictions, a tuple or dict in ``pred`` or ``start_logits`` and
             ``end_logits``, the divergences are added.
-        :param batch: what both functions take. Each of their calls gets a shallow copy of a mapping of its own.
-        :param forward: the bare training step, for the passes that the method needs besides; ``objective`` if ``None``.
-            A model with R-Drop of its own runs once in it.
+        :param batch: the argument of both functions. Each call gets its own shallow copy of a mapping.
+        :param forward: the bare training step, for extra passes; ``objective`` if ``None``. A model with R-Drop of its
+            own runs once in it.
         :param accumulation_steps: how many batches make an optimizer step, for ``start`` and ``every``.
         :param total_steps: the optimizer steps of the training, for ``start`` as a fraction of it.
         :return: the outputs as a dict, with the term in ``loss`` and, unweighted and detached, under the name of the
             method, unless the model itself returns something of this name.
-        :raises ValueError: if the outputs lack what the method needs.
+        :raises ValueError: if the outputs have no loss, or no prediction that the method can use.
         """
         current = forwards.scope.batch or forwards.Batch(batch)
         with forwards.scoped(batch=current):
@@ -116,13 +109,13 @@ class Predictions(Regularizer):
     #: whether both directions of a divergence are averaged or summed; ``None`` for one
     symmetric: ClassVar[str | None] = "mean"
 
-    divergence: Divergence = option(
+    divergence: Literal["categorical", "bernoulli", "mse"] | Callable[..., Any] = option(
         default="categorical",
         check=_check_divergence,
         doc='``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), '
         '``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)',
     )
-    reduction: Reduction = option(
+    reduction: Literal["batchmean", "sum", "mean"] = option(
         default="batchmean",
         check=one_of("batchmean", "sum", "mean"),
         doc='``"batchmean"`` divides the sum of the divergences by the number of examples, or of unmasked positions; '
@@ -135,8 +128,8 @@ class Predictions(Regularizer):
         "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
         "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
         "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
-        "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop knows one by "
-        "its output, or if it is given the model. Decoders of BART and its like do not shift and need a mask",
+        "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop "
+        "recognizes one by its output, or if it is given the model. Decoders such as BART's do not shift; give a mask",
     )
 
     def _forget(self) -> None:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from ..method import Cost, OnEmbeddings
 from ..options import check_number, option, options
-from ..taps import Delta, Tap, refuse_sharded, taps_on
+from ..taps import Tap, refuse_sharded, taps_on
 from .base import Forward, Regularizer, add_term
 from .outputs import read_loss
-
-__all__ = ["GradientPenalty"]
 
 #: the nodes of a graph where a kernel, a custom function or a compiled model has no second derivative
 _DEAD_ENDS = ("NotImplemented", "Error", "DelayedError", "CompiledFunctionBackward")
@@ -32,9 +30,8 @@ class GradientPenalty(OnEmbeddings, Regularizer):
     for :math:`n` sequences (the first dimension of the ids that are looked up) whose losses :math:`L_i` are averaged to
     :math:`L`. Positions at ``padding_idx`` do not count. Where several lookups take part, their terms are added.
 
-    The gradient is that of ``loss`` as the objective returns it, with the terms of other regularizers that are inside:
-    not divided for accumulation, and not scaled for ``fp16=True``, where half-precision gradients below 6e-8 therefore
-    count as 0.
+    The gradient is taken of the ``loss`` that the objective returns, with the terms of inner regularizers: not divided
+    for accumulation, and not scaled for ``fp16=True``, where half-precision gradients below 6e-8 therefore count as 0.
 
     It costs one forward pass, one backward pass to the embeddings that keeps its graph, and one backward pass through
     both, of about two plain ones; activations take about twice the memory.
@@ -85,7 +82,10 @@ class GradientPenalty(OnEmbeddings, Regularizer):
             self.differentiate(outputs["loss"], create_graph=True)
             penalty = torch.zeros_like(outputs["loss"])
             if self.check_grad():
-                penalty = torch.stack([_half_square(delta) for tap in self.taps for delta in tap.deltas()]).sum()
+                # half the squared gradient of each sequence's own loss, averaged over the sequences
+                grads = [delta.grad for tap in self.taps for delta in tap.deltas()]
+                halves = [g.square().sum() * ((len(g) if g.dim() > 1 else 1) / 2) for g in grads]
+                penalty = torch.stack(halves).sum()
                 if _dead_ends(penalty):
                     self._refuse(penalty)
             else:
@@ -111,14 +111,8 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         ) from cause
 
 
-def _half_square(delta: Delta) -> Tensor:
-    """Return half the squared gradient of each sequence's own loss, averaged over the sequences."""
-    sequences = len(delta.grad) if delta.grad.dim() > 1 else 1
-    return delta.grad.square().sum() * (sequences / 2)
-
-
 def _dead_ends(penalty: Tensor) -> bool:
-    """Tell whether a backward pass would come to a kernel without a second derivative."""
+    """Tell whether a backward pass would run a kernel without a second derivative."""
     seen, waiting = set(), [penalty.grad_fn]
     while waiting:
         node = waiting.pop()

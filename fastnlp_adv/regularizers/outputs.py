@@ -12,21 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "IGNORED",
-    "LABELS",
-    "Mask",
-    "by_name",
-    "find_masks",
-    "labels_in",
-    "like",
-    "read_loss",
-    "read_outputs",
-    "shifted",
-    "shifts_labels",
-    "tensors_of",
-]
-
 #: a batch key, or a function of batch and outputs
 Mask = str | Callable[..., Any] | None
 
@@ -43,15 +28,8 @@ _WANTED = "a dict or dataclass with `loss` and `pred` (or `logits`)"
 def read_outputs(outputs: Any, *, needs_loss: bool = True, several: bool = False) -> dict[str, Any]:
     """
     Return a new dict of the outputs: ``loss`` as one number, and ``pred``, which is ``logits`` where there is no
-    ``pred`` or it holds integers. With ``several``, ``pred`` may be a tuple, list or dict of tensors, as is that of
+    ``pred`` or it holds integers. With ``several``, ``pred`` may be a tuple, list or dict of tensors, or the pair of
     ``start_logits`` and ``end_logits``.
-
-    Example::
-
-        >>> import torch
-        >>> entries = read_outputs({"loss": torch.tensor([1.0, 3.0]), "logits": torch.zeros(2, 5)})
-        >>> entries["loss"], entries["pred"].shape
-        (tensor(2.), torch.Size([2, 5]))
     """
     entries = _as_dict(outputs)
     if needs_loss or entries.get("loss") is not None:
@@ -95,7 +73,7 @@ def by_name(outputs: Any) -> Any:
 
 
 def like(returned: Any, entries: dict[str, Any]) -> Any:
-    """Return what a model returned, with the entries that :class:`RDrop` made of it, and ``kl`` in a mapping."""
+    """Return the model's outputs, in their own type, with R-Drop's loss; and with ``kl`` in a mapping."""
     if isinstance(returned, tuple):
         names = _names(returned)
         first = names[0] if "loss" in names else "loss"

@@ -20,8 +20,6 @@ from ..options import check_number, one_of, option, options
 from .base import Forward, Predictions, add_term
 from .outputs import IGNORED, read_outputs, shifted, tensors_of
 
-__all__ = ["RDrop", "has_dropout", "warn_without_dropout"]
-
 
 @options
 class RDrop(Predictions):
@@ -76,15 +74,19 @@ class RDrop(Predictions):
         """
         Run ``objective`` on the batch twice, or once on the doubled batch, and combine the losses.
 
-        :return: the outputs of the first forward (of the first half) as a dict, in which ``loss`` is the combined loss
-            and ``pred`` the first prediction; besides, unless the model itself uses these names, ``pred2``, the second
-            prediction, and ``kl``, the divergence, unweighted and detached.
+        :return: the outputs of the first forward (of the first half) as a dict, with the combined ``loss`` and, unless
+            the model itself uses these names, ``pred2``, the second prediction, and ``kl``, the divergence, unweighted
+            and detached.
         :raises ValueError: if the outputs lack a loss or a prediction, or the batch cannot be doubled.
         """
         run = self._concat if self.mode == "concat" else self._two_pass
         outputs, pred2, returned = run(objective, batch)
         if not self.has_looked and self.divergence == "categorical" and _are_probabilities(outputs["pred"]):
-            warnings.warn(_SOFTMAXED, stacklevel=2)
+            warnings.warn(
+                "R-Drop expects `pred` to hold logits, but got rows that are positive and sum to 1, as after a "
+                "softmax. A second softmax, in the divergence, makes all predictions nearly alike. Return the logits.",
+                stacklevel=2,
+            )
         kl = self.distance(outputs["pred"], pred2, self.masks(batch, outputs, returned))
         return add_term({"pred2": pred2, **outputs}, self.name, self.kl_weight, kl)
 
@@ -113,7 +115,11 @@ class RDrop(Predictions):
                     f"{tuple(pred.shape)}. Where examples are not the first dimension of `pred`, use mode='two_pass'."
                 )
         if not self.has_looked and scaled is doubled and _doubles(outputs, doubled, forward, batch):
-            warnings.warn(_SUMMED, stacklevel=2)
+            warnings.warn(
+                "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got one that the "
+                "doubled batch makes twice as large, as a sum. Return the mean, or use mode='two_pass'.",
+                stacklevel=2,
+            )
         return first_half(outputs, rows), _second_half(outputs["pred"], rows), returned
 
 
@@ -121,16 +127,6 @@ def _second_half(pred: Any, rows: int) -> Any:
     if isinstance(pred, Tensor):
         return pred[rows:]
     return {k: pred[k][rows:] for k in pred} if isinstance(pred, Mapping) else tuple(each[rows:] for each in pred)
-
-
-_SOFTMAXED = (
-    "R-Drop expects `pred` to hold logits, but got rows that are positive and sum to 1, as after a softmax. The "
-    "divergence takes a softmax itself, and a second one makes all predictions nearly alike. Return the logits."
-)
-_SUMMED = (
-    "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got one that the doubled batch "
-    "makes twice as large, as a sum. Return the mean, or use mode='two_pass'."
-)
 
 
 def _are_probabilities(pred: Any) -> bool:
@@ -175,18 +171,8 @@ def _sums(pred: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, int]]:
 
 def has_dropout(model: nn.Module) -> bool:
     """
-    Tell whether two forwards of ``model`` in training mode can differ by dropout.
-
-    Looks for ``torch.nn``'s dropouts (subclasses too), recurrent layers that drop between layers, and numbers above 0
-    in attributes named after dropout (``attention_dropout``, ``drop_prob``, ``layerdrop``). Dropout that a ``forward``
-    takes from elsewhere is not seen.
-
-    Example::
-
-        >>> has_dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
-        True
-        >>> has_dropout(nn.LSTM(2, 2, num_layers=1, dropout=0.0))
-        False
+    Tell whether a model has dropout: ``torch.nn``'s, also between the layers of recurrent ones, or numbers above 0 in
+    attributes named after dropout (``attention_dropout``, ``drop_prob``, ``layerdrop``).
     """
     return any(_drops(module) for module in model.modules())
 

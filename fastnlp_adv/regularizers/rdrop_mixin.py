@@ -18,8 +18,6 @@ from ..options import one_of
 from .outputs import by_name, like, shifts_labels
 from .rdrop import RDrop, warn_without_dropout
 
-__all__ = ["RDropMixin", "check_wrapped"]
-
 _SETTINGS = ("kl_weight", "reduction", "divergence", "mode", "mask")
 _check_where = one_of("train_step", "forward")
 
@@ -30,14 +28,14 @@ class RDropMixin:
 
     The user's class defines ``train_step``, inherits it, or has only a ``forward``; either returns ``loss`` and
     ``pred`` (or ``logits``). The signature stays, so fastNLP passes the same fields of the batch as before. Both
-    forwards happen inside one call of the model, which is what ``DistributedDataParallel`` needs.
+    forwards run inside one call of the model, as ``DistributedDataParallel`` requires.
 
-    Loops that call ``model(...)`` never come to ``train_step``: transformers' ``Trainer``, Accelerate, most loops of
-    one's own, and fastNLP on a model that comes wrapped in ``DistributedDataParallel``. For them set ``rdrop_in =
-    "forward"``: a call in training mode with gradients runs R-Drop once and returns what the model returns (a dict,
-    dataclass, ``ModelOutput``, or a tuple that begins with the loss), with the combined loss in it, and ``kl`` where it
-    takes further keys. With ``"train_step"``, the default, such a call warns once if it returns a loss. Evaluation and
-    calls of ``forward`` itself are never touched, nor is a model inside ``DataParallel``.
+    Some loops call ``model(...)`` and never ``train_step``: transformers' ``Trainer``, Accelerate, most hand-written
+    loops, and fastNLP on a model that is already wrapped in ``DistributedDataParallel``. For them set ``rdrop_in =
+    "forward"``: a call in training mode with gradients runs R-Drop once and returns the model's outputs (a dict,
+    dataclass, ``ModelOutput``, or a tuple that begins with the loss) with the combined loss, and with ``kl`` if the
+    type takes more keys. With ``"train_step"``, the default, such a call warns once if it returns a loss. Evaluation
+    and direct calls of ``forward`` are unchanged, as is a model inside ``DataParallel``.
 
     Settings are class attributes, named after the arguments of :class:`RDrop` and read at every step; an instance may
     have its own. A callable written in the class body is a method like any other: ``def rdrop_mask(self, batch,
@@ -114,7 +112,7 @@ class RDropMixin:
     @contextmanager
     def rdrop_as(self, regularizer: RDrop | None) -> Iterator[None]:
         """
-        Train with another regularizer than the model's own settings say. Whether the model has dropout is not checked.
+        Train with another regularizer instead of the model's own settings. The model is not checked for dropout.
 
         :param regularizer: used by ``train_step`` until the end of the ``with`` block; ``None`` for a plain
             ``train_step``.
@@ -152,9 +150,9 @@ def check_wrapped(model: nn.Module) -> None:
     if isinstance(model, RDropMixin) and model.rdrop_in != "forward":
         name = type(model).__name__
         raise ValueError(
-            f"Expected `rdrop_in` of {name} to be 'forward' in a model that comes wrapped, whose `forward` is called "
-            f'and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or add '
-            "`RDropCallback()`, which drives the model."
+            f"Expected `rdrop_in` of {name} to be 'forward' in a model that is already wrapped, whose `forward` is "
+            f'called and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or '
+            "add `RDropCallback()`, which drives the model."
         )
 
 
@@ -217,12 +215,12 @@ def _step_from_forward(cls: Any) -> Callable[..., Any]:
 
 
 def _check_settings(cls: type) -> None:
-    """Refuse bad settings where they are written. What a property gives is known at the first step only."""
+    """Validate the settings of a class; the values of properties are known at the first step only."""
     own = {name: value for name, value in vars(cls).items() if name.startswith("rdrop_") and name != "rdrop_as"}
     known = [f"rdrop_{name}" for name in _SETTINGS]
     for name, value in own.items():
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85) or [k for k in known if k.startswith(name)]
-        if close and name not in known and not callable(value):  # what is named otherwise is the user's own
+        if close and name not in known and not callable(value):  # other names are the user's own
             raise ValueError(f"Expected the settings of {cls.__name__} to be among {known}, but got `{name}`.")
     if not isinstance(cls.rdrop_in, property):  # type: ignore[attr-defined]
         _check_where("rdrop_in", cls.rdrop_in)  # type: ignore[attr-defined]

@@ -18,8 +18,6 @@ from ..taps import Delta, Lookup, Tap, refuse_sharded, taps_on
 from .base import Forward, Predictions, add_term
 from .outputs import read_outputs, tensors_of
 
-__all__ = ["R3F", "SMART", "VAT"]
-
 # Only the direction of an inner gradient counts, and a divergence as small as this would vanish in float16.
 _INNER_SCALE = 2.0**10
 
@@ -276,7 +274,7 @@ class SMART(Smoothness):
 def _write(values: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
     for p, value in values:
         p.copy_(value)
-    torch.clear_autocast_cache()  # an autocast around the call keeps what it has cast
+    torch.clear_autocast_cache()  # an outer autocast keeps copies of the old weights
 
 
 @options

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ..regularizers.outputs import IGNORED, LABELS, read_outputs
 from .worst_case import Scores, WorstCase, on_tensors
 
-__all__ = ["RobustResults", "averages", "modes_kept", "robust_evaluate", "score"]
-
 #: takes the outputs and the batch, returns a loss for each example
 Loss = Callable[[Any, Any], Tensor]
 

@@ -14,8 +14,6 @@ from ..taps import refuse_shards
 from .text_attack import TextAttack
 from .texts import Change, Search, Tokens, is_spaceless, word_spans
 
-__all__ = ["HotFlip"]
-
 SPARE = 4  # flips ranked for each that is tried, since some do not survive the tokenizer
 WORD, COMMA = "a", "，"  # a context for words, and one for Chinese characters
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-__all__ = ["Attacked", "RobustAccuracy", "robust_accuracy", "write_report"]
-
 #: the outcomes of an attack on a text, and their names on the page
 OUTCOMES = {"fooled": "fooled", "robust": "still right", "wrong": "wrong before", "untried": "not attacked"}
 # controls and halves of characters, which a page cannot hold or does not show

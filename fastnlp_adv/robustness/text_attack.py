@@ -17,8 +17,6 @@ from .results import Attacked
 from .texts import Change, Search, Tokens
 from .worst_case import EvaluationAttack, Scores
 
-__all__ = ["TextAttack"]
-
 
 def _check_tokenizer(name: str, tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):

@@ -14,8 +14,6 @@ from torch import Tensor
 from ..options import check_count, must_be, optional
 from .results import Attacked
 
-__all__ = ["Change", "Search", "Tokens", "VocabularyTokenizer", "edited", "is_spaceless", "word_spans"]
-
 # Chinese and Japanese, which are written without spaces and whose characters mean something by themselves
 _SPACELESS = (
     "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff"

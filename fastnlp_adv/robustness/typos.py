@@ -13,8 +13,6 @@ from ..options import at_least, check_count, must_be, option, options
 from .text_attack import TextAttack
 from .texts import SPACELESS, Change, Search, Tokens, is_spaceless, word_spans
 
-__all__ = ["SLIPS", "Typos", "character_typos", "homophones", "typos_of"]
-
 #: swapped neighbours, left out, typed twice, the key beside it, and a character that sounds the same
 SLIPS = ("swap", "drop", "double", "key", "homophone")
 SHORTEST = 4  # letters: with fewer there is nothing to swap between the first and the last

@@ -30,8 +30,6 @@ from ..options import (
 )
 from ..taps import Delta, EmbeddingTap, Tap, taps_on
 
-__all__ = ["EvaluationAttack", "Scores", "WorstCase", "on_tensors"]
-
 
 @dataclass
 class Scores:

@@ -19,8 +19,6 @@ from .find import Embedding, described, lookup_of, scales
 from .layout import Layout, Mask, watch_inputs
 from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 
-__all__ = ["EmbeddingTap", "Tap"]
-
 
 class Tap(ABC):
     """

@@ -13,8 +13,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..functional import group_norm
 from .shards import is_shard, named_weights
 
-__all__ = ["Embedding", "Matches", "described", "find_embeddings", "fits", "lookup_of", "scales"]
-
 #: the words of a name, which dots, underscores, digits and capitals separate
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 #: the words of tables of positions

@@ -14,8 +14,6 @@ from torch.utils.hooks import RemovableHandle
 from .. import forwards
 from ..versions import compile_nothing_in
 
-__all__ = ["Layout", "Mask", "watch_inputs"]
-
 #: the name of a field, or a function of the batch
 Mask = str | Callable[[Any], Tensor] | None
 
@@ -89,7 +87,8 @@ class Layout:
             found = True
         else:
             found = False
-            if by_example and not any(length and first % length == 0 for length in lengths):
+            is_of_positions = any(first in field.shape for field in fields)  # as position ids, which all examples share
+            if by_example and not is_of_positions and not any(length and first % length == 0 for length in lengths):
                 raise RuntimeError(
                     f"Expected a dimension of the ids that embedding `{self._name}` looks up to hold the "
                     f"{max(set(lengths), key=lengths.count)} examples of the batch, but got ids of shape "

@@ -12,8 +12,6 @@ from .layout import Mask
 from .shards import refuse_shards
 from .weight import WeightTap
 
-__all__ = ["taps_on"]
-
 
 def taps_on(
     model: nn.Module, emb_name: str | None, granularity: str, mask: Mask = None, *, outputs: bool = False

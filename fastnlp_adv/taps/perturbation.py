@@ -15,8 +15,6 @@ from torch.nn import functional
 from ..batch import Part
 from ..forwards import Forward
 
-__all__ = ["ByPosition", "ByToken", "Delta", "Granularity", "Lookup", "Perturbation", "TapPass", "one_copy"]
-
 Granularity = Literal["vocab", "sequence", "token"]
 
 

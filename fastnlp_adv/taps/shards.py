@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-__all__ = ["is_flat", "is_shard", "named_weights", "refuse_sharded", "refuse_shards"]
-
 
 def is_flat(param: Tensor) -> bool:
     """Return whether FullyShardedDataParallel has made a parameter of all parameters of a module."""

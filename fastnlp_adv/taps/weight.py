@@ -13,8 +13,6 @@ from .embedding import Tap
 from .find import described
 from .perturbation import Delta
 
-__all__ = ["WeightTap", "moved_weights"]
-
 
 @contextmanager
 def moved_weights(weights: list[Tensor], backups: list[Tensor]) -> Iterator[None]:

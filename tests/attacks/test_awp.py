@@ -123,6 +123,44 @@ def test_dropout_masks(make, loss_of, mask):
     assert_same(after(model, loss_of, dropout_mask=mask), expected)
 
 
+def of_rows(model, rows, sizes=None):
+    """The loss of these examples."""
+    if sizes is not None:
+        sizes.append(len(rows))
+    return nn.functional.cross_entropy(model(IDS[rows]), LABELS[rows])
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(("fraction", "number"), [(0.25, 1), (0.5, 2), (0.01, 1), (0.99, 4)])
+def test_a_part_of_the_batch(fraction, number, replace):
+    """Either the direction is the part's, or the loss at the moved weights."""
+    arguments = {"gamma": 0.1, "adv_weight": 0.6, "replace": replace}
+    model, sizes = classifier(), []
+    torch.manual_seed(5)
+    rows = AWP(copy.deepcopy(model), fraction=fraction).choose(4)
+    assert len(rows) == number
+    order = [torch.arange(4), rows]
+    later = iter(order[::-1] if replace else order)
+    expected = reference(model, lambda model: of_rows(model, next(later)), **arguments)
+    torch.manual_seed(5)
+    with AWP(model, fraction=fraction, **arguments) as awp:
+        awp.step(lambda batch: of_rows(model, batch["rows"], sizes), {"rows": torch.arange(4)})
+    assert_same(gradients(model), expected)
+    assert sizes == ([number, 4] if replace else [4, number])
+    if number < 4:
+        assert differ(expected, reference(model, LOSS, **arguments)) > 1e-3
+
+
+def test_a_fraction_of_one_is_the_whole_batch_to_the_bit():
+    found = []
+    for more in ({}, {"fraction": 1.0}, {"fraction": 1}):
+        model = classifier()
+        with AWP(model, 0.1, **more) as awp:
+            awp.step(lambda *batch, model=model: LOSS(model), *([{"rows": IDS}] if more else []))
+        found.append(gradients(model))
+    assert all(torch.equal(g, other[name]) for other in found[1:] for name, g in found[0].items())
+
+
 class Varied(nn.Module):
     """Weights under names of every kind."""
 

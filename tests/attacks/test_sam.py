@@ -92,6 +92,65 @@ def test_params_choose_what_moves_and_is_in_the_norm(make, loss_of, params, adap
     assert differ(found, reference(model, loss_of, adaptive=adaptive)) > 1e-3
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_a_part_of_the_batch_gives_the_direction_and_all_of_it_is_trained(fraction, adaptive):
+    def of_rows(model, rows):
+        sizes.append(len(rows))
+        return nn.functional.cross_entropy(model(IDS[rows]), LABELS[rows])
+
+    model, sizes = classifier(), []
+    torch.manual_seed(5)
+    rows = SAM(copy.deepcopy(model), fraction=fraction).choose(4)
+    later = iter([rows, torch.arange(4)])
+    expected = reference(model, lambda model: of_rows(model, next(later)), adaptive=adaptive)
+    torch.manual_seed(5)
+    with SAM(model, 0.3, fraction=fraction, adaptive=adaptive) as sam:
+        sam.step(lambda batch: of_rows(model, batch["rows"]), {"rows": torch.arange(4)})
+    assert_same(gradients(model), expected)
+    assert sizes == [4 * fraction, 4] * 2
+    assert differ(expected, reference(model, LOSS, adaptive=adaptive)) > 1e-3
+
+
+def test_a_fraction_needs_the_batch_and_a_new_dropout_mask():
+    model = classifier()
+    with (
+        SAM(model, fraction=0.5) as sam,
+        pytest.raises(ValueError, match=r"Expected the batch, of which `fraction=0.5`"),
+    ):
+        sam.step(lambda: LOSS(model))
+    with pytest.raises(
+        ValueError, match="Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"
+    ):
+        SAM(fraction=0.5, dropout_mask="same")
+    assert sam.describe().endswith("rho 0.05, shared by all, with 0.5 of the examples")
+
+
+def test_a_part_of_the_batch_in_a_trainer():
+    """As by hand on the same rows, batch after batch."""
+    ours, theirs = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    twin = SAM(fraction=0.5)
+
+    def by_hand(trainer, batch):
+        rows = twin.choose(len(batch["labels"]))
+        part = {name: batch[name][rows] for name in ("input_ids", "labels")}
+        by = moved(theirs, lambda model: model.train_step(**part)["loss"], 0.3, False)
+        origin = copy.deepcopy(theirs.state_dict())
+        with torch.no_grad():
+            for name, p in theirs.named_parameters():
+                p += by[name]
+        trainer.backward(trainer.train_step(batch))
+        theirs.load_state_dict(origin)
+        trainer.step()
+        trainer.zero_grad()
+
+    train(ours, [SAMCallback(0.3, fraction=0.5)], n_batches=6)
+    train(theirs, batch_step_fn=by_hand, n_batches=6)
+    train(whole := Classifier(dropout=0.0).double(), [SAMCallback(0.3)], n_batches=6)
+    assert distance(ours, theirs) < 1e-8
+    assert distance(ours, whole) > 1e-5
+
+
 def test_params_that_match_nothing_are_refused():
     with pytest.raises(ValueError, match=r"Expected `params` to match .* but got 'nothing'.*`word_embeddings.weight`"):
         SAM(classifier(), params="nothing")

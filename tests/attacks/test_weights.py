@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from references import batch, classifier, loss_on
-from support import assert_untouched, snapshot
+from support import assert_untouched, since_torch, snapshot
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnlp_adv import AWP, SAM
@@ -61,6 +62,27 @@ def test_an_interruption_anywhere_between_the_passes_leaves_weights_to_the_bit(b
             model.zero_grad()
     assert number > 50
     assert_untouched(model, before)
+
+
+@since_torch(2, 2, "fake tensors take part in random numbers and in broadcasts")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "attack",
+    [AWP(), AWP(replace=True, coordinate_bound=0.01), SAM(), SAM(adaptive=True)],
+    ids=["AWP", "AWP-replace", "SAM", "ASAM"],
+)
+def test_a_step_waits_for_no_device(attack, dtype):
+    """Tensors without values cannot be read on the host."""
+    with FakeTensorMode():
+        ids, labels = torch.zeros(4, 7, dtype=torch.long), torch.zeros(4, dtype=torch.long)
+        model = nn.Sequential(
+            nn.Embedding(50, 8, dtype=dtype), nn.Flatten(), nn.Linear(56, 3, dtype=dtype), nn.LogSoftmax(-1)
+        )
+        attack.forget().attach(model)
+        for _ in range(2):
+            attack.step(lambda: nn.functional.nll_loss(model(ids).float(), labels))
+        assert attack.skipped.shape == attack.grad_norm.shape == attack.perturbation_norm.shape == ()
+        attack.forget()
 
 
 class Slope(nn.Module):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from fastNLP import Callback
+from pages import read
 from support import Classifier, train
 
 import fastnlp_adv
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
 
+PAGE = "docs/how_the_step_works.md"
 ROOT = str(Path(fastnlp_adv.__file__).parent)
 
 
@@ -20,7 +23,7 @@ class Watch(Callback):
 
     def __init__(self):
         super().__init__()
-        self.functions, self.calls = set(), 0
+        self.functions, self.calls = {}, 0
 
     def on_train_batch_begin(self, trainer, batch, indices):
         if trainer.global_forward_batches == 2:
@@ -33,7 +36,8 @@ class Watch(Callback):
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(ROOT):
             self.calls += 1
-            self.functions.add((file, frame.f_code.co_firstlineno, frame.f_code.co_name))
+            function = (file[len(ROOT) + 1 :], frame.f_code.co_firstlineno, frame.f_code.co_name)
+            self.functions.setdefault(function, self.calls)
 
     @property
     def files(self):
@@ -50,3 +54,34 @@ def test_a_batch_crosses_few_files_and_functions(callbacks, files, functions, ca
     assert 5 < len(watch.files) <= files
     assert len(watch.functions) <= functions
     assert watch.calls <= calls
+
+
+@pytest.fixture(scope="module")
+def fgm():
+    watch = Watch()
+    train(Classifier(dropout=0.3), [watch, FGMCallback(epsilon=1.0)], n_batches=3)
+    return watch
+
+
+def steps_on(page):
+    """Return the functions in the table of the page, each with its file, in their order."""
+    rows = re.findall(r"^\| \d+ \| \[`(.+?)`\]\(.+?\) (.+?) \|", read(page), flags=re.M)
+    return [(file, name) for file, names in rows for name in re.findall(r"`(\w+)`", names)]
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE.replace("docs/", "docs/zh-CN/")])
+def test_the_page_names_the_functions_in_their_order_and_every_file(page, fgm):
+    first_calls = {}
+    for (file, _, name), call in fgm.functions.items():
+        first_calls.setdefault((file, name), call)
+    steps = steps_on(page)
+    assert {file for file, _ in steps} == fgm.files
+    calls = [first_calls[step] for step in steps]
+    assert calls == sorted(calls)
+
+
+def test_the_page_has_the_limits(fgm):
+    files, functions, calls = map(
+        int, re.search(r"(\d+) files and\s+(\d+) functions in (\d+) calls", read(PAGE)).groups()
+    )
+    assert (len(fgm.files), len(fgm.functions), fgm.calls) == (files, functions, calls)

@@ -139,7 +139,7 @@ def test_trainer_on_ranks_equals_one_process(ranks, engine, method, accumulation
 
 def test_r_drop_inside_the_model_is_driven_by_the_callback(ranks):
     """Alone it would not run, since a wrapped model is called by its `forward`."""
-    assert "Add `RDropCallback()`" in ranks[0]["mixed", "fgm"]["refused"]
+    assert "add `RDropCallback()`" in ranks[0]["mixed", "fgm"]["refused"]
     bare = ranks[0]["trainer", "fsdp", "fgm + rdrop", 2]["weights"]
     assert all(torch.equal(weight, bare[name]) for name, weight in ranks[0]["mixed", "fgm + rdrop"]["weights"].items())
 

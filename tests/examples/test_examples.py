@@ -87,7 +87,7 @@ def test_training_learns(arguments):
     ("wrong", "reason"),
     [
         (["--dataset", "absent.csv"], "there is no file absent.csv"),
-        (["--method", "sgd"], "argument --method: expected none, or of atta, awp, fgm, "),
+        (["--method", "sgd"], "argument --method: expected none, or of atta, awp, "),
         (["--method", "fgm+none"], "with + between several, but got 'none'"),
         (["--method", "fgm+pgd"], "Expected at most one attack in a Trainer, but got FGMCallback and PGDCallback"),
         (["--epochs", "0"], "whole number of at least 1, but got '0'"),

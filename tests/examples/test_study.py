@@ -15,13 +15,14 @@ import pytest
 import study
 import torch
 from models import load_model
+from pages import blocks
 from study import command, figures, outcomes, page, runs
 from study.attack import by_changes, under_perturbations
 from study.command import TIMED_ROUNDS, build_parser, main
 from study.one_run import load_part
 from study.outcomes import share
 from study.page import accuracies, differences
-from study.train import CALLBACKS, METHODS, callbacks_of
+from study.train import CALLBACKS, METHODS, add_methods, callbacks_of
 from study.words import CHINESE, ENGLISH
 
 from fastnlp_adv import (
@@ -138,6 +139,52 @@ def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
         main([*arguments, "--epochs", "3"])
     assert ended.value.code == 2
     assert "epochs=9 (now 3)" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file with the method of the page about adding one, under a name that the package will not take."""
+    monkeypatch.setattr("study.train.CALLBACKS", dict(CALLBACKS))
+    parts = [part for part in blocks("docs/adding_a_method.md") if "class DropAttack" in part]
+    path = tmp_path / "my_methods.py"
+    text = "\n".join(["from __future__ import annotations\n", *parts]).replace("DropAttack", "Masked")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_methods_of_ones_own_are_studied_with_the_others(own, small, tmp_path):
+    folder = tmp_path / "study"
+    few = f"--output-dir {folder} --models-dir {folder}/models --seeds 1 --epochs 1 --max-flips 0 --max-typos 0"
+    main([*small[0], *few.split(), "--methods-from", str(own), "--methods", "plain, Masked keep=0.5 + R-Drop"])
+    rows = rows_of(folder)  # trained in another process
+    assert [row["method"] for row in rows] == ["plain", "Masked keep=0.5 + R-Drop"]
+    text = (folder / ENGLISH["file"]).read_text(encoding="utf-8")
+    assert f"--methods-from {own}" in text and "\n| Masked keep=0.5 + R-Drop |" in text
+
+
+def test_methods_of_ones_own_have_the_names_of_their_classes(own):
+    assert add_methods(own) == ["Masked"]
+    drop, rdrop = callbacks_of("Masked keep=0.25 + R-Drop")
+    assert type(drop).__name__ == "MaskedCallback" and drop.keep == 0.25
+    assert isinstance(rdrop, RDropCallback)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("from fastnlp_adv import FGMCallback", "Expected `--methods-from` to be a file with callbacks of methods"),
+        ("class Own:\n    method_class = type('FGM', (), {})", "Expected new names in `--methods-from`, but got FGM"),
+        (None, "No such file"),
+    ],
+)
+def test_files_without_new_methods_are_refused_in_one_line(text, told, small, tmp_path, capsys):
+    path = tmp_path / "my_methods.py"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main([*small[0], "--methods-from", str(path)])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -290,11 +337,14 @@ def test_the_card_of_a_method_cites_the_study_and_the_call(method):
     call = re.search(r"^callback = (.*)$", card, flags=re.M)[1]
     given, defaults = eval(call, {callback.__name__: callback}), callback()
     assert all(getattr(given, name) == getattr(defaults, name) for name in re.findall(r"(\w+)=", call))
-    (measured,) = re.findall(r"^\| Measured \| (.*) \|$", card, flags=re.M)
-    assert measured.startswith(f"`{call}`")
     found = {
         cell for name in ("", "chinese-reviews") for cell in compared_with_plain(docs / "study" / name).get(method, ())
     }
+    if not found:
+        assert "| Measured |" not in card
+        return
+    (measured,) = re.findall(r"^\| Measured \| (.*) \|$", card, flags=re.M)
+    assert measured.startswith(f"`{call}`")
     shown = re.findall(r"[+-][\d.]+ \([^)]*\)", measured)
     assert shown and {*shown} <= found
     chinese = (docs / "zh-CN" / "methods" / path.name).read_text(encoding="utf-8")

@@ -28,8 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fastnlp_adv import FGM, VAT, RDrop, RDropMixin
-from fastnlp_adv.regularizers.rdrop_mixin import check_wrapped
+from fastnlp_adv import FGM, VAT, FGMCallback, RDrop, RDropCallback, RDropMixin
 from tests.support import Classifier, bert_config, loader, train
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -326,14 +325,14 @@ class WordyInForward(Wordy):
     rdrop_in = "forward"
 
 
-def run_wrapped(model):
+def run_wrapped(model, *callbacks):
     """Three steps of a Trainer that is given the model in its wrapper."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     wrapped = DistributedDataParallel(model)
     device = torch.device("cpu")
     driver = TorchDDPDriver(wrapped, device, is_pull_by_torch_run=True, data_device=device)
     settings = {"device": None, "progress_bar": None, "n_batches": 3, "use_dist_sampler": False}
-    Trainer(wrapped, loader(), optimizer, driver=driver, **settings).run()
+    Trainer(wrapped, loader(), optimizer, driver=driver, callbacks=[*callbacks], **settings).run()
     return model
 
 
@@ -343,12 +342,13 @@ def test_a_wrapped_model_in_a_trainer_of_fastnlp(process_group, monkeypatch):
     with no_warning_of_rdrop():
         model = run_wrapped(WordyInForward())
     assert set(model.rows) == {4} and len(model.rows) % 2 == 0 and len(model.rows) >= 6
-    check_wrapped(model)
     with pytest.warns(UserWarning, match=r'`rdrop_in = "forward"` in Wordy'):
         plain = run_wrapped(Wordy())
     assert plain.rows == model.rows[::2]
     with pytest.raises(ValueError, match=r'Set `rdrop_in = "forward"` in Wordy'):
-        check_wrapped(plain)
+        run_wrapped(Wordy(), FGMCallback())
+    run_wrapped(plain, FGMCallback(), RDropCallback(mode="two_pass"))
+    assert plain.rows[len(model.rows) // 2 :] == run_wrapped(WordyInForward(), FGMCallback()).rows == 2 * model.rows
 
 
 # Loops that call the model.
