@@ -76,7 +76,7 @@ METHODS = {
     "fgm sequence": (lambda model: FGM(model, granularity="sequence"), 1),
     "fgm token": (lambda model: FGM(model, granularity="token"), 1),
     "fgm replace": (lambda model: FGM(model, replace=True), 1),
-    "fgm of both": (lambda model: FGM(model, emb_name="*s.weight", granularity="token"), 1),
+    "fgm of both": (lambda model: FGM(model, emb_name="*s.weight", granularity="sequence"), 1),
     "fgsm": (lambda model: FGSM(model), 1),
     "pgd": (lambda model: PGD(model, steps=3), 1),
     "pgd random": (lambda model: PGD(model, steps=2, random_init=True, granularity="sequence"), 1),
