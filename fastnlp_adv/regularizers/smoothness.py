@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -84,7 +85,8 @@ class Smoothness(SharesDropout, OnEmbeddings, Predictions):
         for tap in self.taps:
             tap.begin_pass(inner=kind == "inner", is_read=kind == "inner")
         begin_dropout()
-        returned = forwards.run(step, batch, bare=kind != "clean", last=kind == "last")
+        with self.inner_forward() if kind == "inner" else nullcontext():
+            returned = forwards.run(step, batch, bare=kind != "clean", last=kind == "last")
         outputs = read_outputs(returned, needs_loss=kind == "clean" and self.needs_loss, several=True)
         for lookups in self.embedding_taps:
             lookups.had_grad = lookups.had_grad or lookups.has_lookups
