@@ -156,8 +156,8 @@ class Attack(Growing, Method, ABC):
     def _prepared(self, batch: Any) -> Iterator[Pass]:
         """Yield the passes of one step, each ready to run; whatever happens, the model is left unperturbed."""
         self._begin_step()
-        current = forwards.scope.batch or forwards.Batch(batch)
-        with forwards.scoped(batch=current), ExitStack() as stack:
+        announced = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=announced), ExitStack() as stack:
             if not self.current.acts:
                 yield Pass(last=True)
                 return
@@ -172,7 +172,7 @@ class Attack(Growing, Method, ABC):
                     tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
                 if begin_forward is not None:
                     begin_forward()
-                current.data = taken if each.part else batch
+                announced.data = taken if each.part else batch
                 yield replace(each, batch=taken) if each.part else each
                 trained += each.weight * each.trains
                 if number == 0 and not self.taps[0].has_grad and not self.check_grad():
