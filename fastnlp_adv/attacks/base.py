@@ -309,7 +309,8 @@ class Attack(Growing, Method, ABC):
 
     def record(self, moved: list[list[Delta]]) -> None:
         """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""
-        grads, values, without = [], [], []
+        grads, values = [], []
+        without: Any = self.norms.get("skipped", 0)
         for deltas in moved:
             if not deltas:  # the batch does not use this embedding
                 self.without_grad += 1
@@ -320,9 +321,10 @@ class Attack(Growing, Method, ABC):
                 grads.append(torch.linalg.vector_norm(delta.grad, dtype=wide))
                 values.append(torch.linalg.vector_norm(delta.value, dtype=wide))
                 peaks.append(delta.grad.abs().amax() if delta.grad.numel() else grads[-1])
-            peak = torch.stack(peaks).amax()
-            without.append(~(peak.isfinite() & (peak > 0)))
+            peak = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax()
+            without = without + ~(peak.isfinite() & (peak > 0))
         if grads:
-            self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads))
-            self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values))
-            self.norms["skipped"] = torch.stack(without).sum() + self.norms.get("skipped", 0)
+            several = len(grads) > 1
+            self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads)) if several else grads[0]
+            self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values)) if several else values[0]
+            self.norms["skipped"] = without
