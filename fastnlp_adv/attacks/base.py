@@ -74,7 +74,7 @@ class Attack(Growing, Method, ABC):
     inner_autocast: torch.dtype | None = None
     #: "same" for one dropout mask in all passes
     dropout_mask: DropoutMask = "new"
-    #: True if a step has a clean and an adversarial pass, whose losses tell whether the training learns
+    #: True if a step has a clean and an adversarial pass, whose losses show whether the training learns
     has_two_losses: ClassVar[bool] = False
 
     def _forget(self) -> None:
@@ -129,7 +129,7 @@ class Attack(Growing, Method, ABC):
 
         :param forward: runs the model on ``each.of(batch)`` and returns the loss, not divided for accumulation.
         :param backward: takes the loss, times the weight of the pass, divides and scales it as the loop does, and
-            goes backward.
+            runs the backward pass.
         :param no_sync: a context without gradient reduction, for all passes but the last.
         :param scale: divides and scales the loss of a pass that does not train, which does not reach ``backward``.
         :param reduces: True if the last pass must run even where it only reduces.

@@ -32,7 +32,7 @@ class _InRows(OnEmbeddings):
         check=check_mask,
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
         "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
-        "positions go by the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
+        "positions follow the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
         "``padding_idx``; perturbations of token types, which are of the weight, do not",
     )
 
@@ -40,7 +40,7 @@ class _InRows(OnEmbeddings):
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
-    #: True if perturbations are of the outputs of lookups, whatever computes these
+    #: True if outputs of lookups are perturbed, also where these are not rows of an embedding
     needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0

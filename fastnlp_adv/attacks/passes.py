@@ -44,7 +44,7 @@ class InnerPrecision(Method):
         check=optional(_check_inner_autocast),
         doc="``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
         "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
-        "that the model or the Trainer (``fp16=True``) enters itself goes first",
+        "that the model or the Trainer (``fp16=True``) enters itself takes precedence",
     )
 
     def validate(self) -> None:

@@ -47,9 +47,9 @@ def takes(
 
 class MethodCallback(Callback):
     """
-    A method that takes part in the batch step. Its method, in ``method``, is attached to the model when training begins
-    and detached when it ends. Arguments are the method's: they can be read and assigned on the callback, and hold from
-    the next batch on.
+    Runs a method, in ``method``, within the batch step. The method is attached to the model when training begins and
+    detached when it ends. Its arguments can be read and assigned on the callback; an assigned value takes effect in the
+    next batch.
 
     :raises ValueError: if an argument is out of range.
     :raises TypeError: if there is no such argument.

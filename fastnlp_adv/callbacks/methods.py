@@ -68,8 +68,8 @@ class FGSMCallback(AttackCallback):
 
 class PGDCallback(AttackCallback):
     r"""
-    Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and where ``steps`` ascent steps
-    within a ball lead.
+    Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and after ``steps`` ascent
+    steps within a ball.
 
     :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
@@ -85,7 +85,7 @@ class PGDCallback(AttackCallback):
 
 class FreeLBCallback(AttackCallback):
     r"""
-    Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the way that a perturbation takes.
+    Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the path of the perturbation.
 
     :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.

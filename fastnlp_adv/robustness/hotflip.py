@@ -98,7 +98,7 @@ class HotFlip(TextAttack):
         """Return the position of each token that can be flipped, and its place in the original text."""
         special = self.special_ids()
         words = {span for span in word_spans(text) if text[slice(*span)].isalpha()}
-        times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
+        times = Counter(tokens.spans)  # the byte-level tokens of one character share its span
         places = []
         for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True)):
             fits = span in words or is_spaceless(text[slice(*span)])

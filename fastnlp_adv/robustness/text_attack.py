@@ -21,8 +21,8 @@ from .worst_case import EvaluationAttack, Scores
 def _check_tokenizer(name: str, tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"Expected `{name}` to be a fast tokenizer of transformers, which tells where in the text its tokens "
-            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
+            f"Expected `{name}` to be a fast tokenizer of transformers, which gives the positions of tokens in "
+            f"the text, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
             "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
             "`VocabularyTokenizer`."
         )
@@ -229,7 +229,7 @@ class TextAttack(EvaluationAttack, ABC):
         return f"pair_{name}" if self.side == "second" and f"pair_{name}" in encoded else name
 
     def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
-        """Return the batch and where each token stands in the attacked text; (0, 0) for tokens of the other."""
+        """Return the batch and the span of each token in the attacked text; (0, 0) for tokens of the other."""
         fields = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
         encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **fields)
         device = next(self.attached.parameters()).device
