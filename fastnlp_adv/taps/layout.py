@@ -71,12 +71,16 @@ class Layout:
         :param by_example: True to raise if neither can hold them.
         """
         inputs, batch = forwards.scope.inputs, forwards.scope.batch
-        fields = list(_tensors(inputs if inputs is not None else batch and batch.data))
+        given = list(_tensors(batch and batch.data))
+        fields = given if inputs is None else list(_tensors(inputs))
         copies = 1 if inputs is not None else copies
         if not fields or not ids.dim():
             return False
         first, second = ids.shape[0], ids.shape[1] if ids.dim() > 1 else -1
-        lengths = [copies * len(field) for field in fields if field.dim() == 1] or [copies * len(f) for f in fields]
+        lengths = [copies * len(field) for field in fields if field.dim() == 1]
+        if not lengths and any(field.shape == ids.shape for field in given):  # a forward without the labels
+            lengths = [len(field) for field in given if field.dim() == 1]
+        lengths = lengths or [copies * len(field) for field in fields]
         if first == second and first in lengths:
             if self._is_transposed is None:
                 self._is_transposed = _holds_transposed(fields, ids)
@@ -108,7 +112,7 @@ class Layout:
             return None
         inputs, data = forwards.scope.inputs, forwards.scope.batch and forwards.scope.batch.data
         found: Any
-        is_input = False  # otherwise it is of one copy of the whole batch
+        is_input = data is None  # otherwise it is of one copy of the whole batch
         if callable(self._mask):
             found = self._mask(inputs if data is None else data)
         else:
@@ -119,6 +123,9 @@ class Layout:
             found = source.get(key) if is_known and isinstance(source, Mapping) else None
         if isinstance(found, Tensor) and found.dim():
             found = found[: len(found) // copies] if is_input else found
+            several = 1 if is_input or forwards.scope.forward is None else forwards.scope.forward.copies
+            if several > 1 and len(ids) == several * len(found):  # the ids are of all copies
+                found = torch.cat([found] * several)
             found = found if rows is None or len(found) == len(ids) else found.index_select(0, rows.to(found.device))
             found = found.transpose(0, 1) if found.shape != ids.shape and found.dim() == 2 else found
         if not isinstance(found, Tensor) or found.shape != ids.shape:
