@@ -892,17 +892,17 @@ def perturbation_stays_after_a_step():
     """A step leaves the perturbation on embeddings, and weights where it moved them."""
 
     @contextmanager
-    def running(old, *args, **kwargs):
+    def on(old, *args, **kwargs):
         _kept.append(old(*args, **kwargs))  # or it would be closed
         yield _kept[-1].__enter__()
 
-    around_all(attacks(), "running", running)
+    around(module("taps").Tap, "on", on)
 
 
 @restoring("test_method.py", "callbacks/test_safety.py")
 def failing_step_leaves_the_perturbation():
     """A step that raises leaves the perturbation on embeddings, and weights where it moved them."""
-    around_all(attacks(), "running", _Unguarded)
+    around(module("taps").Tap, "on", _Unguarded)
 
 
 @restoring("attacks/test_interruption.py", "attacks/test_attack_api.py")
