@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ..functional import NORMS, ascend, project, random_in_ball
-from ..method import Cost, OnEmbeddings, SharesDropout
+from ..method import OnEmbeddings
 from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
 from .base import Attack
-from .passes import AdversarialLoss, InnerPrecision, run_closure
+from .passes import AdversarialLoss, TwoPasses, run_closure
 
 Norm = Literal["l2", "linf"]
 
@@ -205,14 +205,14 @@ class EmbeddingAttack(_InRows, Attack):
 
 
 @options
-class TwoPassAttack(SharesDropout, InnerPrecision, AdversarialLoss, EmbeddingAttack):
+class TwoPassAttack(TwoPasses, AdversarialLoss, EmbeddingAttack):
     """An attack with a clean and an adversarial pass; ``replace`` makes the clean one an inner one."""
 
     granularity: Granularity = option(
         default="vocab",
         check=one_of("vocab", "sequence", "token"),
         doc='``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
-        'weights); ``"sequence"``, one per position, normalized over each example (the first dimension of the ids); '
+        'weights); ``"sequence"``, one per position, normalized over each example; '
         '``"token"``, one per position, normalized by itself',
     )
     norm: Norm = option(
@@ -226,20 +226,6 @@ class TwoPassAttack(SharesDropout, InnerPrecision, AdversarialLoss, EmbeddingAtt
         doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step; the "
         "passes that attack run on those only. With ``replace``, the others are trained on the clean input",
     )
-
-    has_two_losses: ClassVar[bool] = True
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(2, 2 - self.replace, int(self.replace))
-
-    def validate(self) -> None:
-        super().validate()
-        if self.fraction < 1 and self.dropout_mask != "new":
-            raise ValueError(
-                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
-                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
-            )
 
 
 def _row_of(tap: Tap) -> float:

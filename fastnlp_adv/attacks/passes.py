@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..method import Method
+from ..method import Cost, Method, SharesDropout
 from ..options import Options, check_flag, check_number, option, optional, options
 
 
@@ -53,6 +53,26 @@ class InnerPrecision(Method):
             raise ValueError(
                 f"Expected `inner_autocast` to be None where every pass of a step trains, but got "
                 f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
+            )
+
+
+class TwoPasses(SharesDropout, InnerPrecision):
+    """A clean pass, which gives the direction, and an adversarial one, of which one may be on a part of the batch."""
+
+    fraction: float
+    replace: bool
+    has_two_losses: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(2, 2 - self.replace, int(self.replace))
+
+    def validate(self) -> None:
+        super().validate()
+        if self.fraction < 1 and self.dropout_mask != "new":
+            raise ValueError(
+                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
+                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
             )
 
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from ..method import Cost, SharesDropout
 from ..options import Options, check_flag, check_fraction, check_number, must_be, one_of, option, optional, options
 from ..taps import Tap, WeightTap, fits, refuse_sharded
 from ..taps.weight import in_single_precision, moved_weights, rounded_at_random, widened
 from .base import Attack, Pass
-from .passes import AdversarialLoss, InnerPrecision
+from .passes import AdversarialLoss, TwoPasses
 
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
@@ -45,7 +44,7 @@ class _OnParameters(Options):
     )
 
 
-class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
+class WeightAttack(_OnParameters, TwoPasses, Attack):
     """
     An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
     back bit for bit when the step ends, however it ends.
@@ -56,21 +55,8 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
     replace: bool = True
 
     fixed = Attack.fixed | {"params"}
-    has_two_losses: ClassVar[bool] = True
     #: whether one gradient without a direction leaves all weights where they are
     one_norm: ClassVar[bool] = False
-
-    def validate(self) -> None:
-        super().validate()
-        if self.fraction < 1 and self.dropout_mask != "new":
-            raise ValueError(
-                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
-                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
-            )
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(2, 2 - self.replace, int(self.replace))
 
     def find_taps(self, model: nn.Module) -> list[Tap]:
         refuse_sharded(model, f"{type(self).__name__}, which moves the weights,")

@@ -27,7 +27,7 @@ class GradientPenalty(OnEmbeddings, Regularizer):
     .. math:: L(e) + \frac{w}{2n} \sum_{i=1}^{n} \lVert \nabla_{e_i} L_i \rVert_2^2, \qquad
         \nabla_{e_i} L_i = n\, \nabla_{e_i} L(e)
 
-    for :math:`n` sequences (the first dimension of the ids that are looked up) whose losses :math:`L_i` are averaged to
+    for :math:`n` examples whose losses :math:`L_i` are averaged to
     :math:`L`. Positions at ``padding_idx`` do not count. Where several lookups take part, their terms are added.
 
     The gradient is taken of the ``loss`` that the objective returns, with the terms of inner regularizers: not divided
