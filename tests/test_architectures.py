@@ -91,6 +91,41 @@ CLASSIFIERS = {
         "attention_dropout": 0.0,
         "max_position_embeddings": 32,
     },
+    "Reformer": {
+        **IDS,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "attention_head_size": 8,
+        "feed_forward_size": 32,
+        "attn_layers": ["local"],
+        "local_attn_chunk_length": 4,
+        "axial_pos_embds": False,
+        "max_position_embeddings": 32,
+        "is_decoder": False,
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+    },
+    "Perceiver": {
+        **IDS,
+        "d_model": 16,
+        "d_latents": 16,
+        "num_latents": 4,
+        "num_blocks": 1,
+        "num_self_attends_per_block": 1,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "RoCBert": {
+        **BERT,
+        "pronunciation_vocab_size": VOCAB,
+        "shape_vocab_size": VOCAB,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
+    "RemBert": {**BERT, "input_embedding_size": 8, "classifier_dropout_prob": 0.0},
+    "Esm": {**BERT, "mask_token_id": 3, "token_dropout": False},
     "XLNet": XLNET,
     "GPT2": {**GPT2, **NO_GPT2_DROPOUT},
     "GPTNeo": {
@@ -114,10 +149,16 @@ CLASSIFIERS = {
     "Qwen2": LLAMA,
     "Mistral": LLAMA,
     "Phi": {**LLAMA, "partial_rotary_factor": 1.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "Qwen3": {**LLAMA, "head_dim": 8},
+    "StableLm": LLAMA,
+    "Mpt": {**IDS, "d_model": 16, "n_heads": 2, "n_layers": 1, "expansion_ratio": 2, "max_seq_len": 32},
+    "BioGpt": {**BERT, "scale_embedding": True, "layerdrop": 0.0},
     "Gemma": {**LLAMA, "head_dim": 8},
     "Gemma2": {**LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8},
     "T5": T5,
     "Bart": BART,
+    "PLBart": {**BART, "scale_embedding": True, "attention_dropout": 0.0},
+    "BigBirdPegasus": {**BART, "attention_type": "original_full"},
     "MBart": {**BART, "scale_embedding": True},
     "Canine": {**BERT, "num_hash_functions": 2, "num_hash_buckets": 32, "downsampling_rate": 2},
 }
@@ -177,6 +218,8 @@ def tables_of(model):
     """The weights of the input embeddings, each with the modules that look it up."""
     if type(model).__name__.startswith("Canine"):
         weights = [m.weight for n, m in model.named_modules() if "HashBucketCodepointEmbedder" in n]
+    elif type(model).__name__.startswith("Perceiver"):
+        weights = [model.perceiver.input_preprocessor.embeddings.weight]
     else:
         weights = [model.get_input_embeddings().weight]
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -272,3 +315,12 @@ def test_fgm(name, shape):
         expected = by_definition(model, loss_of, batch, granularity, examples_in=int(name == "XLNet"))
         assert_same(found, expected, rtol=1e-3 if name in SINGLE else 1e-9)
         assert differ(found, add(plain, plain)) > 1e-3
+
+
+def test_a_table_that_is_no_embedding_of_torch_is_refused_by_name():
+    """I-BERT quantizes what it looks up."""
+    model = transformers.IBertForSequenceClassification(transformers.IBertConfig(**BERT))
+    with pytest.raises(
+        ValueError, match=r"an nn.Embedding, .* its parameters are `ibert.embeddings.word_embeddings.weight`"
+    ):
+        FGM(model)
