@@ -155,6 +155,15 @@ def test_noise_is_of_the_size_of_an_example_where_the_examples_are_second(kind, 
     assert added.by_example.norm(dim=(1, 2)).sub(5 / math.sqrt(3)).abs().max() < 0.4
 
 
+@pytest.mark.parametrize(("kind", "shape"), [(xlnet, (4, 7)), (xlnet, (5, 5)), (TimeMajor, (4, 7))])
+def test_vat_perturbs_each_example_by_epsilon_where_the_examples_are_second(kind, shape):
+    model = kind()
+    vat = VAT(model, epsilon=0.7, xi=0.1, steps=2)
+    added = Added(table_of(model))
+    vat(lambda b: model(**b), batch_of(kind, *shape))
+    torch.testing.assert_close(added.by_example.norm(dim=(1, 2)), torch.full(shape[:1], 0.7, dtype=torch.float64))
+
+
 def test_a_part_of_the_examples_where_they_are_second():
     batch, model = batch_of(xlnet, 6, 5), xlnet()
     fgm = FGM(model, 0.7, granularity="sequence", fraction=0.5, replace=True)
