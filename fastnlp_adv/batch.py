@@ -24,15 +24,7 @@ _WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
 
 def double_batch(batch: Any) -> tuple[Any, int]:
-    """
-    Return the batch followed by itself along the rows of every field, and the number of rows before.
-
-    Example::
-
-        >>> doubled, rows = double_batch({"words": torch.tensor([[1, 2], [3, 4]]), "text": ["a", "b"], "scale": 0.5})
-        >>> doubled["words"].tolist(), doubled["text"], doubled["scale"], rows
-        ([[1, 2], [3, 4], [1, 2], [3, 4]], ['a', 'b', 'a', 'b'], 0.5, 2)
-    """
+    """Return the batch followed by itself along the rows of every field, and the number of rows before."""
     rows = count_examples(batch, _WAY_OUT)
 
     def double(value: Any) -> Any:
@@ -85,15 +77,11 @@ def count_examples(batch: Any, way_out: str) -> int:
     return lengths.most_common(1)[0][0]
 
 
-#: fields that a loss is divided by; transformers' Trainer passes the number of tokens in all accumulated batches
-COUNTS = ("num_items_in_batch",)
-
-
 def scale_counts(batch: Any, factor: float) -> Any:
-    """Return the batch with the fields that its loss is divided by multiplied; itself if there are none."""
-    for name in COUNTS:
-        if isinstance(batch, Mapping) and batch.get(name) is not None:
-            batch = {**batch, name: factor * batch[name]}
+    """Return the batch with the count that its loss is divided by multiplied; itself if there is none."""
+    name = "num_items_in_batch"  # from transformers' Trainer: the number of tokens in all accumulated batches
+    if isinstance(batch, Mapping) and batch.get(name) is not None:
+        return {**batch, name: factor * batch[name]}
     return batch
 
 
@@ -104,14 +92,8 @@ def fields_of(batch: Any) -> list[tuple[str, Any]]:
 
 def first_half(value: Any, rows: int) -> Any:
     """
-    Return outputs of ``2 * rows`` examples cut to the first half; values without a clear row per example stay.
-
-    A dict becomes a plain dict.
-
-    Example::
-
-        >>> first_half({"hidden": torch.arange(4), "layers": 12}, rows=2)
-        {'hidden': tensor([0, 1]), 'layers': 12}
+    Return outputs of ``2 * rows`` examples cut to the first half; values without a clear row per example stay. A dict
+    becomes a plain dict.
     """
     if isinstance(value, Mapping):
         halved = {}

@@ -20,22 +20,9 @@ REDUCTIONS = ("batchmean", "sum", "mean")
 
 def categorical(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
     r"""
-    Return the terms of the KL divergence between two categorical distributions given as logits over the last dimension.
-
-    The sum of the terms over the classes is :math:`KL(p \| q) = \sum_c p_c (\log p_c - \log q_c)`. A class that is
-    impossible in both (its logit is ``-inf``) adds 0 and gets a gradient of 0.
-
-    :param p: logits of shape ``(..., classes)``, two classes or more.
-    :param q: logits of the same shape.
-    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for only :math:`KL(p \| q)`.
-    :return: one term for each class, of the shape of ``p``.
-    :raises ValueError: if there are fewer than two classes: every such divergence is 0.
-
-    Example::
-
-        >>> p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.2, 0.8]]).log()
-        >>> categorical(p, q, symmetric=None).sum()
-        tensor(0.2231)
+    Return the terms :math:`p_c (\log p_c - \log q_c)` of the KL divergence between two categorical distributions, given
+    as logits over the last dimension: one for each class, of the shape of ``p``. A class that is impossible in both
+    (its logit is ``-inf``) adds 0 and gets a gradient of 0.
     """
     if p.ndim < 2 or p.shape[-1] < 2:
         raise ValueError(
@@ -47,21 +34,7 @@ def categorical(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tens
 
 
 def bernoulli(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
-    r"""
-    Return the KL divergences between independent Bernoulli distributions given as logits, as in multi-label
-    classification.
-
-    :param p: logits of any shape; each is one yes-or-no decision.
-    :param q: logits of the same shape.
-    :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for only :math:`KL(p \| q)`.
-    :return: one divergence for each logit, of the shape of ``p``.
-
-    Example::
-
-        >>> p, q = torch.tensor([0.5]).logit(), torch.tensor([0.2]).logit()
-        >>> bernoulli(p, q, symmetric=None)
-        tensor([0.2231])
-    """
+    """Return the KL divergence between the Bernoulli distributions of each logit, as in multi-label classification."""
     p, q = _full_precision(p), _full_precision(q)
     yes = _kl_terms(F.logsigmoid(p), F.logsigmoid(q), symmetric)
     no = _kl_terms(F.logsigmoid(-p), F.logsigmoid(-q), symmetric)
@@ -69,40 +42,13 @@ def bernoulli(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor
 
 
 def mse(p: Tensor, q: Tensor, *, symmetric: str | None = "mean") -> Tensor:
-    r"""Return the squared differences :math:`(p - q)^2`, for regression.
-
-    :param p: predicted values of any shape.
-    :param q: predicted values of the same shape.
-    :param symmetric: both directions are equal, so that only ``"sum"`` differs: it doubles the value.
-    :return: one value for each element, of the shape of ``p``.
-
-    Example::
-
-        >>> mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0]))
-        tensor([0., 9.])
-    """
+    """Return the squared differences, for regression; both directions are equal, so only ``"sum"`` doubles them."""
     squares = (_full_precision(p) - _full_precision(q)).square()
     return 2 * squares if symmetric == "sum" else squares
 
 
 def reduce(values: Tensor, reduction: str = "batchmean", mask: Tensor | None = None) -> Tensor:
-    """Reduce the values of a divergence to one number.
-
-    :param values: shape ``(examples, ...)``.
-    :param reduction: ``"batchmean"`` divides the sum by the number of examples or, with a mask, by the number of
-        entries that the mask keeps; ``"sum"`` does not divide; ``"mean"`` divides by the number of (kept) elements,
-        classes included.
-    :param mask: bool or 0-1 tensor of shape ``values.shape[:-1]`` or ``values.shape``, true at the values that
-        count. Others change neither the result nor the gradient of ``values``, even if they are NaN.
-    :return: a tensor of no dimensions; 0 where nothing counts.
-    :raises ValueError: if ``reduction`` is unknown or the shape of ``mask`` does not fit.
-
-    Example::
-
-        >>> values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        >>> reduce(values, "batchmean"), reduce(values, "mean", torch.tensor([True, False]))
-        (tensor(5.), tensor(1.5000))
-    """
+    """Reduce the values of a divergence, of shape ``(examples, ...)``, to one number; see :func:`divergence`."""
     if reduction not in REDUCTIONS:
         one_of(REDUCTIONS)("reduction", reduction)
     if mask is None:
@@ -132,7 +78,9 @@ def divergence(
     :param kind: ``"categorical"``, ``"bernoulli"``, ``"mse"``, or a callable that takes ``p`` and ``q`` (float32 or
         float64, 0 at masked positions) and returns either values of the shape of ``p`` or of ``p.shape[:-1]``, which
         are reduced like the others, or a tensor of no dimensions, which is returned unchanged and cannot be masked.
-    :param reduction: see :func:`reduce`.
+    :param reduction: ``"batchmean"`` divides the sum by the number of examples or, with a mask, by the number of
+        entries that the mask keeps; ``"sum"`` does not divide; ``"mean"`` divides by the number of (kept) elements,
+        classes included.
     :param mask: bool or 0-1 tensor of shape ``p.shape[:-1]``, true at the positions that count; for other kinds than
         ``"categorical"`` also of shape ``p.shape``. Masked positions change neither the value nor the gradients.
     :param symmetric: ``"mean"`` of both directions, their ``"sum"``, or ``None`` for the direction from ``p`` to ``q``.

@@ -20,29 +20,22 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Batch:
-    """
-    The batch that is trained on, in all of its passes.
+    """The batch that is trained on, in all of its passes."""
 
-    :param data: its fields, in a pass on the attacked rows of these; ``None`` where the driver does not know them.
-    """
-
+    #: its fields, in some passes the attacked rows only; ``None`` where the driver does not know them
     data: Any = None
 
 
 @dataclass
 class Forward:
-    """
-    One forward of the model on the batch.
+    """One forward of the model on the batch."""
 
-    :param copies: how many copies of the batch it holds, one after the other.
-    :param rows: the number of examples of one copy, if there are several copies.
-    :param bare: True if a model with R-Drop of its own runs once, because its caller runs R-Drop, or none.
-    :param last: True if it is the last forward of its pass, in which distributed training takes part.
-    """
-
+    #: how many copies of the batch it holds, one after the other, and the examples of one copy if there are several
     copies: int = 1
     rows: int | None = None
+    #: True if a model with R-Drop of its own runs once, because its caller runs R-Drop, or none
     bare: bool = False
+    #: True if it is the last forward of its pass, in which distributed training takes part
     last: bool = True
     #: whether gradients were on when it began; lookups without them, then, are not trained
     trains: bool = field(default_factory=torch.is_grad_enabled, init=False)
@@ -84,14 +77,6 @@ def announced(*, copies: int = 1, rows: int | None = None, bare: bool = False, l
     """
     Announce a forward of the model on the batch; see :class:`Forward`. Inside a bare forward all are bare, and inside
     one that is not the last none is.
-
-    Example::
-
-        >>> with announced(copies=2, rows=4):
-        ...     scope.forward.copies
-        2
-        >>> scope.forward is None
-        True
     """
     outer = scope.forward
     if outer is not None:
@@ -101,14 +86,6 @@ def announced(*, copies: int = 1, rows: int | None = None, bare: bool = False, l
 
 
 def run(step: Callable[[Any], Any], batch: Any, **announcement: Any) -> Any:
-    """
-    Run a training step as an announced forward, on a shallow copy of a mapping, from which it may take fields out.
-
-    Example::
-
-        >>> batch = {"ids": [1, 2]}
-        >>> run(lambda batch: batch.pop("ids"), batch), batch
-        ([1, 2], {'ids': [1, 2]})
-    """
+    """Run a training step as an announced forward, on a shallow copy of a mapping, which it may take fields out of."""
     with announced(**announcement):
         return step(copy.copy(batch) if isinstance(batch, Mapping) else batch)

@@ -26,14 +26,11 @@ class Learning:
     """
     Finds, once, that the clean loss is no lower than in the beginning. Losses are kept as tensors and read once in a
     while, so no step waits for the device.
-
-    :param method: the name of the method.
-    :param size: the name of its argument for the size of perturbations.
     """
 
     def __init__(self, method: str, size: str):
         self.method = method
-        self.size = size
+        self.size = size  # the name of the method's argument for it
         self.has_warned = False
         self.stretch = STRETCH
         #: the clean losses of the first batches, and the last ones with the adversarial losses

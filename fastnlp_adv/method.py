@@ -115,7 +115,4 @@ class SharesDropout(ModelMethod):
 
     def begin_dropout(self) -> Callable[[], None]:
         """Return the function to call before each forward of a step."""
-        return same_dropout(self.model) if self.dropout_mask == "same" else _nothing
-
-
-def _nothing() -> None: ...
+        return same_dropout(self.model) if self.dropout_mask == "same" else lambda: None

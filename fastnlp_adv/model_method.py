@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -207,7 +208,7 @@ class ModelMethod(Options):
         inputs: list[Tensor] = []
         for tap in self.taps:
             inputs += tap.leaves
-        before = list(map(_grad_of, self._flat))
+        before = list(map(attrgetter("grad"), self._flat))
         if not inputs:
             self.check_grad()
             return
@@ -288,10 +289,6 @@ class ModelMethod(Options):
         self.stream.load_state_dict(state["noise"])
         for tap in self.taps:
             tap.had_grad = tap.had_grad or tap.name in state.get("seen", ())
-
-
-def _grad_of(param: nn.Parameter) -> Tensor | None:
-    return param.grad
 
 
 def refuse_wrappers(model: nn.Module) -> None:

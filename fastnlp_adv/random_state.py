@@ -11,18 +11,8 @@ from torch import Tensor, nn
 class Noise:
     """
     The stream that a method draws its noise from. It leaves the default generators alone, so noise changes no dropout
-    mask and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``.
-
-    :param number: distinguishes several streams of one method, which would draw the same otherwise.
-
-    Example::
-
-        >>> noise, x = Noise(), torch.zeros(2)
-        >>> state = noise.state_dict()
-        >>> first = noise.like(x).normal_(generator=noise.on(x.device))
-        >>> noise.load_state_dict(state)
-        >>> torch.equal(first, noise.like(x).normal_(generator=noise.on(x.device)))
-        True
+    mask and no shuffling, and it can be saved and resumed. It starts from the seed of ``torch.manual_seed``; streams of
+    one method differ by ``number``.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -54,20 +44,8 @@ class Noise:
 
 def same_dropout(model: nn.Module | None) -> Callable[[], None]:
     """
-    Return a function to call before each of several forwards, which all have the same dropout mask then: it puts the
-    random state back. The last one leaves the random state as any forward does.
-
-    :param model: tells the devices besides the CPU.
-
-    Example::
-
-        >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), torch.ones(1, 8)
-        >>> begin_forward = same_dropout(model)
-        >>> begin_forward()
-        >>> first = model(x)
-        >>> begin_forward()
-        >>> torch.equal(first, model(x))
-        True
+    Return a function to call before each of several forwards, so that all have the same dropout mask: it restores the
+    random state, on the CPU and on the model's devices. The last one leaves the random state as any forward does.
     """
     parameters = () if model is None else model.parameters()
     devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)

@@ -80,18 +80,16 @@ class Scheduled(Options):
         return since >= 0 and since % self.every == 0
 
 
-_check_warmup = must_be(
-    "a finite, non-negative number or 'auto'", lambda value: value == "auto" or (is_finite(value) and value >= 0)
-)
-
-
 @options
 class Growing(Scheduled):
     """Acts with a strength that grows from 0 to 1."""
 
     warmup: float | Literal["auto"] = option(
         default=0,
-        check=_check_warmup,
+        check=must_be(
+            "a finite, non-negative number or 'auto'",
+            lambda value: value == "auto" or (is_finite(value) and value >= 0),
+        ),
         doc="how the perturbation (``epsilon`` and ``alpha``, ``gamma`` or ``rho``) grows from 0 to its value: over so "
         "many optimizer steps from ``start`` on, or, up to 1, over a fraction of the training; 0 for the whole "
         'perturbation from the first step; ``"auto"`` lets it grow as the clean loss falls, after 5 plain steps, see '

@@ -106,6 +106,7 @@ TABLE = {
     "replace": FLAG,
     "restarts": COUNT,
     "rho": NUMBER,
+    "rounding": one_of("none", "stochastic"),
     "seed": COUNT_OR_0,
     "start": NUMBER,
     "steps": COUNT,

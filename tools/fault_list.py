@@ -760,19 +760,30 @@ def weights_are_rounded_when_restored():
     """AWP and SAM put weights back to a rounding error."""
 
     @contextmanager
-    def running(old, self, *args):
+    def moved(old, weights, backups):
         import torch
 
         try:
-            with old(self, *args) as passes:
-                yield passes
+            with old(weights, backups):
+                yield
         finally:
             with torch.no_grad():
-                for param in self.model.parameters():
-                    param.mul_(1 + 2.0**-20)
+                for weight in weights:
+                    weight.mul_(1 + 2.0**-20)
 
-    for cls in methods("AWP", "SAM"):
-        around(cls, "running", running)
+    around(module("taps.weight"), "moved_weights", moved)
+
+
+@on_weights("attacks/test_weights.py")
+def half_precision_is_not_left():
+    """Weights in half precision stay in it, and where they are."""
+    around(module("taps.weight"), "in_single_precision", lambda old, model, values: nullcontext())
+
+
+@on_weights("attacks/test_weights.py")
+def random_rounding_is_to_the_nearest():
+    """Weights in half precision are rounded to the nearest."""
+    around(module("taps.weight"), "rounded_at_random", lambda old, x, dtype, stream: x)
 
 
 # Attacks: what is perturbed, where, and by how much.
@@ -881,17 +892,17 @@ def perturbation_stays_after_a_step():
     """A step leaves the perturbation on embeddings, and weights where it moved them."""
 
     @contextmanager
-    def running(old, *args, **kwargs):
+    def on(old, *args, **kwargs):
         _kept.append(old(*args, **kwargs))  # or it would be closed
         yield _kept[-1].__enter__()
 
-    around_all(attacks(), "running", running)
+    around(module("taps").Tap, "on", on)
 
 
 @restoring("test_method.py", "callbacks/test_safety.py")
 def failing_step_leaves_the_perturbation():
     """A step that raises leaves the perturbation on embeddings, and weights where it moved them."""
-    around_all(attacks(), "running", _Unguarded)
+    around(module("taps").Tap, "on", _Unguarded)
 
 
 @restoring("attacks/test_interruption.py", "attacks/test_attack_api.py")

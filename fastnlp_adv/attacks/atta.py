@@ -37,8 +37,8 @@ class ATTA(EmbeddingAttack):
 
     with norms over the sequence. One forward and one backward pass, as in plain training; the first epoch is plain.
 
-    Examples are known by their indices in the data set, which are given to :meth:`step` or put into ``indices``. An
-    index has to mean the same example in every epoch. The perturbations are kept on the CPU by position, counted from
+    Examples are identified by their indices in the data set, given to :meth:`step` or assigned to ``indices``. An index
+    must refer to the same example in every epoch. The perturbations are kept on the CPU by position, counted from
     the first token, so an example may be padded to another length, on either side, in every epoch; positions that are
     cut off are forgotten. They take up to :meth:`memory` bytes and go to the device and back in every step.
 

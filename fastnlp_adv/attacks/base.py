@@ -19,7 +19,7 @@ from ..method import DropoutMask, Method, is_first_process, logger
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
-from .closures import run_closure
+from .passes import run_closure
 
 _WHOLE = "Use `fraction=1`, which attacks the whole batch."
 
@@ -74,7 +74,7 @@ class Attack(Growing, Method, ABC):
     inner_autocast: torch.dtype | None = None
     #: "same" for one dropout mask in all passes
     dropout_mask: DropoutMask = "new"
-    #: True if a step has a clean and an adversarial pass, whose losses tell whether the training learns
+    #: True if a step has a clean and an adversarial pass, whose losses show whether the training learns
     has_two_losses: ClassVar[bool] = False
 
     def _forget(self) -> None:
@@ -129,7 +129,7 @@ class Attack(Growing, Method, ABC):
 
         :param forward: runs the model on ``each.of(batch)`` and returns the loss, not divided for accumulation.
         :param backward: takes the loss, times the weight of the pass, divides and scales it as the loop does, and
-            goes backward.
+            runs the backward pass.
         :param no_sync: a context without gradient reduction, for all passes but the last.
         :param scale: divides and scales the loss of a pass that does not train, which does not reach ``backward``.
         :param reduces: True if the last pass must run even where it only reduces.
@@ -156,8 +156,8 @@ class Attack(Growing, Method, ABC):
     def _prepared(self, batch: Any) -> Iterator[Pass]:
         """Yield the passes of one step, each ready to run; whatever happens, the model is left unperturbed."""
         self._begin_step()
-        current = forwards.scope.batch or forwards.Batch(batch)
-        with forwards.scoped(batch=current), ExitStack() as stack:
+        announced = forwards.scope.batch or forwards.Batch(batch)
+        with forwards.scoped(batch=announced), ExitStack() as stack:
             if not self.current.acts:
                 yield Pass(last=True)
                 return
@@ -172,7 +172,7 @@ class Attack(Growing, Method, ABC):
                     tap.begin_pass(inner=not each.trains, is_read=is_read, part=part, alone=each.part)
                 if begin_forward is not None:
                     begin_forward()
-                current.data = taken if each.part else batch
+                announced.data = taken if each.part else batch
                 yield replace(each, batch=taken) if each.part else each
                 trained += each.weight * each.trains
                 if number == 0 and not self.taps[0].has_grad and not self.check_grad():
@@ -309,7 +309,8 @@ class Attack(Growing, Method, ABC):
 
     def record(self, moved: list[list[Delta]]) -> None:
         """Take the norms of each tap's perturbations and gradients, and count gradients that had no direction."""
-        grads, values, without = [], [], []
+        grads, values = [], []
+        without: Any = self.norms.get("skipped", 0)
         for deltas in moved:
             if not deltas:  # the batch does not use this embedding
                 self.without_grad += 1
@@ -320,9 +321,10 @@ class Attack(Growing, Method, ABC):
                 grads.append(torch.linalg.vector_norm(delta.grad, dtype=wide))
                 values.append(torch.linalg.vector_norm(delta.value, dtype=wide))
                 peaks.append(delta.grad.abs().amax() if delta.grad.numel() else grads[-1])
-            peak = torch.stack(peaks).amax()
-            without.append(~(peak.isfinite() & (peak > 0)))
+            peak = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax()
+            without = without + ~(peak.isfinite() & (peak > 0))
         if grads:
-            self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads))
-            self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values))
-            self.norms["skipped"] = torch.stack(without).sum() + self.norms.get("skipped", 0)
+            several = len(grads) > 1
+            self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads)) if several else grads[0]
+            self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values)) if several else values[0]
+            self.norms["skipped"] = without

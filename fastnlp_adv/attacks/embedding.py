@@ -14,8 +14,7 @@ from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_flag, check_fraction, check_mask, one_of, option, options
 from ..taps import EmbeddingTap, Granularity, Mask, Tap, fits, taps_on
 from .base import Attack
-from .closures import run_closure
-from .passes import AdversarialLoss, InnerPrecision
+from .passes import AdversarialLoss, InnerPrecision, run_closure
 
 Norm = Literal["l2", "linf"]
 
@@ -33,7 +32,7 @@ class _InRows(OnEmbeddings):
         check=check_mask,
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
         "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
-        "positions go by the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
+        "positions follow the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
         "``padding_idx``; perturbations of token types, which are of the weight, do not",
     )
 
@@ -41,7 +40,7 @@ class _InRows(OnEmbeddings):
 class EmbeddingAttack(_InRows, Attack):
     """An attack on the lookups of embeddings by steps of steepest ascent."""
 
-    #: True if perturbations are of the outputs of lookups, whatever computes these
+    #: True if outputs of lookups are perturbed, also where these are not rows of an embedding
     needs_only_outputs: ClassVar[bool] = False
     # Attributes of attacks without the argument.
     epsilon: float = 0.0
@@ -136,19 +135,11 @@ class EmbeddingAttack(_InRows, Attack):
     def randomize(self, radius: float) -> None:
         """Start every perturbation at a random point of its ball; ``radius`` in the units of the argument."""
         for tap in self.taps:
-            tap.perturb(
-                [
-                    random_in_ball(
-                        delta.value,
-                        radius * tap.unit * self.strength,
-                        dims=delta.dims,
-                        norm=self.norm,
-                        free=delta.free,
-                        generator=self.stream.on(delta.value.device),
-                    )
-                    for delta in tap.deltas()
-                ]
-            )
+            size, values = radius * tap.unit * self.strength, []
+            for delta in tap.deltas():
+                how: dict[str, Any] = {"free": delta.free, "generator": self.stream.on(delta.value.device)}
+                values.append(random_in_ball(delta.value, size, dims=delta.dims, norm=self.norm, **how))
+            tap.perturb(values)
 
     def record_start(self) -> None:
         """Note the norms of a pass at where the perturbations started, for a step without an ascent step."""
@@ -180,12 +171,7 @@ class EmbeddingAttack(_InRows, Attack):
             tap.reset()
 
     def _until_restored(
-        self,
-        perturb: Callable[[], None],
-        *,
-        loss: Tensor | None,
-        accumulation_steps: int,
-        total_steps: float | None,
+        self, perturb: Callable[[], None], *, loss: Tensor | None, accumulation_steps: int, total_steps: float | None
     ) -> AbstractContextManager[Any]:
         if self.fraction < 1:
             raise ValueError(

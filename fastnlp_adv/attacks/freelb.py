@@ -22,8 +22,8 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     Free large-batch adversarial training (Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language
     Understanding", https://arxiv.org/abs/1909.11764).
 
-    The perturbation starts at noise and takes ``steps - 1`` ascent steps; the model trains on the mean loss along the
-    way,
+    The perturbation starts at noise and takes ``steps - 1`` ascent steps; the model trains on the mean loss along its
+    path,
 
     .. math:: \frac{1}{K}\sum_{t=0}^{K-1} L(e + d_t), \qquad
         d_{t+1} = \Pi_\epsilon\bigl(d_t + \alpha\, g_t / \lVert g_t \rVert_2\bigr), \quad g_t = \nabla_e L(e + d_t),
@@ -31,7 +31,7 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     where :math:`e` are the outputs of the embedding lookups, one perturbation per position, with norms over each
     example. :math:`d_0` is uniform in :math:`(-1, 1)` on the real tokens, times ``init`` :math:`/ \sqrt{nH}` for an
     example of :math:`n` real tokens and :math:`H` features, so its norm is about ``0.58 * init``. An example whose
-    gradient is zero, infinite or NaN does not move. ``mask`` tells which tokens are real. A step costs as much as
+    gradient is zero, infinite or NaN does not move. ``mask`` selects the real tokens. A step costs as much as
     ``steps`` plain ones.
 
     The definition has no clean pass. With ``clean`` the model trains on :math:`L(e) + \frac{1}{K}\sum_t L(e + d_t)`, at
@@ -63,7 +63,6 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     alpha: float = option(default=0.1, check=check_number, doc="the length of an ascent step, in the same units")
     steps: int = option(default=3, check=check_count, doc="the number :math:`K` of passes")
     init: float = option(default=0.05, check=check_number, doc="the size of the noise, in the same units")
-
     clean: bool = option(
         default=False,
         check=check_flag,

@@ -1,10 +1,11 @@
-"""The arguments of attacks about the passes of a step."""
+"""The arguments about the passes of a step, and the closures of plain loops, which run them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..method import Method
 from ..options import Options, check_flag, check_number, option, optional, options
@@ -43,7 +44,7 @@ class InnerPrecision(Method):
         check=optional(_check_inner_autocast),
         doc="``torch.bfloat16`` runs the model in this precision, under autocast, in the passes that do not train, of "
         "which only the direction of a gradient is used; ``None`` for the precision of the other passes. An autocast "
-        "that the model or the Trainer (``fp16=True``) enters itself goes first",
+        "that the model or the Trainer (``fp16=True``) enters itself takes precedence",
     )
 
     def validate(self) -> None:
@@ -53,3 +54,20 @@ class InnerPrecision(Method):
                 f"Expected `inner_autocast` to be None where every pass of a step trains, but got "
                 f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
             )
+
+
+def run_closure(closure: Any, *args: Any) -> Tensor:
+    """Return the loss that a closure computes; raise ``TypeError`` for anything else."""
+    if not callable(closure):
+        raise TypeError(
+            f"Expected `closure` to be a function that returns the loss, but got {type(closure).__name__}. Give a "
+            "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
+        )
+    loss = closure(*args)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
+            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
+        )
+    return loss

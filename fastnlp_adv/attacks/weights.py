@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from contextlib import ExitStack
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ..method import Cost, SharesDropout
-from ..options import Options, check_flag, check_fraction, check_number, must_be, option, optional, options
-from ..taps import Tap, WeightTap, fits, moved_weights, refuse_sharded
+from ..options import Options, check_flag, check_fraction, check_number, must_be, one_of, option, optional, options
+from ..taps import Tap, WeightTap, fits, refuse_sharded
+from ..taps.weight import in_single_precision, moved_weights, rounded_at_random, widened
 from .base import Attack, Pass
 from .passes import AdversarialLoss, InnerPrecision
 
 #: keeps weights that are 0 able to move under ASAM, as in the paper's experiments
 _ETA = 0.01
-#: how many bits a number in single precision loses in half precision
-_LOST = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def _params(default: str, doc: str) -> Any:
@@ -35,6 +35,13 @@ class _OnParameters(Options):
         doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step. Where "
         "the first pass only gives the direction, it runs on those, and the second trains on the whole batch; else the "
         "first trains on the whole batch, and the second on those",
+    )
+    rounding: Literal["none", "stochastic"] = option(
+        default="none",
+        check=one_of("none", "stochastic"),
+        doc='for weights in half precision, which is too coarse for the moves: ``"none"`` runs the pass at the moved '
+        'weights in float32; ``"stochastic"`` runs it in half precision, cheaper on GPUs, at weights that are rounded '
+        "up or down at random, right on average",
     )
 
 
@@ -73,8 +80,9 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
     def passes(self) -> Iterator[Pass]:
         yield Pass(trains=not self.replace, part=self.replace)
         taps = [tap for tap in self.taps if isinstance(tap, WeightTap) and tap.has_grad and tap.param.numel()]
-        with moved_weights([tap.param for tap in taps], [tap.backup for tap in taps]):
-            self.move(taps)
+        with moved_weights([tap.param for tap in taps], [tap.backup for tap in taps]), ExitStack() as stack:
+            if left := self.move(taps):
+                stack.enter_context(in_single_precision(self.attached, left))
             yield Pass(weight=self.adv_weight, adversarial=True, last=True, part=not self.replace)
 
     def describe(self) -> str:
@@ -83,10 +91,10 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         return f"{super().describe() or type(self).__name__}: {name} {getattr(self, name):g}, {shared}{some}"
 
     @torch.no_grad()
-    def move(self, taps: list[WeightTap]) -> None:
-        """Move weights that have a backup along their gradients, and note norms."""
+    def move(self, taps: list[WeightTap]) -> dict[Tensor, Tensor]:
+        """Move weights along their gradients, and note norms. Return the values that are too fine for their weights."""
         # In the memory of the weights themselves: fresh memory for each step of the computation would take longer.
-        values = [_wide(tap.param.detach()) for tap in taps]
+        values = [widened(tap.param.detach()) for tap in taps]
         torch._foreach_copy_(values, [tap.grad for tap in taps if tap.grad is not None])
         self.in_own_units(values, taps)
         lows, highs = zip(*(torch.aminmax(value) for value in values), strict=True)
@@ -100,13 +108,16 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         factors = self.strength * self.lengths(shares / size, taps) / sizes
         torch._foreach_mul_(values, list(factors.unbind()))
         for value in values:
-            value.nan_to_num_(0.0, 0.0, 0.0)  # what has no direction is NaN throughout by now
+            value.nan_to_num_(0.0, 0.0, 0.0)  # gradients without a direction are NaN by now
         self.in_units_of_weights(values, taps)
         lengths = list(torch._foreach_norm(values))
         torch._foreach_add_(values, [tap.backup for tap in taps])
+        left: dict[Tensor, Tensor] = {}
         for number, (tap, value) in enumerate(zip(taps, values, strict=True)):
-            if value.dtype != tap.param.dtype:
-                tap.param.copy_(_rounded(value, _LOST[tap.param.dtype], self.stream.on(value.device)))
+            if value.dtype != tap.param.dtype and self.rounding == "none":
+                left[tap.param] = value
+            elif value.dtype != tap.param.dtype:
+                tap.param.copy_(rounded_at_random(value, tap.param.dtype, self.stream))
                 lengths[number] = torch.linalg.vector_norm(value.copy_(tap.param).sub_(tap.backup))
         without = ~factors.isfinite()
         skipped = without.all().long() if self.one_norm else without.sum()
@@ -115,6 +126,7 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
             "perturbation": torch.linalg.vector_norm(torch.stack(lengths)),
             "skipped": skipped + self.norms.get("skipped", 0),
         }
+        return left
 
     def in_own_units(self, grads: list[Tensor], taps: list[WeightTap]) -> None:
         """Give gradients the units that their norm is measured in, in place."""
@@ -124,7 +136,7 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
 
     @abstractmethod
     def whose(self) -> str:
-        """Tell what the size is a part of."""
+        """Name the norm that the size is a fraction of, for the log."""
 
     @abstractmethod
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
@@ -141,38 +153,24 @@ class WeightAttack(_OnParameters, SharesDropout, InnerPrecision, Attack):
         return False
 
 
-def _wide(param: Tensor) -> Tensor:
-    """Return the parameter's own memory to compute in, or memory in single precision if it is in half precision."""
-    return torch.empty_like(param, dtype=torch.float32) if param.dtype in _LOST else param
-
-
-def _rounded(x: Tensor, bits: int, generator: torch.Generator) -> Tensor:
-    """Round in place, up or down at random so that the mean stays: to the nearest, most small moves would be none."""
-    drawn = torch.randint(1 << bits, x.shape, dtype=torch.int32, device=x.device, generator=generator)
-    x.view(torch.int32).add_(drawn).bitwise_and_(-1 << bits)
-    return x
-
-
 @options
 class AWP(AdversarialLoss, WeightAttack):
     r"""
     Adversarial weight perturbation (Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization",
     https://arxiv.org/abs/2004.05884), with one step of ascent.
 
-    The model trains on the sum of two losses, that of the weights and that of the weights moved along their gradient,
-    each parameter in proportion to its own norm,
+    The model trains on the clean loss plus the loss at the weights moved along their gradient, each parameter in
+    proportion to its own norm,
 
     .. math:: L(w) + a\, L(w + v), \qquad
         v = \gamma\, \lVert w \rVert_2\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
 
-    with :math:`g` of this micro-batch alone. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
+    with :math:`g` of this micro-batch only. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
     held constant; the weights are written in place and put back bit for bit when the step ends, however it ends. A
     parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
     that is zero. Two forward and two backward passes: 2 plain steps, or 1 + f with a ``fraction`` f of the batch.
 
-    A backup of each matched weight is held from the first step on, until :meth:`close`. Weights in half precision are
-    moved with stochastic rounding: on average by :math:`v`, and further in each step. ``perturbation_norm`` is the norm
-    of the move itself.
+    A backup of each matched weight is held from the first step on, until :meth:`close`.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
     :options:
@@ -204,8 +202,8 @@ class AWP(AdversarialLoss, WeightAttack):
         "weight",
         "The default takes every weight and no bias: matrices, embeddings, ``weight_ih_l0`` and ``in_proj_weight``, "
         "and of one-dimensional parameters the weights of layer norms and the lengths that weight normalization "
-        'learns. ``"*attention*weight"`` or ``"encoder"`` takes less, and needs less memory. What is frozen does not '
-        "move until it is unfrozen",
+        'learns. ``"*attention*weight"`` or ``"encoder"`` takes less, and needs less memory. Frozen parameters '
+        "do not move until they are unfrozen",
     )
     coordinate_bound: float | None = option(
         default=None,
@@ -246,16 +244,15 @@ class SAM(WeightAttack):
 
     .. math:: v = \rho\, T_w^2 g / \lVert T_w g \rVert_2,
 
-    where :math:`T_w` multiplies each coordinate of a weight by :math:`|w_i| + 0.01`, and leaves those of other
-    parameters, such as biases, as they are. As in the authors' code, a weight is a parameter with ``weight`` in its
+    where :math:`T_w` multiplies each coordinate of a weight by :math:`|w_i| + 0.01`, and leaves other parameters, such
+    as biases, unchanged. As in the authors' code, a weight is a parameter with ``weight`` in its
     name.
 
-    :math:`g` is of this micro-batch alone. The weights are written in place and put back bit for bit when the step
+    :math:`g` is of this micro-batch only. The weights are written in place and put back bit for bit when the step
     ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
     Two forward and two backward passes, of which the first adds nothing to ``.grad``. With a ``fraction`` f of the
     batch a step costs 1 + f plain ones (Bahri et al. 2022, https://arxiv.org/abs/2110.08529). A backup of the weights
-    is held from the first step on, until :meth:`close`. Weights in half precision are moved with stochastic rounding:
-    on average by :math:`v`, and further in each step.
+    is held from the first step on, until :meth:`close`.
 
     :param model: the model, or ``None`` to :meth:`attach` it later.
     :options:

@@ -14,13 +14,13 @@ from .base import AttackCallback, takes
 
 class ATTACallback(AttackCallback):
     r"""
-    Train with :class:`~fastnlp_adv.ATTA`: each example with the perturbation that it has from the epochs before, at
-    the price of plain training.
+    Train with :class:`~fastnlp_adv.ATTA`: each example with its perturbation from the epochs before, at the price of
+    plain training.
 
-    It needs fastNLP's ``TorchDataLoader``, which tells the indices of a batch's examples; call ``compat.repair()``
-    before it is built. The perturbations are part of a checkpoint. Under DistributedDataParallel each rank keeps those
-    of the examples that it has seen, and an example new to a rank starts at 0; a checkpoint holds those of the first
-    rank, which all ranks resume from.
+    It needs fastNLP's ``TorchDataLoader``, which gives the indices of a batch's examples; call ``compat.repair()``
+    before it is built. The perturbations are part of a checkpoint. Under DistributedDataParallel each rank keeps the
+    perturbations of its own examples, and an example new to a rank starts at 0; all ranks resume from the first rank's
+    perturbations, which the checkpoint holds.
 
     :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``, or
@@ -72,7 +72,7 @@ def _length(batch: Any, rows: int) -> int:
 
 def _no_indices(trainer: Any) -> str:
     return (
-        "Expected a dataloader that tells which examples are in a batch, since ATTA keeps something for each of them, "
+        "Expected a dataloader that gives the indices of a batch's examples, for which ATTA keeps perturbations, "
         f"but got {type(trainer.dataloader).__name__}, which does not. Use fastNLP's `TorchDataLoader` or "
         "`prepare_torch_dataloader`, with `fastnlp_adv.compat.repair()` before it on torch 2."
     )

@@ -47,9 +47,9 @@ def takes(
 
 class MethodCallback(Callback):
     """
-    A method that takes part in the batch step. Its method, in ``method``, is attached to the model when training begins
-    and detached when it ends. Arguments are the method's: they can be read and assigned on the callback, and hold from
-    the next batch on.
+    Runs a method, in ``method``, within the batch step. The method is attached to the model when training begins and
+    detached when it ends. Its arguments can be read and assigned on the callback; an assigned value takes effect in the
+    next batch.
 
     :raises ValueError: if an argument is out of range.
     :raises TypeError: if there is no such argument.
@@ -128,11 +128,11 @@ class MethodCallback(Callback):
         # before other callbacks, which may raise
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
-        BatchStep.install(trainer, self)
+        BatchStep.install(trainer, self.method)
 
     def on_train_end(self, trainer: Any) -> None:
         if self._is_of(trainer):
-            BatchStep.uninstall(trainer, self)
+            BatchStep.uninstall(trainer, self.method)
             self.method.detach()  # it remembers its state for another run
 
     def on_save_checkpoint(self, trainer: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class MethodCallback(Callback):
         if other is None or other is trainer:
             return
         step = other.train_batch_loop.batch_step_fn
-        if isinstance(step, BatchStep) and self in step.callbacks:
+        if isinstance(step, BatchStep) and self.method in step.methods:
             raise ValueError(
                 f"Expected {type(self).__name__} to train one Trainer at a time, but got a second one while the first "
                 "is running. Give each Trainer a callback of its own."
@@ -225,8 +225,11 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
             "`driver='torch_fsdp'`."
         )
     callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
-    if type(driver) is TorchFSDPDriver:
-        _check_sharded(driver)
+    if type(driver) is TorchFSDPDriver and driver.fp16:
+        raise ValueError(
+            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
+        )
     refuse_wrappers(driver.model)
     has_rdrop = any(isinstance(each.method, RDrop) for each in callbacks)
     if getattr(driver, "outside_ddp", False) and not has_rdrop:
@@ -249,11 +252,3 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
 def _kind(callback: MethodCallback) -> type[Method]:
     """Return the class that a Trainer takes at most one of."""
     return Attack if issubclass(callback.method_class, Attack) else callback.method_class
-
-
-def _check_sharded(driver: Any) -> None:
-    if driver.fp16:
-        raise ValueError(
-            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
-            "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
-        )

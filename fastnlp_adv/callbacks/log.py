@@ -23,9 +23,9 @@ def as_text(values: dict[str, float]) -> str:
 
 class LogCallback(Callback):
     """
-    Hands ``trainer.state["adv"]`` on every so many batches: loss, adversarial loss, divergence, norms, all values
-    that the methods of the Trainer measured. On the first rank only; in between nothing is read, so nothing waits for
-    the device. Its place among the callbacks does not matter. Open and close the writers yourself.
+    Logs ``trainer.state["adv"]`` at intervals: loss, adversarial loss, divergence, norms, all values that the methods
+    of the Trainer measured. On the first rank only; without host-device synchronization in between. The order of
+    callbacks does not matter. Open and close the writers yourself.
 
     :param writers: any number of: fitlog (the module), a TensorBoard ``SummaryWriter`` or another object with
         ``add_scalar(tag, value, step)``, and functions of ``(values, step)``, ``values`` a dict of floats and ``step``
@@ -35,7 +35,7 @@ class LogCallback(Callback):
     :param progress_bar: show them in the progress bar too: in a ``"rich"`` or ``"tqdm"`` bar behind the epoch (in the
         first as many as there is room for), else as a line of fastNLP's log.
     :raises ValueError: if an argument is out of range.
-    :raises TypeError: if a writer is none.
+    :raises TypeError: if a writer is of none of these kinds.
 
     Example::
 

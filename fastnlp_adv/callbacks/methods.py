@@ -68,8 +68,8 @@ class FGSMCallback(AttackCallback):
 
 class PGDCallback(AttackCallback):
     r"""
-    Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and where ``steps`` ascent steps
-    within a ball lead.
+    Train with projected gradient descent, :class:`~fastnlp_adv.PGD`: each batch clean, and after ``steps`` ascent
+    steps within a ball.
 
     :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if nothing matches ``emb_name``.
@@ -85,7 +85,7 @@ class PGDCallback(AttackCallback):
 
 class FreeLBCallback(AttackCallback):
     r"""
-    Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the way that a perturbation takes.
+    Train with :class:`~fastnlp_adv.FreeLB`: on the mean loss along the path of the perturbation.
 
     :options:
     :raises ValueError: if an argument is out of range; when the Trainer is built, if ``emb_name`` matches no embedding.
@@ -196,7 +196,7 @@ class RDropCallback(RegularizerCallback):
 class VATCallback(RegularizerCallback):
     r"""
     Train with virtual adversarial training, :class:`~fastnlp_adv.VAT`: the prediction should not change in the
-    direction in which it changes most. Batches whose outputs hold no ``loss`` train on this term alone; with
+    direction in which it changes most. Batches whose outputs hold no ``loss`` train on this term only; with
     ``start`` or ``every`` they would not train in the steps between.
 
     :options:
@@ -279,7 +279,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The name of that class."""
+        """The name of the class."""
         return self.method.__name__
 
     @property
@@ -304,7 +304,6 @@ class Entry:
 
 _TITLES = {"RDrop": "R-Drop", "TAVAT": "TA-VAT", "GradientPenalty": "gradient penalty"}
 _CALLBACKS = [*AttackCallback.__subclasses__(), *RegularizerCallback.__subclasses__()]  # users' own come later
-_ENTRIES = sorted(map(Entry, _CALLBACKS), key=lambda entry: (entry.kind, entry.name))
 
 #: the methods by name, attacks first
-METHODS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+METHODS = {each.name: each for each in sorted(map(Entry, _CALLBACKS), key=lambda each: (each.kind, each.name))}

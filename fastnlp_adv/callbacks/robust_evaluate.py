@@ -18,22 +18,19 @@ from .log import as_text
 
 
 class RobustMetric(Metric):
-    """The mean of the highest losses, and the share of labels that the attack never got predicted wrong."""
+    """The mean of the highest losses, and the share of labels that are right at all points."""
 
     def __init__(self) -> None:
         super().__init__(backend="torch")
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
         self.totals = [0.0] * 4
 
     def update(self, robust_totals: Tensor) -> None:
-        """Count a batch, by the sums that averages are made of."""
         self.totals = [a + b for a, b in zip(self.totals, robust_totals.tolist(), strict=True)]
 
     def get_metric(self) -> dict[str, float]:
-        """The averages over all batches."""
         return averages(*self.totals)
 
 
@@ -44,10 +41,9 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
     ``train_step`` 's logits have in eval mode, and the metrics see what ``evaluate_step`` returns at the worst points.
 
     Beside the metrics the results have ``loss#robust``, the mean of the highest losses (never below the clean loss),
-    and ``accuracy#robust``, the share of labels that the attack never got predicted wrong. Each can be a
-    ``topk_monitor``.
-    An evaluation costs about ``2 * restarts * steps`` clean ones: give it a part of the data, or let it be rare.
-    On one device; not for models compiled by ``torch.compile``.
+    and ``accuracy#robust``, the share of labels whose prediction stayed right at all points. Each can be a
+    ``topk_monitor``. An evaluation costs about ``2 * restarts * steps`` clean ones: use a part of the data, or evaluate
+    rarely. On one device; not for models compiled by ``torch.compile``.
 
     :param dataloaders: the data; the Trainer's ``evaluate_dataloaders`` if ``None``.
     :param metrics: by name; the Trainer's if ``None``, which every evaluation resets.
@@ -111,7 +107,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             dataloaders,
             {} if metrics is None else metrics,
             evaluate_every=evaluate_every,
-            num_eval_sanity_batch=0,  # fastNLP's would come before the attack is there
+            num_eval_sanity_batch=0,  # the attack is attached later than fastNLP checks
             evaluate_batch_step_fn=self._evaluate_batch,
             verbose=0,  # its results would have no title
             **kwargs,
@@ -152,10 +148,10 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             results: dict[str, Any] = self._run(num_eval_batch_per_dl)
         if self._title is not None:
             # as fastNLP prints them: a line of the log would be drawn into rich's bar
-            say = f_rich_progress.print if self.evaluator.progress_bar == "rich" else logger.info
+            show = f_rich_progress.print if self.evaluator.progress_bar == "rich" else logger.info
             numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
             others = {name: value for name, value in results.items() if name not in numbers}
-            say(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
+            show(f"{self._title}: {as_text(numbers)}" + (f", {others}" if others else ""))
         return results
 
     def _evaluate_batch(self, evaluator: Any, batch: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from torch import Tensor
@@ -16,37 +16,25 @@ from ..method import Method
 from ..regularizers import RDrop, RDropMixin, Regularizer
 
 
-class HasMethod(Protocol):
-    """A callback, as the step sees it."""
-
-    method: Method
-
-
 def tell_progress(method: Method, trainer: Any) -> None:
-    """Tell a method where the training stands."""
+    """Set the method's progress to the Trainer's."""
     progress = method.progress
     progress.batches, progress.accumulation_steps = trainer.global_forward_batches, trainer.accumulation_steps
     progress.total_steps = trainer.n_batches / trainer.accumulation_steps
 
 
 class BatchStep:
-    """
-    Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all callbacks of a Trainer, whatever their order.
-
-    :param original: the function to put back when the last callback leaves.
-    :param has_terms: True if the model runs R-Drop by itself, so that there are terms without a regularizer.
-    """
+    """Replaces ``TrainBatchLoop.batch_step_fn``. One object serves all methods of a Trainer."""
 
     def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
-        self.has_terms = has_terms
-        self.callbacks: list[HasMethod] = []
+        self.has_terms = has_terms  # also without a regularizer, if the model runs R-Drop by itself
+        self.methods: list[Method] = []
 
     def __call__(self, trainer: Any, batch: Any) -> None:
         attack: Attack | None = None
         regularizers: list[Regularizer] = []
-        for callback in self.callbacks:
-            method = callback.method
+        for method in self.methods:
             tell_progress(method, trainer)
             if isinstance(method, Attack):
                 attack = method
@@ -74,8 +62,8 @@ class BatchStep:
         trainer.zero_grad()
 
     @staticmethod
-    def install(trainer: Any, callback: HasMethod) -> None:
-        """Put the step into a Trainer, unless it is there, and the callback into the step."""
+    def install(trainer: Any, method: Method) -> None:
+        """Put the step into a Trainer, unless it is there, and the method into the step."""
         loop = trainer.train_batch_loop
         if not isinstance(loop.batch_step_fn, BatchStep):
             modules = trainer.driver.unwrap_model().modules()
@@ -85,25 +73,24 @@ class BatchStep:
                 # Without synchronization each rank would keep the gradients of the whole model, and an inner pass that
                 # comes after it fails. Every pass that trains reduces, as do the micro-batches that are accumulated.
                 trainer.driver.get_model_no_sync_context = lambda: nullcontext
-        if callback not in loop.batch_step_fn.callbacks:
-            loop.batch_step_fn.callbacks.append(callback)
-            loop.batch_step_fn.callbacks.sort(key=_nesting)
+        if method not in loop.batch_step_fn.methods:
+            loop.batch_step_fn.methods.append(method)
+            loop.batch_step_fn.methods.sort(key=_nesting)
 
     @staticmethod
-    def uninstall(trainer: Any, callback: HasMethod) -> None:
-        """Take a callback out of the step, if it is in it, and with the last one the step off the Trainer."""
+    def uninstall(trainer: Any, method: Method) -> None:
+        """Take a method out of the step, if it is in it, and with the last one the step off the Trainer."""
         step = getattr(trainer.train_batch_loop, "batch_step_fn", None)
         if isinstance(step, BatchStep):
-            step.callbacks = [other for other in step.callbacks if other is not callback]
-            if not step.callbacks:
+            step.methods = [other for other in step.methods if other is not method]
+            if not step.methods:
                 trainer.train_batch_loop.batch_step_fn = step.original
                 if isinstance(trainer.driver, TorchFSDPDriver):
                     vars(trainer.driver).pop("get_model_no_sync_context", None)
 
 
-def _nesting(callback: HasMethod) -> tuple[bool, str]:
+def _nesting(method: Method) -> tuple[bool, str]:
     """Order regularizers from the innermost to the outermost, so that the order of callbacks does not matter."""
-    method = callback.method
     return (not method.innermost, method.name) if isinstance(method, Regularizer) else (False, "")
 
 

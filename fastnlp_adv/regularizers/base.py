@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import divergences, forwards
 from ..method import Method
-from ..options import check_mask, one_of, option, options
+from ..options import check_mask, must_be, one_of, option, options
 from .outputs import Mask, find_masks, labels_in, read_loss, read_outputs, shifts_labels, tensors_of
 
 #: takes a batch, returns a dict, dataclass or ``ModelOutput`` with ``loss`` and ``pred`` (or ``logits``)
@@ -97,11 +97,6 @@ def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) ->
     return {name: unweighted, **outputs, "loss": loss}
 
 
-def _check_divergence(name: str, value: Any) -> None:
-    if not callable(value):
-        one_of("categorical", "bernoulli", "mse")(name, value)
-
-
 @options
 class Predictions(Regularizer):
     """Compares predictions."""
@@ -111,7 +106,10 @@ class Predictions(Regularizer):
 
     divergence: Literal["categorical", "bernoulli", "mse"] | Callable[..., Any] = option(
         default="categorical",
-        check=_check_divergence,
+        check=must_be(
+            "one of 'categorical', 'bernoulli', 'mse' or a function of both predictions",
+            lambda value: callable(value) or value in divergences.DIVERGENCES,
+        ),
         doc='``"categorical"`` for logits over classes, ``"bernoulli"`` for independent logits (multi-label), '
         '``"mse"`` for regression, or a callable of both predictions (see :func:`fastnlp_adv.divergences.divergence`)',
     )

@@ -68,12 +68,12 @@ def robust_evaluate(
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> RobustResults:
     """
-    Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode meanwhile, and is left
-    as it was.
+    Loss and accuracy of a model under attack, see :class:`WorstCase`. The model is in eval mode
+    during the evaluation only.
 
-    The clean input and all points of the ascent are candidates. The loss is the highest seen, so it is never below the
-    clean one; a prediction counts as right if it was right at all points. A larger epsilon keeps the worst points of
-    smaller ones, so with it no loss falls and no accuracy rises.
+    The clean input and all points of the ascent are candidates. The loss is the highest among them, so never below the
+    clean one; a prediction counts as right if it is right at all points. A larger epsilon keeps the worst points of
+    smaller ones, so the loss never falls and the accuracy never rises with epsilon.
 
     :param model: the model.
     :param dataloader: its batches are moved to the model's device.
@@ -90,7 +90,8 @@ def robust_evaluate(
         They are integers of shape ``(examples,)`` or ``(examples, positions)`` for logits of one more dimension, the
         classes; -100 does not count. The loss of an example is the mean over its labels.
     :param loss: a function of ``(outputs, batch)`` that returns a loss for each example; cross entropy if ``None``.
-        No accuracy is reported then. A loss that tells right from wrong, such as a margin, suits metrics in ``update``.
+        No accuracy is reported then. A loss whose sign separates right from wrong, such as a margin, suits metrics in
+        ``update``.
     :param update: called with ``(epsilon, outputs, batch)`` for the clean batch and at the worst points of each
         epsilon: more wrong predictions first, then the higher loss. For metrics of your own; gradients are off in it.
     :param seed: of the starts, which are the same for all epsilons and all calls.

@@ -30,20 +30,20 @@ class HotFlip(TextAttack):
     tried on the model, and the worst is kept if it raises the loss. A word is flipped at most once. The text is done
     when the prediction is wrong, ``max_flips`` words are flipped, or none of the candidates raises the loss.
 
-    A flip is made in the text, and the model is given the text as the tokenizer reads it; flips that change another
-    token too are not tried. What can be flipped depends on the script:
+    A flip is made in the text, and the model gets the tokenizer's reading of it; flips that change another token too
+    are not tried. Which tokens can be flipped depends on the script:
 
     * Where there are spaces, words of letters only that are one token; words are the stretches between white space,
       without the punctuation around. They are flipped to tokens of at least 2 letters that the tokenizer reads as a
       word of their own, so neither to special or unused tokens nor to continuations. Byte-level and sentencepiece
-      vocabularies hold beginnings of words that cannot be told from words. Where the tokenizer ignores case, the new
+      vocabularies hold beginnings of words that look like words. Where the tokenizer ignores case, the new
       word gets the case of the old one.
     * In Chinese and Japanese, tokens that consist of characters of that script, single characters included. They are
       flipped to other such tokens.
 
     Text with neither, such as English words on a vocabulary of characters, is not attacked, and reported so.
 
-    :param model: the model; it is in eval mode meanwhile, and left as it was.
+    :param model: the model; it is in eval mode during an attack only.
     :options:
     :raises ValueError: if an argument is out of range, the tokenizer is not a fast one, or its vocabulary has no
         words.
@@ -95,10 +95,10 @@ class HotFlip(TextAttack):
         return [change for (change, ids), own in zip(flips, read, strict=True) if ids == own][: self.candidates]
 
     def _places(self, search: Search, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:
-        """The tokens that can be flipped: the position of each, and where it stands in the original text."""
+        """Return the position of each token that can be flipped, and its place in the original text."""
         special = self.special_ids()
         words = {span for span in word_spans(text) if text[slice(*span)].isalpha()}
-        times = Counter(tokens.spans)  # the tokens of a part of a character stand at the same place
+        times = Counter(tokens.spans)  # the byte-level tokens of one character share its span
         places = []
         for position, (span, token) in enumerate(zip(tokens.spans, tokens.ids, strict=True)):
             fits = span in words or is_spaceless(text[slice(*span)])
@@ -109,7 +109,7 @@ class HotFlip(TextAttack):
         return places
 
     def _gains(self, text: str, tokens: Tokens, places: list[tuple[int, int, int]]) -> Tensor:
-        """The first-order gain of each flip, of shape ``(places, words)``; minus infinity where it is not allowed."""
+        """Return the first-order gains, of shape ``(places, words)``; minus infinity where a flip is not allowed."""
         positions = [position for position, *_ in places]
         g = tokens.gradients[positions]
         rows = self._rows.to(g.dtype)
@@ -156,7 +156,7 @@ class HotFlip(TextAttack):
         self._ignores_case = tokenizer.tokenize("Aa bB") == tokenizer.tokenize("aa bb")
 
     def _readings(self, words: list[str], context: str) -> list[list[int]]:
-        """The tokens of each word in a context; none where the context is read differently."""
+        """Return the tokens of each word in a context; none where the context is read differently."""
         if not words:
             return []
         before = self.tokenizer(context.strip(), add_special_tokens=False)["input_ids"] if context else []
@@ -180,7 +180,7 @@ def _written(tokenizer: Any, token: str) -> str:
 
 
 def _where(text: str, start: int, end: int) -> int:
-    """A word at the beginning (0) or after a space (1); characters there (2), or behind something else (3)."""
+    """Return 0 for a word at the beginning, 1 after a space; 2 for characters there, 3 for others."""
     if is_spaceless(text[start:end]):
         return 3 if start > 0 and not text[start - 1].isspace() else 2
     return 1 if start > 0 and text[start - 1] == " " else 0

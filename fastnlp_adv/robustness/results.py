@@ -22,7 +22,7 @@ class Attacked:
     The result of an attack on a text.
 
     :param original: the text.
-    :param text: the attacked text; the original where the attack found nothing or had no need to.
+    :param text: the attacked text; the original where the attack found nothing or was not needed.
     :param label: the label.
     :param prediction: the model's prediction for ``text``.
     :param was_right: whether the prediction for the original was right.
@@ -51,7 +51,7 @@ class Attacked:
 
     @property
     def not_attacked(self) -> bool:
-        """Whether the prediction was right and the attack could try nothing, which tells nothing about the model."""
+        """Whether the prediction was right and the attack found nothing to try, so the model was not tested."""
         return self.was_right and self.tried == 0
 
     @property
@@ -83,9 +83,9 @@ def robust_accuracy(results: Sequence[Attacked]) -> RobustAccuracy:
     Compute the accuracy under attack: of the texts that were wrong before or that edits were tried on, the share that
     is still predicted right.
 
-    A text on which the attack could try nothing, such as one without a word that it may edit, is *not attacked*. It
-    tells nothing about the model, so it counts neither as right nor as wrong. If ``not_attacked`` is large, the
-    accuracy is about a part of your texts only, and another attack suits them better.
+    A text on which the attack could try nothing, such as one without a word that it may edit, is *not attacked*. The
+    model was not tested on it, so it counts neither as right nor as wrong. If ``not_attacked`` is large, the accuracy
+    covers only a part of your texts, and another attack suits them better.
 
     :param results: the results of an attack.
     :return: the share, with the numbers of texts that were left out and counted.
@@ -117,8 +117,8 @@ def write_report(
 ) -> Path:
     """
     Write attacked texts as a page for the browser: each with the changes marked, and the prediction before and after.
-    They can be filtered by outcome. The page is one file, in any language, and loads and runs nothing: texts are shown
-    as they are, whatever stands in them.
+    They can be filtered by outcome. The page is one file, in any language, and loads and runs nothing: markup in texts
+    is shown as text.
 
     :param attacked: the results of an attack.
     :param path: the file to write; one that is there is replaced.

@@ -21,8 +21,8 @@ from .worst_case import EvaluationAttack, Scores
 def _check_tokenizer(name: str, tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"Expected `{name}` to be a fast tokenizer of transformers, which tells where in the text its tokens "
-            f"stand, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
+            f"Expected `{name}` to be a fast tokenizer of transformers, which gives the positions of tokens in "
+            f"the text, but got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained(...)`, wrap a "
             "`tokenizers.Tokenizer` in `PreTrainedTokenizerFast`, or a `Vocabulary` of fastNLP in "
             "`VocabularyTokenizer`."
         )
@@ -42,7 +42,7 @@ class TextAttack(EvaluationAttack, ABC):
     out. A text is done when the prediction is wrong, ``limit`` changes are made, or no change of a round raises the
     loss (with ``gives_up = False``, when none is proposed).
 
-    :param model: the model; it is in eval mode meanwhile, and left as it was.
+    :param model: the model; it is in eval mode during an attack only.
     :options:
     :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
 
@@ -160,12 +160,12 @@ class TextAttack(EvaluationAttack, ABC):
 
     def _attack(self, searches: list[Search]) -> None:
         asked = [(search, search.original) for search in searches]
-        for search, (loss, prediction) in zip(searches, self._query(asked), strict=True):
-            search.loss, search.prediction = loss, prediction
-        going_on = [search for search in searches if search.prediction == search.label]
-        while going_on:
-            self._read(going_on)
-            going_on = self._round(going_on)
+        for search, answer in zip(searches, self._query(asked), strict=True):
+            search.loss, search.prediction = answer
+        left = [search for search in searches if search.prediction == search.label]
+        while left:
+            self._read(left)
+            left = self._round(left)
         for search in searches:
             search.tokens = None  # gradients take memory
 
@@ -185,38 +185,34 @@ class TextAttack(EvaluationAttack, ABC):
             search.tokens = Tokens(own_ids[real].tolist(), places, own[real])
 
     def _round(self, searches: list[Search]) -> list[Search]:
-        """Try changes of all texts, and return the texts that go on."""
-        proposed = [
-            [change for change in self.propose(search) if search.leaves(change.start, change.end)]
-            for search in searches
-        ]
-        tries = list(zip(searches, proposed, strict=True))
-        told = iter(self._query([(search, search.changed(change)) for search, each in tries for change in each]))
-        going_on = []
+        """Try changes of all texts, and return the texts whose search continues."""
+        tries = [(s, [each for each in self.propose(s) if s.leaves(each.start, each.end)]) for s in searches]
+        answers = iter(self._query([(search, search.changed(change)) for search, each in tries for change in each]))
+        left = []
         for search, changes in tries:
             search.tried += len(changes)
-            tried = [(change, *next(told)) for change in changes]
+            tried = [(change, *next(answers)) for change in changes]
             rising = [each for each in tried if each[1] > search.loss]
             if rising:
                 change, search.loss, search.prediction = max(rising, key=lambda t: (t[2] != search.label, t[1]))
                 search.changes = (*search.changes, change)
             if changes and (rising or not self.gives_up):
-                going_on.append(search)
-        return [each for each in going_on if each.prediction == each.label and len(each.changes) < self.limit]
+                left.append(search)
+        return [each for each in left if each.prediction == each.label and len(each.changes) < self.limit]
 
     def _query(self, asked: list[tuple[Search, str]]) -> list[tuple[float, int]]:
         """Return loss and prediction for each text of a search; texts of a similar length share a batch."""
         order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]) + len(asked[i][0].other or ""))
-        told: dict[int, tuple[float, int]] = {}
+        answers: dict[int, tuple[float, int]] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             batch, _ = self._encode([asked[i] for i in rows])
             with torch.no_grad():
                 scores, predictions = self._score(batch, [asked[i][0] for i in rows])
-            told.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True))
+            answers.update(zip(rows, zip(scores.losses.tolist(), predictions.tolist(), strict=True), strict=True))
         for search, _ in asked:
             search.queries += 1
-        return [told[i] for i in range(len(asked))]
+        return [answers[i] for i in range(len(asked))]
 
     def _cut(self) -> dict[str, Any]:
         length = self.max_length or self.tokenizer.model_max_length
@@ -233,7 +229,7 @@ class TextAttack(EvaluationAttack, ABC):
         return f"pair_{name}" if self.side == "second" and f"pair_{name}" in encoded else name
 
     def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
-        """Return the batch and where each token stands in the attacked text; (0, 0) for tokens of the other."""
+        """Return the batch and the span of each token in the attacked text; (0, 0) for tokens of the other."""
         fields = {"return_attention_mask": True, "return_offsets_mapping": True, "return_tensors": "pt"}
         encoded = self.tokenizer(*self._inputs(asked), **self._cut(), padding=True, **fields)
         device = next(self.attached.parameters()).device
@@ -284,19 +280,14 @@ def _is_pair(value: Any) -> bool:
 
 def _searches(texts: Sequence[Any], labels: Sequence[int], side: str | None) -> list[Search]:
     if isinstance(texts, str) or not all(isinstance(each, str) if side is None else _is_pair(each) for each in texts):
-        expected = "strings" if side is None else "pairs of strings"
-        way_out = (
-            "For pairs, name the attacked text with `side`" if side is None else "For single texts, leave `side` out"
-        )
+        expected, way_out = "strings", "For pairs, name the attacked text with `side`"
+        if side is not None:
+            expected, way_out = "pairs of strings", "For single texts, leave `side` out"
         raise ValueError(f"Expected `texts` to be a sequence of {expected}, but got {texts!r:.80}. {way_out}.")
     if len(texts) != len(labels):
         raise ValueError(f"Expected as many `labels` as `texts`, but got {len(labels)} for {len(texts)}.")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     for label in labels:
         at_least(0)("labels", label)
-    pairs = (
-        [(text, None) for text in texts]
-        if side is None
-        else [pair if side == "first" else pair[::-1] for pair in texts]
-    )
+    pairs = [(text, None) if side is None else text if side == "first" else text[::-1] for text in texts]
     return [Search(text, label, other) for (text, other), label in zip(pairs, labels, strict=True)]

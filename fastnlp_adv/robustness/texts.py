@@ -77,8 +77,8 @@ class Tokens(NamedTuple):
     A text as the model sees it.
 
     :param ids: the ids of its tokens, with special tokens and without padding.
-    :param spans: where each token stands in the text, without white space; (0, 0) for special tokens that the tokenizer
-        adds, and for the tokens of the other text of a pair.
+    :param spans: the start and end of each token in the text, without white space; (0, 0) for special tokens that the
+        tokenizer adds, and for the tokens of the other text of a pair.
     :param gradients: the gradient of the logarithm of the loss at the lookup of each, of shape ``(tokens, features)``.
         It has the direction of the gradient of the loss, and does not vanish where the model is confident.
     """
@@ -130,7 +130,7 @@ class Search:
         return all(end <= change.start or change.end <= start for change in self.changes)
 
     def origin(self, start: int, end: int) -> tuple[int, int] | None:
-        """Return where a stretch of :attr:`text` stands in the original; ``None`` if a change reaches into it."""
+        """Return the place in the original of a stretch of :attr:`text`; ``None`` if a change reaches into it."""
         shift = 0
         for change in sorted(self.changes):
             if end <= change.start + shift:
@@ -148,9 +148,6 @@ class Search:
         starts = tuple(change.start for change in made)
         rest = (self.queries, starts, self.tried, self.other)
         return Attacked(self.original, self.text, self.label, self.prediction, was_right, changes, *rest)
-
-
-NO_LIMIT = 10**30  # as in transformers
 
 
 class VocabularyTokenizer:
@@ -207,7 +204,7 @@ class VocabularyTokenizer:
         self._ids = dict(table)
         self._tokens = {i: token for token, i in self._ids.items()}
         self._split = split
-        self.model_max_length = NO_LIMIT if max_length is None else max_length
+        self.model_max_length = 10**30 if max_length is None else max_length  # as in transformers
         self.pad_token = self._entry("padding", padding, vocabulary)
         self.unk_token = self._entry("unknown", unknown, vocabulary)
         self.all_special_ids = [self._ids[self.pad_token], self._ids[self.unk_token]]

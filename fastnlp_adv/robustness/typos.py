@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +46,7 @@ class Typos(TextAttack):
     tokenizer cuts off stay. A second typo that would undo a part of the first is not tried, so the edit distance
     between the texts is the number of typos.
 
-    :param model: the model; it is in eval mode meanwhile, and left as it was.
+    :param model: the model; it is in eval mode during an attack only.
     :options:
     :raises ValueError: if an argument is out of range, or the tokenizer is not a fast one.
 
@@ -60,7 +60,7 @@ class Typos(TextAttack):
         Typos(model, tokenizer, side="second").attack(list(zip(premises, hypotheses)), labels)
     """
 
-    gives_up = False  # after a word that helps nothing come the others
+    gives_up = False  # another word may help where one does not
     gradients = "first"
 
     max_typos: int = option(default=2, check=check_count, doc="the number of typos that may be made, at least 1")
@@ -95,7 +95,7 @@ class Typos(TextAttack):
         return []
 
     def _by_saliency(self, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:
-        """The words that can be misspelt, the most salient first: number, start and end of each."""
+        """Return number, start and end of the words that can be misspelt, the most salient first."""
         special = self.special_ids()
         squares = tokens.gradients.square().sum(1).tolist()
         saliency = {}
@@ -121,7 +121,7 @@ class Typos(TextAttack):
 
 
 def _beside(row: int, at: int) -> str:
-    """The keys beside one: each row of a keyboard is half a key to the right of the one above."""
+    """Return the keys beside one; each row of a keyboard is half a key to the right of the row above."""
     places = [(row, at - 1), (row, at + 1), (row - 1, at), (row - 1, at + 1), (row + 1, at - 1), (row + 1, at)]
     return "".join(_ROWS[r][c] for r, c in places if 0 <= r < len(_ROWS) and 0 <= c < len(_ROWS[r]))
 
@@ -131,20 +131,18 @@ _NEIGHBOURS = {key: _beside(row, at) for row, keys in enumerate(_ROWS) for at, k
 
 def typos_of(word: str, slips: Collection[str] = SLIPS) -> list[str]:
     """List the other words that one slip makes of a word of letters, whose first and last letter stay."""
-    return [typo for typo in dict.fromkeys(_in_word(word, slips)) if typo != word] if len(word) >= SHORTEST else []
-
-
-def _in_word(word: str, slips: Collection[str]) -> Iterator[str]:
-    inner = range(1, len(word) - 1)
-    for i in inner[:-1] if "swap" in slips else ():
-        yield word[:i] + word[i + 1] + word[i] + word[i + 2 :]
-    for i in inner if "drop" in slips else ():
-        yield word[:i] + word[i + 1 :]
-    for i in inner if "double" in slips else ():
-        yield word[: i + 1] + word[i:]
+    inner = range(1, len(word) - 1 if len(word) >= SHORTEST else 1)
+    found = []
+    if "swap" in slips:
+        found += [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in inner[:-1]]
+    if "drop" in slips:
+        found += [word[:i] + word[i + 1 :] for i in inner]
+    if "double" in slips:
+        found += [word[: i + 1] + word[i:] for i in inner]
     for i in inner if "key" in slips else ():
-        for key in _NEIGHBOURS.get(word[i].lower(), ""):
-            yield word[:i] + (key.upper() if word[i].isupper() else key) + word[i + 1 :]
+        keys = _NEIGHBOURS.get(word[i].lower(), "")
+        found += [word[:i] + (key.upper() if word[i].isupper() else key) + word[i + 1 :] for key in keys]
+    return [typo for typo in dict.fromkeys(found) if typo != word]
 
 
 def character_typos(text: str, at: int, slips: Collection[str] = SLIPS) -> list[Change]:
@@ -163,7 +161,7 @@ def character_typos(text: str, at: int, slips: Collection[str] = SLIPS) -> list[
 
 
 def homophones(text: str, at: int) -> list[str]:
-    """List the common characters of the same pinyin as one of a text, which tells how it is read there."""
+    """List the common characters of the same pinyin as one of a text, by its reading there."""
     run = next((run for run in SPACELESS.finditer(text) if run.start() <= at < run.end()), None)
     if run is None or not _is_chinese(text):
         return []
@@ -172,7 +170,7 @@ def homophones(text: str, at: int) -> list[str]:
 
 
 def _is_chinese(text: str) -> bool:
-    """Whether a text has Chinese characters and no kana, with which it is Japanese."""
+    """Tell whether a text has Chinese characters and no kana, with which it is Japanese."""
     return _HAN.search(text) is not None and _KANA.search(text) is None
 
 
@@ -189,14 +187,14 @@ def _import_pinyin() -> Callable[..., list[str]]:
 
 @lru_cache(maxsize=4096)
 def _sounds(run: str) -> list[str]:
-    """The pinyin of each character, without tones; empty for one that has none."""
+    """Return the pinyin of each character, without tones; empty for one that has none."""
     sounds = _import_pinyin()(run, errors=lambda unknown: [""] * len(unknown))
     return sounds if len(sounds) == len(run) else [sound for each in run for sound in _sounds(each)]
 
 
 @lru_cache(maxsize=2)
 def _by_sound(is_traditional: bool) -> dict[str, list[str]]:
-    """The common characters by pinyin: level 1 of GB 2312, 3,755 characters, or of Big5, 5,401."""
+    """Return the common characters by pinyin: level 1 of GB 2312, 3,755 characters, or of Big5, 5,401."""
     encoding, first, last = ("big5", 0xA440, 0xC67E) if is_traditional else ("gb2312", 0xB0A1, 0xD7F9)
     found: dict[str, list[str]] = {}
     for code in range(first, last + 1):
@@ -213,7 +211,7 @@ def _is_traditional(text: str) -> bool:
 
 
 def _is_farther(first: str, second: str, limit: int) -> bool:
-    """Whether the distance of Damerau and Levenshtein, of edits that do not touch each other, is above the limit."""
+    """Tell whether the distance of Damerau and Levenshtein, of separate edits, is above the limit."""
     if abs(len(first) - len(second)) > limit:
         return True
     far = limit + 1

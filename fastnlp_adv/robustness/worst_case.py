@@ -33,7 +33,7 @@ from ..taps import Delta, EmbeddingTap, Tap, taps_on
 
 @dataclass
 class Scores:
-    """How each example of a batch does."""
+    """The loss and the wrong labels of each example of a batch."""
 
     losses: Tensor  # of shape (examples,), in double precision
     errors: Tensor  # the number of labels that are predicted wrong; 0 if unknown
@@ -165,11 +165,16 @@ class WorstCase(EvaluationAttack):
         places = self._deltas()
         self._owners = [tap for tap, _, _ in places]
         deltas = [delta for _, _, delta in places]
-        _check_rows(deltas, clean.losses)
+        for delta in deltas:
+            if len(delta.value) != len(clean.losses):
+                raise ValueError(
+                    "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
+                    f"got a lookup of {len(delta.value)} rows for {len(clean.losses)} losses. Give the model ids of "
+                    "shape (examples, ...), or name with `emb_name` an embedding that is looked up so."
+                )
         losses = clean.losses.detach()
         worst = _Worst(losses, clean.errors, clean.labels, losses, [delta.value for delta in deltas])
-        # points of balls of radius 1; each epsilon starts at its multiples
-        starts = [[unit * self._start(delta) for _, unit, delta in places] for _ in range(self.restarts)]
+        starts = [[self._start(unit, delta) for _, unit, delta in places] for _ in range(self.restarts)]
         yield 0.0, worst
         for epsilon in sorted({float(epsilon) for epsilon in self.epsilons if epsilon > 0}):
             for start in starts:
@@ -182,13 +187,14 @@ class WorstCase(EvaluationAttack):
         return on_tensors(self.run(forward), "detach")
 
     def _deltas(self) -> list[tuple[EmbeddingTap, float, Delta]]:
-        """Each perturbed lookup, with its tap and the unit of lengths there."""
+        """Return each perturbed lookup with its tap and the unit of lengths there."""
         taps = zip(self.embedding_taps, self._units, strict=True)
         return [(tap, unit, delta) for tap, unit in taps for delta in tap.deltas()]
 
-    def _start(self, delta: Delta) -> Tensor:
+    def _start(self, unit: float, delta: Delta) -> Tensor:
+        """Return a point of the ball of radius 1, which each epsilon multiplies."""
         generator = self.stream.on(delta.value.device)
-        return random_in_ball(delta.value, 1.0, dims=delta.dims, free=delta.free, generator=generator)
+        return unit * random_in_ball(delta.value, 1.0, dims=delta.dims, free=delta.free, generator=generator)
 
     def _ascend(self, epsilon: float, values: list[Tensor], forward: Callable[[], Scores], worst: _Worst) -> None:
         alpha = 2.5 * epsilon / self.steps if self.alpha is None else self.alpha
@@ -206,16 +212,6 @@ class WorstCase(EvaluationAttack):
     def _perturb(self, values: list[Tensor]) -> None:
         for tap in self.taps:
             tap.perturb([value for value, owner in zip(values, self._owners, strict=True) if owner is tap])
-
-
-def _check_rows(deltas: list[Delta], losses: Tensor) -> None:
-    for delta in deltas:
-        if len(delta.value) != len(losses):
-            raise ValueError(
-                "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
-                f"got a lookup of {len(delta.value)} rows for {len(losses)} losses. Give the model ids of shape "
-                "(examples, ...), or name with `emb_name` an embedding that is looked up so."
-            )
 
 
 def on_tensors(value: Any, method: str, *args: Any) -> Any:

@@ -6,7 +6,7 @@ from .layout import Mask
 from .on_model import taps_on
 from .perturbation import Delta, Granularity, Lookup
 from .shards import is_flat, refuse_sharded, refuse_shards
-from .weight import WeightTap, moved_weights
+from .weight import WeightTap
 
 __all__ = [
     "Delta",
@@ -21,7 +21,6 @@ __all__ = [
     "find_embeddings",
     "fits",
     "is_flat",
-    "moved_weights",
     "refuse_sharded",
     "refuse_shards",
     "taps_on",

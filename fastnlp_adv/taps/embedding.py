@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import forwards
 from ..batch import Part
 from ..versions import compile_nothing_in
-from .find import Embedding, described, lookup_of, scales
+from .find import Embedding, lookup_of, scales
 from .layout import Layout, Mask, watch_inputs
 from .perturbation import ByPosition, ByToken, Delta, Lookup, Perturbation, TapPass, one_copy
 
@@ -122,9 +122,7 @@ class EmbeddingTap(Tap):
         self._call = self.on_lookup
 
     def describe(self) -> str:
-        length = self.embedding.row_length()
-        rows = "sharded" if length is None else f"rows {length:.3g} long on average"
-        return described(self.name, self.embedding.shape, f", {rows}")
+        return self.embedding.describe(with_rows=True)
 
     def open(self) -> None:
         if self.handles:

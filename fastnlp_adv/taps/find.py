@@ -46,8 +46,10 @@ class Embedding:
     weight: Tensor
     modules: list[nn.Module]
 
-    def describe(self) -> str:
-        return described(self.name, self.shape)
+    def describe(self, *, with_rows: bool = False) -> str:
+        length = self.row_length() if with_rows else None
+        rows = "sharded" if length is None else f"rows {length:.3g} long on average"
+        return described(self.name, self.shape, f", {rows}" if with_rows else "")
 
     @property
     def shape(self) -> tuple[int, ...]:

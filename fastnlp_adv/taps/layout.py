@@ -84,7 +84,7 @@ class Layout:
         if first == second and first in lengths:
             if self._is_transposed is None:
                 self._is_transposed = _holds_transposed(fields, ids)
-            return bool(self._is_transposed)
+            return self._is_transposed
         if first in lengths or first == 1:
             found = False
         elif second in lengths and any(f.shape[:2] in (ids.shape[:2], ids.shape[:2][::-1]) for f in fields):
@@ -180,7 +180,7 @@ def _are_input_ids(ids: Tensor, fields: Mapping[str, Any]) -> bool:
     return not any(field.shape == ids.shape for field in _tensors(others))
 
 
-def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool | None:
+def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool:
     """Compare as many examples as positions with the fields; it synchronizes, once."""
     for field in fields:
         if field.shape == ids.shape and not field.is_floating_point():
@@ -188,4 +188,4 @@ def _holds_transposed(fields: list[Tensor], ids: Tensor) -> bool | None:
                 return False
             if torch.equal(field.transpose(0, 1), ids):
                 return True
-    return None
+    return False

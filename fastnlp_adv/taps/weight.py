@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Part
+from ..random_state import Noise
 from .embedding import Tap
 from .find import described
 from .perturbation import Delta
+
+#: how many bits a number in single precision loses in half precision
+_LOST = {torch.bfloat16: 16, torch.float16: 13}
 
 
 @contextmanager
@@ -26,6 +31,51 @@ def moved_weights(weights: list[Tensor], backups: list[Tensor]) -> Iterator[None
         with torch.no_grad():
             torch._foreach_copy_(weights, backups)
         torch.clear_autocast_cache()
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return the tensor itself to compute in, or empty memory in single precision if it is in half precision."""
+    return torch.empty_like(x, dtype=torch.float32) if x.dtype in _LOST else x
+
+
+def rounded_at_random(x: Tensor, dtype: torch.dtype, stream: Noise) -> Tensor:
+    """Round numbers in place to some that half precision has, up or down so that the mean stays."""
+    bits = _LOST[dtype]
+    drawn = torch.randint(1 << bits, x.shape, dtype=torch.int32, device=x.device, generator=stream.on(x.device))
+    x.view(torch.int32).add_(drawn).bitwise_and_(-1 << bits)
+    return x
+
+
+@contextmanager
+def in_single_precision(model: nn.Module, values: dict[Tensor, Tensor]) -> Iterator[None]:
+    """Let a model in half precision compute in single, at these values of parameters, which get the gradients."""
+    wide: dict[Tensor, Tensor] = {}
+    stores: list[dict[str, Any]] = [
+        store for module in model.modules() for store in (module._parameters, module._buffers)
+    ]
+    before = [dict(store) for store in stores]
+    flat: list[tuple[Any, list[Any]]] = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
+    try:
+        for store in stores:
+            for name, x in store.items():
+                if x is not None and x.dtype in _LOST:
+                    if x not in wide:
+                        wide[x] = x.float()
+                        if x in values:
+                            wide[x] = wide[x] + (values[x] - wide[x].detach())
+                    store[name] = wide[x]
+        for module, weights in flat:
+            module._flat_weights = [wide.get(weight, weight) for weight in weights]
+        yield
+    finally:
+        for store, own in zip(stores, before, strict=True):
+            store.update(own)
+        for module, weights in flat:
+            module._flat_weights = weights
+        with torch.no_grad():
+            for x, other in wide.items():
+                if not isinstance(x, nn.Parameter):  # a buffer, which the pass may have written
+                    x.copy_(other)
 
 
 class WeightTap(Tap):

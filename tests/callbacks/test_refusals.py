@@ -176,7 +176,10 @@ class Returns(Classifier):
         (lambda out: {"loss": out["loss"]}, ["entries ['loss']", "Return the logits as `pred`", "`output_mapping`"]),
         (lambda out: {"pred": out["pred"]}, ["entries ['pred']", "Compute the loss", "`output_mapping`"]),
         (lambda out: out["loss"], ["a dict or dataclass with `loss` and `pred` (or `logits`), but got Tensor"]),
-        (lambda out: {**out, "pred": out["pred"].argmax(-1)}, ["floating-point", "got torch.int64", "Return what"]),
+        (
+            lambda out: {**out, "pred": out["pred"].argmax(-1)},
+            ["floating-point", "got torch.int64", "Return the logits"],
+        ),
     ],
 )
 def test_rdrop_on_outputs_without_loss_or_prediction(change, found, mode):
