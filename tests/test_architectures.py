@@ -10,6 +10,7 @@ import copy
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from references import add, assert_same, differ, gradients
 from torch import nn
 
@@ -186,6 +187,8 @@ def build(name):
     cls = getattr(transformers, f"{name}Model" if name in BASES else f"{name}ForSequenceClassification", None)
     if cls is None:
         pytest.skip(f"this transformers has no {name}")
+    if "encoder_layers" in {**CLASSIFIERS, **BASES}[name] and Version(transformers.__version__) < Version("4.38"):
+        pytest.skip("BART makes masks of float64 from transformers 4.38 on")
     head = {} if name in BASES else {"num_labels": 3}
     config = cls.config_class(**{**CLASSIFIERS, **BASES}[name], **head)
     torch.manual_seed(0)
