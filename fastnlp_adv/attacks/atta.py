@@ -163,9 +163,11 @@ class ATTA(EmbeddingAttack):
             for delta in deltas:
                 assert delta.free is not None
                 grad, value = (_aligned(x, delta.free) for x in (delta.grad, delta.value))
-                place = torch.tensor([places[example] for example in examples], dtype=torch.long, device=grad.device)
-                delta.grad = grad.new_zeros((len(places), *grad.shape[1:])).index_add(0, place, grad)
-                value = value[first_rows]
+                if len(places) < len(examples):
+                    place = torch.tensor([places[example] for example in examples], device=grad.device)
+                    grad = grad.new_zeros((len(places), *grad.shape[1:])).index_add(0, place, grad)
+                    value = value[first_rows]
+                delta.grad = grad
                 dims = tuple(range(1, value.dim()))
                 delta.value = project(ascend(value, delta.grad, step, dims=dims), radius, dims=dims)
                 kept = _without_end(delta.value.to(self.storage_dtype).to("cpu"))  # in this order less is copied
