@@ -6,6 +6,7 @@ of its own. There are fewer examples than positions, and as many.
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -91,6 +92,41 @@ CLASSIFIERS = {
         "attention_dropout": 0.0,
         "max_position_embeddings": 32,
     },
+    "Reformer": {
+        **IDS,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "attention_head_size": 8,
+        "feed_forward_size": 32,
+        "attn_layers": ["local"],
+        "local_attn_chunk_length": 4,
+        "axial_pos_embds": False,
+        "max_position_embeddings": 32,
+        "is_decoder": False,
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+    },
+    "Perceiver": {
+        **IDS,
+        "d_model": 16,
+        "d_latents": 16,
+        "num_latents": 4,
+        "num_blocks": 1,
+        "num_self_attends_per_block": 1,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "RoCBert": {
+        **BERT,
+        "pronunciation_vocab_size": VOCAB,
+        "shape_vocab_size": VOCAB,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
+    "RemBert": {**BERT, "input_embedding_size": 8, "classifier_dropout_prob": 0.0},
+    "Esm": {**BERT, "mask_token_id": 3, "token_dropout": False},
     "XLNet": XLNET,
     "GPT2": {**GPT2, **NO_GPT2_DROPOUT},
     "GPTNeo": {
@@ -114,10 +150,15 @@ CLASSIFIERS = {
     "Qwen2": LLAMA,
     "Mistral": LLAMA,
     "Phi": {**LLAMA, "partial_rotary_factor": 1.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "Qwen3": {**LLAMA, "head_dim": 8},
+    "StableLm": LLAMA,
+    "Mpt": {**IDS, "d_model": 16, "n_heads": 2, "n_layers": 1, "expansion_ratio": 2, "max_seq_len": 32},
+    "BioGpt": {**BERT, "scale_embedding": True, "layerdrop": 0.0},
     "Gemma": {**LLAMA, "head_dim": 8},
     "Gemma2": {**LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8},
     "T5": T5,
     "Bart": BART,
+    "PLBart": {**BART, "scale_embedding": True, "attention_dropout": 0.0},
     "MBart": {**BART, "scale_embedding": True},
     "Canine": {**BERT, "num_hash_functions": 2, "num_hash_buckets": 32, "downsampling_rate": 2},
 }
@@ -136,9 +177,6 @@ BASES = {
     "BlenderbotSmall": BART,
 }
 
-#: those that make masks of infinity in double precision
-SINGLE = {"Canine"}
-
 
 def build(name):
     """A model of a family, without dropout; skipped where this version of transformers lacks it."""
@@ -148,8 +186,12 @@ def build(name):
     head = {} if name in BASES else {"num_labels": 3}
     config = cls.config_class(**{**CLASSIFIERS, **BASES}[name], **head)
     torch.manual_seed(0)
-    model = cls(config).train()
-    return model if name in SINGLE else model.double()
+    try:
+        return cls(config).train()
+    except AttributeError:
+        if name != "Funnel":
+            raise
+        pytest.skip("this transformers builds no Funnel with padding")
 
 
 def batch_of(examples, positions):
@@ -161,9 +203,25 @@ def batch_of(examples, positions):
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.arange(examples) % 3}
 
 
+def taken_by(model, batch):
+    """The fields that the model takes; FNet takes no mask in some versions."""
+    return {key: field for key, field in batch.items() if key in inspect.signature(model.forward).parameters}
+
+
+def in_double(model, loss_of):
+    """In double precision, but for models that make masks of single precision: their loss is infinite, or none."""
+    try:
+        if loss_of(model.double()).isfinite():
+            return model
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+    return model.float()
+
+
 def loss_on(name, batch):
     if name not in BASES:
-        return lambda model: model(**batch).loss
+        return lambda model: model(**taken_by(model, batch)).loss
 
     def loss_of(model):
         inputs = {key: field for key, field in batch.items() if key != "labels"}
@@ -177,6 +235,8 @@ def tables_of(model):
     """The weights of the input embeddings, each with the modules that look it up."""
     if type(model).__name__.startswith("Canine"):
         weights = [m.weight for n, m in model.named_modules() if "HashBucketCodepointEmbedder" in n]
+    elif type(model).__name__.startswith("Perceiver"):
+        weights = [model.perceiver.input_preprocessor.embeddings.weight]
     else:
         weights = [model.get_input_embeddings().weight]
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -260,8 +320,9 @@ def by_definition(model, loss_of, batch, granularity, examples_in):
 @pytest.mark.parametrize("shape", [(4, 8), (8, 8)], ids=["wide", "square"])
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *BASES])
 def test_fgm(name, shape):
-    model, batch = build(name), batch_of(*shape)
+    batch = batch_of(*shape)
     loss_of = loss_on(name, batch)
+    model = in_double(build(name), loss_of)
     loss_of(model).backward()
     plain = gradients(model)
     for granularity in ("vocab", "sequence", "token"):
@@ -270,5 +331,14 @@ def test_fgm(name, shape):
             fgm.step(lambda: loss_of(model))
         found = gradients(model)
         expected = by_definition(model, loss_of, batch, granularity, examples_in=int(name == "XLNet"))
-        assert_same(found, expected, rtol=1e-3 if name in SINGLE else 1e-9)
+        assert_same(found, expected, rtol=1e-9 if loss_of(model).dtype == torch.float64 else 1e-3)
         assert differ(found, add(plain, plain)) > 1e-3
+
+
+def test_a_table_that_is_no_embedding_of_torch_is_refused_by_name():
+    """I-BERT quantizes what it looks up."""
+    model = transformers.IBertForSequenceClassification(transformers.IBertConfig(**BERT))
+    with pytest.raises(
+        ValueError, match=r"an nn.Embedding, .* its parameters are `ibert.embeddings.word_embeddings.weight`"
+    ):
+        FGM(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 
@@ -153,6 +154,15 @@ def test_noise_is_of_the_size_of_an_example_where_the_examples_are_second(kind, 
     bound = 5.0 / math.sqrt(40 * added.by_example.shape[-1])
     assert 0.95 * bound < added.by_example.abs().max() <= bound
     assert added.by_example.norm(dim=(1, 2)).sub(5 / math.sqrt(3)).abs().max() < 0.4
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(xlnet, (4, 7)), (xlnet, (5, 5)), (TimeMajor, (4, 7))])
+def test_vat_perturbs_each_example_by_epsilon_where_the_examples_are_second(kind, shape):
+    model = kind()
+    vat = VAT(model, epsilon=0.7, xi=0.1, steps=2)
+    added = Added(table_of(model))
+    vat(lambda b: model(**b), batch_of(kind, *shape))
+    torch.testing.assert_close(added.by_example.norm(dim=(1, 2)), torch.full(shape[:1], 0.7, dtype=torch.float64))
 
 
 def test_a_part_of_the_examples_where_they_are_second():
@@ -667,3 +677,36 @@ def test_a_callback_takes_no_model_and_a_method_no_callback():
         if entry.method.needs_model:
             with pytest.raises(TypeError, match=f"`model` to be a torch.nn.Module, but got {entry.callback.__name__}"):
                 entry.method(entry.callback())
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("attack", [FGM, PGD], ids=["fgm", "pgd"])
+def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part(attack, replace):
+    """
+    As transformers' Trainer gives `num_items_in_batch`. Half of the examples count double, so that without a
+    perturbation the mean over all parts is the loss of the batch.
+    """
+    if "kwargs" not in inspect.signature(transformers.GPT2LMHeadModel.forward).parameters:
+        pytest.skip("GPT-2 of this transformers takes no `num_items_in_batch`")
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.randint(5, VOCAB, (4, 8))
+    labels = ids.clone()
+    labels[0, 5:], labels[2, 3:] = -100, -100
+    number = (labels[:, 1:] != -100).sum()
+    batch, seen = {"input_ids": ids, "labels": labels, "num_items_in_batch": number}, []
+
+    def closure(fields):
+        loss = model(**fields).loss
+        logits = model(input_ids=fields["input_ids"]).logits[:, :-1].flatten(0, 1)
+        total = cross_entropy(logits, fields["labels"][:, 1:].flatten(), reduction="sum")
+        seen.append((loss.item(), (total / number * 4 / len(fields["labels"])).item()))
+        return loss
+
+    with attack(model, epsilon=0.0, fraction=0.5, replace=replace) as method:
+        method.step(closure, batch)
+    assert len(seen) >= 2
+    assert [found for found, _ in seen] == pytest.approx([expected for _, expected in seen], rel=1e-5)
