@@ -146,8 +146,9 @@ def _doubles(outputs: dict[str, Any], doubled: Any, forward: Forward, batch: Any
         return True
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return False  # other ranks may know their loss, and would not run another forward
-    with torch.random.fork_rng([loss.device] if loss.is_cuda else []):
-        once = read_outputs(forwards.run(forward, batch, bare=True), several=True)["loss"].float()
+    # with gradients on, since a model may differentiate in its forward
+    with torch.random.fork_rng([loss.device] if loss.is_cuda else []), torch.enable_grad():
+        once = read_outputs(forwards.run(forward, batch, bare=True), several=True)["loss"].detach().float()
     return bool((loss - 2 * once).abs() < 0.3 * once.abs())
 
 
