@@ -710,3 +710,16 @@ def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part
         method.step(closure, batch)
     assert len(seen) >= 2
     assert [found for found, _ in seen] == pytest.approx([expected for _, expected in seen], rel=1e-5)
+
+
+@pytest.mark.parametrize("attack", [FreeLB, NEFTune], ids=lambda attack: attack.__name__)
+def test_a_forward_inside_the_backward_pass_is_named_for_attacks_that_start_at_noise(attack):
+    model = nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(12, 2))
+    ids = torch.randint(60, (3, 3))
+
+    def loss():
+        one = torch.ones(1, requires_grad=True)
+        return checkpoint(lambda x: model(ids).sum() * x, one, use_reentrant=True).sum()
+
+    with pytest.raises(RuntimeError, match="only looked up inside it, as gradient caching"):
+        attack(model).step(loss)

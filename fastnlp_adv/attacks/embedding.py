@@ -33,7 +33,8 @@ class _InRows(OnEmbeddings):
         doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
         "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
         "positions follow the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
-        "``padding_idx``; perturbations of token types, which are of the weight, do not",
+        "``padding_idx``. Perturbations of token types are of the weight, so they reach all places of a token: a mask "
+        "tells which of its gradients count",
     )
 
 
