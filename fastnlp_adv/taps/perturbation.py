@@ -143,7 +143,7 @@ class TapPass:
             rows = self.attacked_rows(ids, copies, name)
             return Lookup(table, one_copy(ids, copies, rows), ids, copies, rows)
         alive = list(self.alive)
-        if not alive:  # no forward came before: the tap raises when its gradient is asked for
+        if not alive:  # no forward came before: the tap raises when its gradient is read
             return Lookup(table, ids, ids)
         same = [v for v in alive if v.all_ids.shape == ids.shape and v.all_ids.data_ptr() == ids.data_ptr()]
         found = same or alive
