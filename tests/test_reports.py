@@ -723,3 +723,11 @@ def test_a_forward_inside_the_backward_pass_is_named_for_attacks_that_start_at_n
 
     with pytest.raises(RuntimeError, match="only looked up inside it, as gradient caching"):
         attack(model).step(loss)
+
+
+@pytest.mark.parametrize("regularizer", [VAT, RDrop], ids=lambda each: each.__name__)
+def test_a_prediction_in_place_of_the_training_step_is_named(regularizer):
+    model = nn.Sequential(nn.Embedding(60, 4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 2))
+    ids = torch.randint(60, (3, 3))
+    with pytest.raises(TypeError, match="`objective` to be a function of the batch, but got Tensor"):
+        regularizer(model)(model(ids), {"ids": ids})

@@ -65,6 +65,11 @@ class Regularizer(Method, ABC):
             method, unless the model itself returns something of this name.
         :raises ValueError: if the outputs have no loss, or no prediction that the method can use.
         """
+        if not callable(objective):
+            raise TypeError(
+                f"Expected `objective` to be a function of the batch, but got {type(objective).__name__}. Give the "
+                "training step first, then the batch."
+            )
         current = forwards.scope.batch or forwards.Batch(batch)
         with forwards.scoped(batch=current):
             is_new = current is not self._counted  # an attack runs several passes over a batch
