@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ from ..functional import group_norm, project, steepest_direction
 from ..method import Cost, OnEmbeddings, SharesDropout
 from ..options import check_count, check_number, check_positive, check_up_to_1, one_of, option, options
 from ..taps import Delta, Lookup, Tap, refuse_sharded, taps_on
+from ..taps.weight import moved_weights
 from .base import Forward, Predictions, add_term
 from .outputs import read_outputs, tensors_of
 
@@ -264,19 +265,12 @@ class SMART(Smoothness):
     @torch.no_grad()
     def _prediction_of_average(self, forward: Forward, batch: Any) -> Any:
         # before any graph of this step exists, since autograd refuses weights that are written after their use
-        backups = [(p, p.clone()) for p, _ in self._averages.values()]
-        try:
-            _write(self._averages.values())
+        weights: list[Tensor] = [p for p, _ in self._averages.values()]
+        with moved_weights(weights, [torch.empty_like(p) for p in weights]):
+            for p, average in self._averages.values():
+                p.copy_(average)
             returned = forwards.run(forward, batch, bare=True, last=False)
             return read_outputs(returned, needs_loss=False, several=True)["pred"]
-        finally:
-            _write(backups)
-
-
-def _write(values: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
-    for p, value in values:
-        p.copy_(value)
-    torch.clear_autocast_cache()  # an outer autocast keeps copies of the old weights
 
 
 @options

@@ -22,15 +22,18 @@ _LOST = {torch.bfloat16: 16, torch.float16: 13}
 @contextmanager
 def moved_weights(weights: list[Tensor], backups: list[Tensor]) -> Iterator[None]:
     """Copy weights into ``backups``, and back, bit for bit, when the block ends; within it they may be written."""
-    with torch.no_grad():
-        torch._foreach_copy_(backups, weights)
-    torch.clear_autocast_cache()  # an autocast around the step keeps the weights that it has cast
+    _write(backups, weights)
     try:
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(weights, backups)
-        torch.clear_autocast_cache()
+        _write(weights, backups)
+
+
+@torch.no_grad()
+def _write(memory: list[Tensor], values: list[Tensor]) -> None:
+    if memory:
+        torch._foreach_copy_(memory, values)
+    torch.clear_autocast_cache()  # an autocast around the step keeps the weights that it has cast
 
 
 def widened(x: Tensor) -> Tensor:
