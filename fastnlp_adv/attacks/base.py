@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -136,7 +136,7 @@ class Attack(Growing, Method, ABC):
         :return: the loss of the first pass that trains, detached.
         """
         trained: Tensor | None = None
-        with closing(self._prepared(batch)) as passes:  # type: ignore[type-var]
+        with closing(self._prepared(batch)) as passes:
             for each in passes:
                 if each.only_reduces and not reduces:
                     break
@@ -153,7 +153,7 @@ class Attack(Growing, Method, ABC):
         assert trained is not None
         return trained
 
-    def _prepared(self, batch: Any) -> Iterator[Pass]:
+    def _prepared(self, batch: Any) -> Generator[Pass, None, None]:
         """Yield the passes of one step, each ready to run; whatever happens, the model is left unperturbed."""
         self._begin_step()
         announced = forwards.scope.batch or forwards.Batch(batch)
@@ -260,7 +260,7 @@ class Attack(Growing, Method, ABC):
         arguments see :meth:`step`.
         """
         self.progress.begin_batch(accumulation_steps, total_steps)
-        with closing(self._prepared(batch)) as passes:  # type: ignore[type-var]
+        with closing(self._prepared(batch)) as passes:
             yield passes
         self._count_batch()
         self._log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import forwards
+from ..batch import fields_of
 from ..versions import compile_nothing_in
 
 #: the name of a field, or a function of the batch
@@ -71,15 +72,16 @@ class Layout:
         :param by_example: True to raise if neither can hold them.
         """
         inputs, batch = forwards.scope.inputs, forwards.scope.batch
-        given = list(_tensors(batch and batch.data))
-        fields = given if inputs is None else list(_tensors(inputs))
+        fields = _tensors(inputs if inputs is not None else batch and batch.data)
         copies = 1 if inputs is not None else copies
         if not fields or not ids.dim():
             return False
         first, second = ids.shape[0], ids.shape[1] if ids.dim() > 1 else -1
         lengths = [copies * len(field) for field in fields if field.dim() == 1]
-        if not lengths and any(field.shape == ids.shape for field in given):  # a forward without the labels
-            lengths = [len(field) for field in given if field.dim() == 1]
+        if not lengths and inputs is not None:  # a forward without the labels
+            given = _tensors(batch and batch.data)
+            if any(field.shape == ids.shape for field in given):
+                lengths = [len(field) for field in given if field.dim() == 1]
         lengths = lengths or [copies * len(field) for field in fields]
         if first == second and first in lengths:
             if self._is_transposed is None:
@@ -159,16 +161,8 @@ class Layout:
         self._attacked = None if self._attacked else self._attacked
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.dim():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
+def _tensors(value: Any) -> list[Tensor]:
+    return [field for _, field in fields_of(value) if isinstance(field, Tensor)]
 
 
 def _are_input_ids(ids: Tensor, fields: Mapping[str, Any]) -> bool:
