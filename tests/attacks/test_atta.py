@@ -34,8 +34,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fastnlp_adv.attacks.atta import ATTA
-from fastnlp_adv.callbacks.atta import ATTACallback, _length
-from fastnlp_adv.forwards import announced
+from fastnlp_adv.callbacks.atta import ATTACallback
 
 EPSILON, ALPHA = 0.3, 0.2
 G = torch.Generator().manual_seed(3)
@@ -217,29 +216,6 @@ def test_every_lookup_has_its_own_perturbation():
     assert len(atta.perturbations) == 8  # four examples, two lookups
 
 
-def test_copies_of_an_example_share_a_perturbation():
-    """As in R-Drop's doubled batch, and where a sampler draws with replacement."""
-    ids, labels = padded([0, 1, 1], 7, "right")
-    found = []
-    for indices, copies in (([0, 1, 1], 1), ([0, 1, 1], 2), ([0, 1], 2)):
-        model = classifier()
-        atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
-        rows = list(range(len(indices))) * copies
-        n = len(indices)
-
-        def loss(model=model, rows=rows, copies=copies, n=n):
-            with announced(copies=copies, rows=n):
-                return classifier_loss(model, ids[rows], labels[rows])
-
-        for _ in range(2):
-            atta.step(loss, indices)
-        found.append({example: row for (_, _, example), row in atta.perturbations.items()})
-        assert len(found[-1]) == 2
-    for rows in found[1:]:
-        for example in (0, 1):
-            torch.testing.assert_close(rows[example], found[0][example], rtol=1e-8, atol=1e-12)
-
-
 def test_steps_without_their_own_indices_are_refused():
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
@@ -260,15 +236,6 @@ def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
     plain = DataLoader(samples(), batch_size=4, collate_fn=collate)
     with pytest.raises(ValueError, match=r"got DataLoader, which does not.*TorchDataLoader.*compat.repair"):
         build(Classifier(), [ATTACallback()], train_dataloader=plain)
-
-
-def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
-    class Forgetful(TorchDataLoader):
-        def get_batch_indices(self):
-            return None
-
-    with pytest.raises(ValueError, match="Forgetful, which does not"):
-        build(Classifier(), [ATTACallback()], train_dataloader=indexed(Forgetful)).run()
 
 
 def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
@@ -307,22 +274,3 @@ def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
     empty = ATTA(classifier())
     empty.load_state_dict(ATTA(classifier()).state_dict())
     assert len(empty.perturbations) == 0
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
-    model = classifier()
-    ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, alpha=ALPHA)
-    atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
-    kept = copy.deepcopy(atta.perturbations)
-    atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
-    assert all(torch.equal(row, kept[key]) for key, row in atta.perturbations.items())
-    assert int(atta.skipped) == 1
-
-
-def test_the_estimate_sees_through_a_batch_encoding():
-    from transformers import BatchEncoding
-
-    batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
-    assert _length(batch, 3) == _length(BatchEncoding(batch), 3) == 7

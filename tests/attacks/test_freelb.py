@@ -121,31 +121,6 @@ def test_a_step(epsilon, steps, alpha, init, clean):
     assert differ(*found) > 1e-4  # each step draws its own noise
 
 
-@pytest.mark.parametrize("schedule", [{"start": 2}, {"every": 2}, {"warmup": 4}])
-def test_schedules_keep_or_leave_out_the_clean_pass_with_the_others(schedule):
-    """A step that is left out is plain; a strength scales the noise, the steps and the ball, and no loss."""
-    model = classifier()
-    sizes = {"epsilon": 0.2, "alpha": 0.1, "init": 0.5}
-    attack, generator = attack_and_generator(model, **sizes, clean=True, **schedule)
-    strengths = {"start": [0, 0, 1, 1], "every": [1, 0, 1, 0], "warmup": [0.25, 0.5, 0.75, 1]}
-    for strength in strengths[next(iter(schedule))]:
-        found = step(attack, model)
-        if strength:
-            wanted = expected(model, generator, **{k: v * strength for k, v in sizes.items()}, clean=True)
-        else:
-            model.zero_grad()
-            LOSS(model).backward()
-            wanted = gradients(model)
-        assert_same(found, wanted)
-
-
-def test_with_a_clean_pass_the_reported_loss_is_the_clean_one():
-    model = classifier()
-    attack = FreeLB(model, init=2.0, clean=True)
-    assert attack.step(lambda: LOSS(model)).item() == pytest.approx(LOSS(model).item())
-    assert attack.cost == (4, 4, 0)
-
-
 class Gradients(Callback):
     """Those of all parameters at each optimizer step."""
 
@@ -231,29 +206,3 @@ def test_perturbations_and_their_report():
     assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
     assert found[-1].flatten(1).norm(dim=1).max() == pytest.approx(0.15)
     assert attack.skipped.item() == 0
-
-
-def test_an_example_without_a_finite_gradient_keeps_still():
-    model = classifier()
-
-    def closure(factor):
-        factors = torch.tensor([1.0, factor, 1.0, 1.0], dtype=torch.float64)
-        return lambda: (factors * cross_entropy(model(IDS), LABELS, reduction="none")).sum()
-
-    passes = {f: added(model, attack_and_generator(model)[0], closure(f)) for f in (1.0, math.inf)}
-    others = [0, 2, 3]
-    for finite, infinite in zip(passes[1.0], passes[math.inf], strict=True):
-        torch.testing.assert_close(infinite[others], finite[others])
-        assert torch.equal(infinite[1], passes[math.inf][0][1])
-    assert not torch.equal(passes[1.0][1][1], passes[1.0][0][1])
-
-
-def test_half_precision_keeps_the_perturbation_in_single():
-    model = Classifier(dropout=0.0).bfloat16()
-    attack = FreeLB(model)
-    with attack.running() as passes:
-        for _ in passes:
-            LOSS(model).backward()
-            (delta,) = attack.taps[0].deltas()
-            assert delta.value.dtype == torch.float32
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

@@ -73,16 +73,6 @@ def test_data_parallel_over_several_devices(attack):
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_data_parallel_on_one_device_is_the_model(attack):
-    model = classifier()
-    expected = step(attack(model), model, LOSS)
-    wrapped = nn.DataParallel(classifier())
-    assert len(wrapped.device_ids) <= 1
-    found = step(attack(wrapped), wrapped, LOSS)
-    assert_same({n[len("module.") :]: g for n, g in found.items()}, expected)
-
-
 def test_a_model_without_an_embedding():
     model = nn.Sequential(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"to have an nn.Embedding, but got Sequential.*`0.weight` \(2 x 3\)"):

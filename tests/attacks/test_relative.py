@@ -49,11 +49,6 @@ def trained(model, method, **arguments):
     return found
 
 
-def test_all_attacks_on_embeddings_have_it():
-    embeddings = {"ATTA", "FGM", "FGSM", "FreeLB", "NEFTune", "PGD", "TAVAT"}
-    assert set(RELATIVE) == embeddings
-
-
 CHANGED = [(name, {}) for name in RELATIVE] + [
     ("PGD", {"alpha": 0.1}),
     ("TAVAT", {"epsilon": 0.0}),
@@ -148,24 +143,6 @@ def test_the_unit_stays_that_of_the_weights_it_was_built_on():
     for attack, length in ((resumed, 0.5 * row), (anew, 1.5 * row)):
         attack.step(lambda: model.train_step(**FIELDS)["loss"])
         assert float(attack.perturbation_norm) == pytest.approx(length, rel=1e-5)
-
-
-def test_a_state_of_before_there_was_a_unit_can_be_loaded():
-    model = Classifier()
-    fgm = FGM(model, relative=True)
-    state = fgm.state_dict()
-    del state["units"]
-    fgm.load_state_dict(state)
-    assert fgm.taps[0].unit == pytest.approx(row_of(model.word_embeddings))
-
-
-def test_epsilon_for_one_time_is_in_rows_as_well():
-    model = Classifier(dropout=0.0)
-    fgm = FGM(model, relative=True)
-    model.train_step(**FIELDS)["loss"].backward()
-    with fgm.attack(epsilon=0.25):
-        pass
-    assert float(fgm.perturbation_norm) == pytest.approx(0.25 * row_of(model.word_embeddings), rel=1e-5)
 
 
 def test_parameters_that_are_not_looked_up_have_no_rows():

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
 from fastnlp_adv.callbacks import TAVATCallback
-from fastnlp_adv.taps import Lookup
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -236,15 +235,6 @@ def test_two_lookups_in_a_forward(padding_idx, clean):
     torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"steps": 1}, {"clean": True}, {"clean": True, "steps": 1}])
-def test_a_lookup_without_gradient_writes_nothing(arguments):
-    model = Siamese()
-    attack, table, _ = attack_on(model, **arguments)
-    left, right = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
-    step(attack, model, lambda m: m.compare(m.emb(left).detach(), m.emb(right)))
-    assert (the_table(attack) != table).any(1).nonzero().flatten().tolist() == [3, 4]
-
-
 def test_each_embedding_has_a_table():
     class Two(nn.Module):
         def __init__(self):
@@ -267,16 +257,6 @@ def test_each_embedding_has_a_table():
     for name, ids in (("words.weight", IDS[IDS != 0]), ("tags.weight", IDS % 12)):
         written = (attack.tables[name] != before[name]).any(1).nonzero().flatten().tolist()
         assert written == sorted({*ids.flatten().tolist()})
-
-
-def test_the_table_at_first():
-    model = classifier()
-    torch.manual_seed(3)
-    attack = TAVAT(model, init=0.3)
-    table = the_table(attack)
-    assert table.dtype == torch.float32
-    torch.testing.assert_close(table, first_table(50, 8, 0.3, torch.Generator().manual_seed(3)))
-    assert table.abs().max() <= 0.3 / math.sqrt(8)
 
 
 def added(model, attack, closure):
@@ -327,37 +307,3 @@ def test_only_the_tokens_of_the_batch_are_written():
     step(attack, model)
     written = (the_table(attack) != table).any(1).nonzero().flatten().tolist()
     assert written == sorted({*IDS.flatten().tolist()} - {0})
-
-
-def test_a_model_that_was_moved_is_refused():
-    attack = TAVAT(classifier())
-    with pytest.raises(
-        RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
-    ):
-        attack.step(lambda: classifier_on_meta(attack))
-
-
-def classifier_on_meta(attack):
-    """Runs the hook as a model on another device would."""
-    ids = IDS.to("meta")
-    lookup = Lookup(attack.model.word_embeddings, ids, ids, number=0)
-    return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
-
-
-def test_the_table_of_another_embedding_is_refused():
-    attack, table, _ = attack_on(classifier())
-    with pytest.raises(ValueError, match=r"\(50, 8\).* but got .*\(50, 4\)"):
-        attack.load_state_dict(TAVAT(classifier(hidden=4)).state_dict())
-    assert torch.equal(the_table(attack), table)
-
-
-def test_half_precision_keeps_the_perturbation_in_single():
-    model = Classifier(dropout=0.0).bfloat16()
-    attack = TAVAT(model)
-    with attack.running() as passes:
-        for _ in passes:
-            LOSS(model).backward()
-            (delta,) = attack.taps[0].deltas()
-            assert delta.value.dtype == torch.float32
-    assert the_table(attack).dtype == torch.float32
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

@@ -106,15 +106,6 @@ def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
 
 
 @each_row
-def test_building_a_trainer_changes_nothing(row):
-    model = Classifier()
-    before = snapshot(model)
-    trainer = build(model, [row.callback()])
-    assert_untouched(model, before)
-    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
-
-
-@each_row
 def test_same_callback_trains_a_second_trainer_alike(row):
     callback, models, states = row.callback(), [Classifier(), Classifier()], []
     for model in models:

@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback, Trainer, logger
-from rows import each_row
+from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback
 from support import (
     Classifier,
-    build,
     distance,
     loader,
     samples,
@@ -18,7 +16,6 @@ from support import (
     train,
     weights,
 )
-from torch import nn
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
 
@@ -66,60 +63,6 @@ def test_evaluation_in_training_sees_the_clean_model():
     assert len(seen) == 6
     assert len({result["acc#acc"] for result in seen}) > 1
     assert trainer.evaluator.run() == seen[-1]
-
-
-@each_row
-def test_every_method_evaluates_in_training(row):
-    _, seen = evaluating(Classifier(), [row.callback()], data=samples(12))
-    assert len(seen) == 3
-
-
-def showing(model, callbacks, progress_bar, lr=0.1):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    where = {"driver": "torch", "device": "cpu", "progress_bar": progress_bar}
-    trainer = Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where)
-    trainer.run()
-    return trainer
-
-
-@pytest.mark.parametrize("progress_bar", ["raw", "rich", "tqdm"])
-def test_progress_bars_work(progress_bar):
-    trainer = showing(Classifier(), [FGMCallback(), RDropCallback()], progress_bar)
-    assert trainer.global_forward_batches == 6
-
-
-def test_progress_shows_the_clean_loss(caplog):
-    """With a learning rate of 0 the clean loss of a batch is known, however often the model runs on it."""
-    model = Classifier(dropout=0.0)
-    logger.addHandler(caplog.handler)
-    try:
-        showing(model, [PGDCallback(steps=2)], "raw", lr=0.0)
-    finally:
-        logger.removeHandler(caplog.handler)
-    shown = [float(r.getMessage().split("loss:")[1].split(",")[0]) for r in caplog.records if "loss:" in r.getMessage()]
-    clean = [model.train_step(batch["input_ids"], batch["labels"])["loss"].item() for batch in loader()]
-    assert shown == pytest.approx(clean, abs=2e-6)
-
-
-class Forward(nn.Module):
-    """What DataParallel runs: a model whose ``forward`` is the training step."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = Classifier()
-
-    def forward(self, input_ids, labels):
-        return self.model.train_step(input_ids, labels)
-
-
-@pytest.mark.parametrize("callback", [FGMCallback, PGDCallback, RDropCallback])
-def test_data_parallel_on_one_device_trains_as_without(callback):
-    wrapped, bare = Forward(), Forward()
-    trainer = build(nn.DataParallel(wrapped), [callback()])
-    torch.manual_seed(1)
-    trainer.run()
-    train(bare, [callback()])
-    assert torch.equal(weights(wrapped), weights(bare))
 
 
 class Bag(Classifier):

@@ -113,43 +113,6 @@ def test_an_embedding_that_was_never_looked_up_is_probably_the_wrong_one(make):
         trainer.run()
 
 
-class TwoEmbeddings(MultiTask):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.more_embeddings = nn.Embedding(50, 8)
-
-    def train_step(self, labels, input_ids=None, numbers=None):
-        embedding = self.more_embeddings if input_ids[0, 0] % 2 else self.word_embeddings
-        pred = self.head(self.rnn(embedding(input_ids))[0].mean(1))
-        return {"loss": cross_entropy(pred, labels), "pred": pred}
-
-
-@pytest.mark.parametrize("callback", [FGMCallback, PGDCallback, FreeLBCallback, TAVATCallback, VATCallback])
-def test_one_of_several_embeddings_may_be_left_out(callback):
-    data = tasks("w" * 12)
-    for i, batch in enumerate(data):
-        batch["input_ids"][:, 0] = 1 + i % 2
-    both = dict(data[0])
-    model = TwoEmbeddings()
-    trainer = build(
-        model, [callback(emb_name="_embeddings")], train_dataloader=Batches([both]), n_epochs=1, n_batches=-1
-    )
-    if callback is not VATCallback:  # which compares predictions, and needs a lookup of any
-        with pytest.raises(RuntimeError, match="to look up embedding"):
-            trainer.run()
-    method = callback(emb_name="_embeddings")
-
-    class Seen(Callback):
-        def on_train_begin(self, trainer):
-            for tap in method.method.taps:
-                tap.had_grad = True
-
-    trainer = build(model, [method, Seen()], train_dataloader=Batches(data), n_epochs=1, n_batches=-1)
-    before = weights(model).clone()
-    trainer.run()
-    assert torch.isfinite(weights(model)).all() and not torch.equal(before, weights(model))
-
-
 class Empty(Classifier):
     """Takes texts of no tokens."""
 

@@ -68,18 +68,6 @@ def test_it_counts_optimizer_steps(arguments):
 
 
 GROWING = [0.25, 0.5, 0.75, 1, 1, 1]
-#: four examples, each moved by all that it may be
-BALLS = {
-    "FreeLB": {"epsilon": 0.1, "alpha": 5.0, "steps": 2},
-    "ATTA": {"epsilon": 0.1, "alpha": 5.0, "storage_dtype": torch.float64},
-    "TAVAT": {"epsilon": 0.1, "alpha": 5.0, "steps": 2},
-}
-
-
-@pytest.mark.parametrize("method", BALLS)
-def test_epsilon_of_each_example(method):
-    found = norms(Row(method, BALLS[method]).callback(warmup=4))
-    assert found.seen == pytest.approx([2 * 0.1 * growing for growing in GROWING], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["NEFTune", "FreeLB", "TAVAT"])
@@ -111,12 +99,6 @@ def test_every_attack_begins_with_next_to_nothing(method):
     assert max(grown.seen) < 1e-6 * max(whole.seen)
 
 
-def test_random_starts_grow():
-    inside = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True, warmup=4))
-    whole = norms(PGDCallback(epsilon=1.0, alpha=0.0, random_init=True))
-    assert [a / b for a, b in zip(inside.seen, whole.seen, strict=True)] == pytest.approx(GROWING, rel=1e-5)
-
-
 def test_gamma_grows():
     found = norms(AWPCallback(gamma=0.1, params="head.weight", warmup=4))
     assert found.seen == pytest.approx([0.1 * g * size for g, size in zip(GROWING, found.sizes, strict=True)], rel=1e-5)
@@ -125,18 +107,6 @@ def test_gamma_grows():
 def test_rho_grows():
     found = norms(SAMCallback(rho=0.2, warmup=4))
     assert found.seen == pytest.approx([0.2 * growing for growing in GROWING], rel=1e-4)
-
-
-def test_rows_and_several_embeddings():
-    model = Classifier()
-    model.other_embeddings = torch.nn.Embedding(50, 8)
-    forward = model.word_embeddings.forward
-    model.word_embeddings.forward = lambda ids: forward(ids) + model.other_embeddings(ids)
-    rows = [
-        float(table.weight.detach().norm(dim=1).mean()) for table in (model.word_embeddings, model.other_embeddings)
-    ]
-    found = norms(FGMCallback(epsilon=0.5, relative=True, emb_name="embeddings", warmup=4), model)
-    assert found.seen == pytest.approx([0.5 * math.hypot(*rows) * growing for growing in GROWING], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +122,6 @@ def test_rows_and_several_embeddings():
 def test_arguments_are_live(values, expected):
     callback = FGMCallback(warmup=4)
     assert norms(callback, more=[Assign(callback, 2, **values)]).seen == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("values", [{"relative": True}, {"granularity": "token"}, {"emb_name": "word"}], ids=str)
-def test_what_hooks_are_made_of_is_not(values):
-    callback = FGMCallback()
-    with pytest.raises(ValueError, match=r"Expected `\w+` to stay .* a callback takes it before training begins"):
-        norms(callback, more=[Assign(callback, 3, **values)])
 
 
 def run(model, callbacks, resume_from=None):
@@ -184,24 +147,6 @@ def test_a_resumed_training_goes_on_growing_in_the_same_unit(method, tmp_path):
     assert distance(whole, Classifier(dropout=0.0)) > 0.01  # far enough that a row measured anew would show
     grown = float(whole.word_embeddings.weight.detach().norm(dim=1).mean())
     assert abs(grown / row - 1) > 1e-4
-
-
-def test_a_second_run_goes_on_in_the_same_unit_and_another_trainer_does_not():
-    model, seen = Classifier(dropout=0.0), Norms()
-    row = float(model.word_embeddings.weight.detach().norm(dim=1).mean())
-    callback = FGMCallback(0.5, relative=True)
-    trainer = build(model, [callback, seen], lr=0.5)
-    trainer.run()
-    with torch.no_grad():
-        model.word_embeddings.weight *= 2
-    trainer.n_epochs += 1
-    trainer.n_batches = -1
-    trainer.run()
-    assert len(seen.seen) > 6
-    assert seen.seen == pytest.approx([0.5 * row] * len(seen.seen), rel=1e-4)
-    now, other = float(model.word_embeddings.weight.detach().norm(dim=1).mean()), Norms()
-    build(model, [callback, other], lr=0.0).run()
-    assert other.seen == pytest.approx([0.5 * now] * 6, rel=1e-4)
 
 
 @pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5), (1, 6)])
@@ -237,22 +182,6 @@ def test_a_perturbation_of_more_than_two_rows_warns_at_the_start(callback, most,
     assert f"at most {most} row" in line and f"got {callback.epsilon / row:.3g}: " in line
     assert "`word_embeddings.weight`" in line and "`warmup=1.0`" in line
     assert ("relative=True" in line) is not callback.relative
-
-
-@pytest.mark.parametrize(
-    "callback",
-    [
-        FGMCallback(5.0),
-        FGMCallback(6.0, warmup=1.0),
-        FGMCallback(6.0, norm="linf"),
-        FGMCallback(1.9, relative=True),
-        PGDCallback(2.0, granularity="sequence"),
-        FGMCallback(6.0, emb_name="head"),
-    ],
-)
-def test_a_smaller_or_a_growing_one_does_not(callback, said):
-    train(Classifier(), [callback], n_batches=6)
-    assert not [each for each in said.records if SIZE in each.getMessage()]
 
 
 @pytest.mark.parametrize("arguments, reached", [({"warmup": 1000}, "0.006"), ({"warmup": 8, "start": 2}, "0.5")])

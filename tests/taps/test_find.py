@@ -7,7 +7,7 @@ import torch
 from references import bert
 from torch import nn
 
-from fastnlp_adv.taps.find import find_embeddings, scales
+from fastnlp_adv.taps.find import find_embeddings
 
 
 class Model(nn.Module):
@@ -92,16 +92,6 @@ def test_none_takes_the_only_embedding_or_that_with_the_most_rows():
     assert names(nn.Embedding(3, 2)) == ["weight"]
 
 
-def test_none_looks_inside_a_wrapper_around_the_embedding():
-    """PEFT's, for one."""
-
-    class Wrapped(Model):
-        def get_input_embeddings(self):
-            return self.wrapper
-
-    assert names(Wrapped(wrapper=Model(base_layer=nn.Embedding(9, 2)))) == ["wrapper.base_layer.weight"]
-
-
 def test_shared_weights_are_one_embedding_with_all_its_modules():
     one, two = nn.Embedding(9, 2), nn.Embedding(9, 2)
     two.weight = one.weight
@@ -132,30 +122,6 @@ def test_frozen_embeddings_match_and_frozen_parameters_do_not():
         names(model, "out")
 
 
-def test_lookups_that_do_more_are_weights():
-    class Dropped(nn.Embedding):
-        def forward(self, ids):
-            return nn.functional.dropout(super().forward(ids))
-
-    class Scaled(nn.Embedding):
-        embed_scale = 3.0
-
-        def forward(self, ids):
-            return super().forward(ids) * self.embed_scale
-
-    class Renamed(nn.Embedding):
-        pass
-
-    model = Model(dropped=Dropped(9, 2), scaled=Scaled(9, 2), renamed=Renamed(9, 2), bag=nn.EmbeddingBag(9, 2))
-    found = find_embeddings(model, "weight")
-    assert [e.name for e in found.embeddings] == ["scaled.weight", "renamed.weight"]
-    assert list(found.weights) == ["dropped.weight", "bag.weight"]
-    assert [scales(e.modules[0]) for e in found.embeddings] == [True, False]
-    mixed = Model(plain=nn.Embedding(9, 2), dropped=Dropped(9, 2))
-    mixed.dropped.weight = mixed.plain.weight
-    assert list(find_embeddings(mixed).weights) == ["plain.weight"]
-
-
 def test_no_match_lists_the_embeddings():
     model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 3), out=nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"got 'embed'. The model has the embeddings `word.weight` \(9 x 2\), `char.w"):
@@ -167,18 +133,6 @@ def test_no_embedding_lists_parameters():
         names(nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"got 'embed'. The model has no nn.Embedding; its parameters are `weight`"):
         names(nn.Linear(2, 3), "embed")
-
-
-def test_max_norm_is_refused_where_it_matches():
-    model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 3, max_norm=2.0))
-    assert names(model, "word") == ["word.weight"]
-    with pytest.raises(ValueError, match=r"`char.weight` \(8 x 3\) to have no `max_norm`, but got 2.0"):
-        names(model, "char")
-
-
-def test_a_pretrained_embedding():
-    model = Model(word=nn.Embedding.from_pretrained(torch.randn(9, 2)))
-    assert names(model) == ["word.weight"]
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,3 @@ def test_the_worst_case_is_found_in_the_units_of_the_embedding(group, engine):
     assert evaluated(ENGINES[engine](model), relative=False) == expected
     with pytest.raises(ValueError, match=r"`relative=True` .* Give `epsilons` in the units of the embedding"):
         evaluated(ENGINES[engine](Classifier()))
-
-
-def test_fully_shard_is_noticed_while_the_weights_are_gathered(group):
-    model = fsdp.fully_shard(Classifier())
-    with torch.no_grad():
-        model(**{"input_ids": support.collate(support.samples(4))["input_ids"]})  # the root keeps its weights after it
-    assert not any(hasattr(param, "device_mesh") for param in model.parameters())
-    with pytest.raises(ValueError, match="AWP, which moves the weights, to find every parameter whole"):
-        AWP(model)

@@ -59,12 +59,6 @@ def test_rows_of_another_source_are_named_with_the_version_of_the_package(words)
     assert words["again"] in lines
 
 
-@each_language
-def test_nothing_skipped_and_nothing_held_back(words):
-    found = page([row("3.13.0", "2.14.1")], words, "abc")
-    assert words["nothing"] in found and words["pinned"][1] not in found.split(words["pins"])[1]
-
-
 def test_rows_are_in_the_order_of_their_versions(tmp_path):
     versions = [("3.13.0", "2.2.0"), ("3.9.18", "2.1.2"), ("3.10.2", "2.14.1"), ("3.10.2", "2.4.1+cu121")]
     for i, each in enumerate(versions):
