@@ -206,7 +206,7 @@ def test_a_sequence_of_fields():
     assert rows == 2
 
 
-SIZES = pytest.mark.parametrize("rows", range(1, 6))
+SIZES = pytest.mark.parametrize("rows", [1, 2, 5])
 
 
 @SIZES
@@ -243,13 +243,6 @@ def test_other_lists_have_an_entry_for_each_example_for_every_batch_size(rows, e
     assert [id(e) for e in doubled["entries"]] == [id(e) for e in entries * 2]
     assert [id(e) for e in first_half(entries * 2, rows)] == [id(e) for e in entries]
     assert "`batch['entries']`" in refusal({"entries": [*entries, entry(rows)], "x": torch.zeros(rows, 2)})
-
-
-def test_raw_sentences_are_rows_whatever_their_length():
-    words = [["a", "b"], ["c", "d"]]  # two sentences of two words
-    doubled, _ = double_batch({"x": torch.zeros(2), "words": words})
-    assert doubled["words"] == [["a", "b"], ["c", "d"], ["a", "b"], ["c", "d"]]
-    assert double_batch({"words": words})[0]["words"] == words * 2
 
 
 def refusal(batch):

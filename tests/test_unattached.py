@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from fastNLP import CheckpointCallback
-from rows import each_row, step_of
+from rows import each_method, step_of
 from support import Classifier, build, samples, snapshot, train, weights
 
 from fastnlp_adv import AWP, FGM, PGD, FGMCallback, RDropCallback, TAVATCallback
@@ -31,7 +31,7 @@ def trained(method, model, steps=2):
     return weights(model)
 
 
-@each_row
+@each_method
 def test_attaching_later_is_building_on_the_model(row):
     one, other = Classifier(), Classifier()
     late = METHODS[row.method].method(**row.arguments)
@@ -39,7 +39,7 @@ def test_attaching_later_is_building_on_the_model(row):
     assert torch.equal(trained(METHODS[row.method].method(one, **row.arguments), one), trained(late, other))
 
 
-@each_row
+@each_method
 def test_an_unattached_method_is_copied_and_pickled_with_its_arguments(row):
     method = METHODS[row.method].method(**row.arguments)
     for other in (copy.copy(method), copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
@@ -56,7 +56,7 @@ def test_an_unattached_method_cannot_be_run_and_says_so(name):
         method.open()
 
 
-@each_row
+@each_method
 def test_a_state_that_is_loaded_before_attaching_counts(row):
     whole, halves, resumed = Classifier(dropout=0.3), Classifier(dropout=0.3), Classifier(dropout=0.3)
     trained(METHODS[row.method].method(whole, **row.arguments), whole, 4)

@@ -168,31 +168,6 @@ def test_first_epoch_is_plain_to_the_bit(workers):
     assert torch.equal(weights(ours), weights(plain))
 
 
-def test_start_and_every_keep_what_is_stored():
-    trainings = []
-    for _ in range(2):
-        trainings.append(Classifier())
-        callback = ATTACallback(EPSILON, alpha=ALPHA, start=6, every=2)
-        train(trainings[-1], [callback], train_dataloader=indexed(), n_batches=24)
-    plain = Classifier()
-    train(plain, train_dataloader=indexed(), n_batches=24)
-    assert torch.equal(weights(trainings[0]), weights(trainings[1]))
-    assert distance(trainings[0], plain) > 1e-6
-
-
-def test_cut_inputs_keep_what_is_left():
-    model, ids = classifier(), SENTENCES[1].unsqueeze(0)
-    label = LABELS[1:2]
-    atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
-    atta.step(lambda: classifier_loss(model, ids, label), [1])
-    ((_, row),) = atta.perturbations.items()
-    loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
-    embedded = model.word_embeddings(ids[:, :4]) + row[:4]
-    assert float(loss) == pytest.approx(classifier_loss(model, None, label, embedded).item(), rel=1e-12)
-    ((_, row),) = atta.perturbations.items()
-    assert row.shape == (4, 8)
-
-
 def test_every_lookup_has_its_own_perturbation():
     model, definitions = Siamese(padding_idx=0), [Definition(torch.float64), Definition(torch.float64)]
     other = copy.deepcopy(model)

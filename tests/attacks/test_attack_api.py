@@ -184,21 +184,3 @@ def test_attacks_that_come_too_early_say_so(attack):
     backward(model)
     with pytest.raises(RuntimeError, match=r"closed. Call `open\(\)` first"):
         attack.attack(*arguments)
-
-
-def test_two_attacks_in_a_row_need_a_backward_pass_in_between():
-    model = classifier()
-    fgm = FGM(model)
-    backward(model)
-    with fgm.attack(), pytest.raises(RuntimeError, match="a backward pass through the lookups"):
-        fgm.attack()
-    assert_same(plain(model), plain(classifier()))
-
-
-def test_two_attacks_on_one_model_do_not_meet():
-    model = classifier()
-    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5, alpha=0.3)
-    expected = on_weights(model, LOSS, WORDS, steps=[0.7])
-    assert_same(step(fgm, model, LOSS), expected)
-    expected = on_weights(model, LOSS, WORDS, steps=[0.3] * 3, radius=0.5)
-    assert_same(step(pgd, model, LOSS), expected)

@@ -104,11 +104,10 @@ def expected(model, generator, **arguments):
     return gradients(model)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
-@pytest.mark.parametrize(("alpha", "init"), [(0.1, 0.05), (0.2, 1.0)])
 @pytest.mark.parametrize("clean", [False, True])
-def test_a_step(epsilon, steps, alpha, init, clean):
+def test_a_step(epsilon, steps, clean, alpha=0.2, init=1.0):
     model = classifier()
     before = snapshot(model)
     arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init, "clean": clean}
@@ -132,8 +131,7 @@ class Gradients(Callback):
         self.seen.append(gradients(self.model))
 
 
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("model_class", "accumulation"), [(Classifier, 3), (Bert, 1)])
 @pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
 @pytest.mark.parametrize("clean", [False, True])
 def test_in_a_trainer(model_class, accumulation, dropout, mask, clean):

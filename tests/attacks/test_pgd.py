@@ -31,7 +31,7 @@ WORDS = ["word_embeddings.weight"]
 
 
 @NORM
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize(("epsilon", "alpha"), [(0.5, 0.3), (2.0, 0.3), (0.1, 0.3)])  # reach the surface, stay inside
 def test_vocab_is_a_perturbation_of_the_weight(epsilon, alpha, steps, norm):
     model = classifier()

@@ -9,7 +9,7 @@ import torch
 from references import ATTACKS, batch, bert, classifier, loss_on, step
 from support import Classifier
 
-from fastnlp_adv import AWP, FGM, PGD
+from fastnlp_adv import FGM, PGD
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)
@@ -59,8 +59,7 @@ def test_autocast(build, reference, granularity):
 
 
 @GRANULARITY
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])
+@pytest.mark.parametrize(("norm", "bad"), [("l2", 0.0), ("l2", math.inf), ("linf", math.nan)])
 def test_gradients_without_a_direction_perturb_nothing_and_are_counted(bad, norm, granularity):
     model = classifier(padding_idx=None)
     fgm = FGM(model, 0.7, norm=norm, granularity=granularity)
@@ -92,7 +91,7 @@ def test_a_bad_example_does_not_spoil_the_others(bad):
     assert fgm.skipped.item() == (0 if bad == 0.0 else 1)
 
 
-@pytest.mark.parametrize("scale", [1e-28, 1e-20, 1.0, 1e20, 1e28])
+@pytest.mark.parametrize("scale", [1e-28, 1.0, 1e28])
 @GRANULARITY
 def test_the_scale_of_the_loss_does_not_matter(scale, granularity):
     """As under a GradScaler, in single precision, where the squares of such gradients are 0 or inf."""
@@ -105,23 +104,3 @@ def test_the_scale_of_the_loss_does_not_matter(scale, granularity):
             deltas.append(model.word_embeddings(IDS) - model.word_embeddings.weight[IDS])
     torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-3, atol=1e-5)
     assert fgm.skipped.item() == 0
-
-
-@pytest.mark.parametrize("attack", [lambda m: AWP(m, 0.5), lambda m: FGM(m, 1.0, emb_name="head")], ids=["awp", "fgm"])
-def test_weights_that_are_written_are_cast_anew(attack):
-    """An autocast around the step keeps the weights that it has cast; the perturbed ones are others."""
-    losses = {}
-    for cache in (True, False):
-        model = classifier().float()
-        found = losses[cache] = []
-
-        def closure(model=model, found=found):
-            found.append(LOSS(model))
-            return found[-1]
-
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
-            attack(model).step(closure)
-            closure()
-    clean, moved, after = losses[True]
-    assert moved > clean * 1.05 and after == clean
-    assert losses[True] == losses[False]

@@ -9,7 +9,7 @@ from rows import Row, step_of
 from support import CLASSES, VOCAB, Classifier
 from torch import nn
 
-from fastnlp_adv import FGM, PGD
+from fastnlp_adv import FGM
 from fastnlp_adv.callbacks import METHODS
 
 IDS, LABELS = batch(4, 7)
@@ -143,20 +143,6 @@ def test_the_unit_stays_that_of_the_weights_it_was_built_on():
     for attack, length in ((resumed, 0.5 * row), (anew, 1.5 * row)):
         attack.step(lambda: model.train_step(**FIELDS)["loss"])
         assert float(attack.perturbation_norm) == pytest.approx(length, rel=1e-5)
-
-
-def test_parameters_that_are_not_looked_up_have_no_rows():
-    with pytest.raises(
-        ValueError, match=r"Expected `relative` to be False, since `head.weight` .* but got True\. Give"
-    ):
-        FGM(Classifier(), emb_name="head", relative=True)
-
-
-def test_rows_without_a_length_are_refused():
-    model = Classifier()
-    nn.init.zeros_(model.word_embeddings.weight)
-    with pytest.raises(ValueError, match=r"Expected `relative` to be False, since the rows .* are 0 long .* got True"):
-        PGD(model, relative=True)
 
 
 @pytest.mark.parametrize(

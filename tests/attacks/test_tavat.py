@@ -147,9 +147,9 @@ def step(attack, model, loss=LOSS):
     return gradients(model)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
-@pytest.mark.parametrize(("alpha", "init"), [(0.05, 0.2), (0.5, 1.0), (0.3, 0.0)])
+@pytest.mark.parametrize(("alpha", "init"), [(0.5, 1.0), (0.3, 0.0)])
 @pytest.mark.parametrize("clean", [False, True])
 def test_steps_in_a_row(epsilon, steps, alpha, init, clean):
     model = classifier()
@@ -180,8 +180,7 @@ class Gradients(Callback):
         self.table = the_table(self.callback.method).clone()
 
 
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("model_class", "accumulation"), [(Classifier, 3), (Bert, 1)])
 @pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
 def test_in_a_trainer(model_class, accumulation, dropout, mask):
     ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
@@ -271,16 +270,6 @@ def added(model, attack, closure):
     return seen
 
 
-def test_perturbations_and_their_report():
-    model = classifier()
-    attack, table, generator = attack_on(model, **ARGUMENTS)
-    found = added(model, attack, lambda: LOSS(model))
-    wanted = reference([IDS], table, loss_at(model, IDS, LABELS), generator, **ARGUMENTS)
-    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
-    assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
-    assert attack.skipped.item() == 0
-
-
 def test_groups_without_a_finite_gradient_make_no_step():
     """One token's gradient is infinite: neither it nor its example ascends, and all others do."""
     model = classifier()
@@ -299,11 +288,3 @@ def test_groups_without_a_finite_gradient_make_no_step():
     torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
     torch.testing.assert_close(kept, table)
     assert kept.isfinite().all()
-
-
-def test_only_the_tokens_of_the_batch_are_written():
-    model = classifier()
-    attack, table, _ = attack_on(model)
-    step(attack, model)
-    written = (the_table(attack) != table).any(1).nonzero().flatten().tolist()
-    assert written == sorted({*IDS.flatten().tolist()} - {0})

@@ -1,7 +1,5 @@
 """The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
 
-import copy
-
 import pytest
 import torch
 from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback
@@ -108,11 +106,3 @@ def test_output_mapping_and_input_mapping_are_followed():
     train(ours, [FGMCallback(), RDropCallback()], **mapping)
     train(theirs, [FGMCallback(), RDropCallback()])
     assert torch.equal(weights(ours), weights(theirs))
-
-
-def test_trainer_of_a_deepcopied_callback():
-    callback = FGMCallback(start=2)
-    first, second = Classifier(), Classifier()
-    train(first, [callback])
-    train(second, [copy.deepcopy(callback)])
-    assert torch.equal(weights(first), weights(second))

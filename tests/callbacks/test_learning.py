@@ -78,13 +78,6 @@ def test_a_training_that_does_not_learn_is_warned_of_once(name, said):
     assert "lower the learning rate" in line
 
 
-def test_it_says_what_it_has_seen(said):
-    losses = train([TOO_LARGE["FGM"]], batches=420, per_epoch=100)[:100]
-    (line,) = warnings(said)
-    assert f"got {sum(losses[-25:]) / 25:.4g} over the last 25 batches" in line
-    assert f"after {sum(losses[:25]) / 25:.4g} over the first 25" in line
-
-
 def test_awp_names_its_own_argument(said):
     train([AWPCallback(gamma=30.0, adv_weight=100.0)])
     (line,) = warnings(said)
@@ -125,11 +118,6 @@ def test_short_trainings_are_looked_at_after_a_quarter(kwargs, stretch, said):
     assert f"after {sum(losses[:stretch]) / stretch:.4g} over the first {stretch}" in line
 
 
-def test_accumulation(said):
-    train([TOO_LARGE["FGM"]], batches=240, accumulation_steps=2)
-    assert len(warnings(said)) == 1
-
-
 def test_what_was_learned_before_the_attack_began_counts(said):
     """The loss of a training that has converged falls no further, but it did."""
     losses = train([FGMCallback(epsilon=0.01, start=120)], batches=360, lr=0.3)
@@ -156,9 +144,3 @@ def test_a_resumed_training_is_not_warned_of_again(tmp_path, said):
     train([TOO_LARGE["FGM"], saver], batches=150)
     train([TOO_LARGE["FGM"]], batches=420, resume_from=saved(tmp_path, 150))
     assert len(warnings(said)) == 1
-
-
-def test_another_training_is_warned_of_as_well(said):
-    for _ in range(2):
-        train([TOO_LARGE["FGM"]], batches=120)
-    assert len(warnings(said)) == 2

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, FitlogCallback, RichCallback, TqdmCallback, Trainer, logger
+from fastNLP import Accuracy, Callback, FitlogCallback, Trainer, logger
 from fastNLP.core.callbacks import fitlog_callback
 from support import Classifier, build, loader, train
 
@@ -112,43 +112,6 @@ def test_only_the_first_rank_writes():
     trainer.driver = driver
     log.on_train_batch_end(trainer)
     assert list(summary.scalars) == [6]
-
-
-class Bar:
-    """A rich or tqdm progress as far as fastNLP uses it: what stands behind each task."""
-
-    def __init__(self):
-        self.tasks, self.behind, self.shown, self.disable = [], {}, [], False
-
-    def add_task(self, description, total, **fields):
-        self.tasks.append(description.split(":")[0])
-        return self.tasks[-1]
-
-    def update(self, task, post_desc=None, **fields):
-        self.set_postfix_str(task, post_desc)
-
-    def set_postfix_str(self, task, text):
-        if text is not None:
-            self.behind[task] = text
-        self.shown.append(dict(self.behind))
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
-
-
-@pytest.mark.parametrize("kind", [RichCallback, TqdmCallback])
-@pytest.mark.parametrize("first", [True, False])
-def test_progress_bars_show_the_values_and_the_loss(kind, first, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    bar, rows = kind(), {}
-    bar.progress_bar = Bar()
-    log = LogCallback(lambda values, step: rows.update({step: values}), every=3, progress_bar=True)
-    train(Classifier(), [FGMCallback(), *([log, bar] if first else [bar, log])], n_batches=6, n_epochs=1)
-    shown = bar.progress_bar.shown[-1]
-    assert shown["Epoch"] == ", ".join(f"{name}={value:.4g}" for name, value in rows[6].items())
-    assert shown["Batch"] == f"Loss:{round(rows[6]['loss'], 6)}"
-    earlier = next(each["Epoch"] for each in bar.progress_bar.shown if "Epoch" in each)
-    assert earlier.startswith(f"loss={rows[3]['loss']:.4g}, ")
 
 
 @pytest.mark.parametrize("progress_bar", ["rich", "tqdm", "raw", None])

@@ -7,13 +7,15 @@ from rows import ROWS, Row
 from support import Classifier, build, distance, loader, weights
 from torch import nn
 
+from fastnlp_adv.callbacks import METHODS
+
 SCHEDULED = {
     "FGM-start": Row("FGM", {"start": 7}),
     "FGM-fraction": Row("FGM", {"start": 0.6}),
     "FGM-every": Row("FGM", {"start": 1, "every": 4}),
     "RDrop-start": Row("RDrop", {"start": 7}),
 }
-ALL = {**ROWS, **SCHEDULED}
+ALL = {**{name: ROWS[name] for name in METHODS}, "SMART-bregman": ROWS["SMART-bregman"], **SCHEDULED}
 
 
 class CountedDropout(nn.Module):

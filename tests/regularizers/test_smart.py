@@ -65,13 +65,6 @@ def test_with_dropout(family, dropout_mask):
     assert_oracle(lambda m: SMART(m, **WIDE, dropout_mask=dropout_mask), reference(**WIDE), family, dropout=0.2)
 
 
-def test_the_squared_error_of_a_regression_is_counted_once():
-    def squares(p, q):
-        return sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)) / len(p)
-
-    assert_oracle(lambda m: SMART(m, **WIDE, divergence="mse"), reference(**WIDE, of=squares), Gru)
-
-
 @each_family
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_trainer_runs_the_loop_by_hand(family, accumulation):

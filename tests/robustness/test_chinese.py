@@ -80,29 +80,6 @@ def pair(request, word_piece):
     return bert_for(word_piece), word_piece
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_hotflip_flips_characters_and_words_and_says_what_it_did(pair, seed):
-    model, tokenizer = pair
-    labels = right_labels(model, tokenizer, TEXTS)
-    found = HotFlip(model, tokenizer, max_flips=2 + seed).attack(TEXTS, labels)
-    assert_honest(found, TEXTS, labels, model, tokenizer, 2 + seed)
-    for each in found:
-        old, new = (tokenizer(text)["input_ids"] for text in (each.original, each.text))
-        assert len(old) == len(new)
-        assert sum(a != b for a, b in zip(old, new, strict=True)) == len(each.changes)
-        for before, after in each.changes:
-            assert before != after
-            assert is_han(before[0]) == is_han(after[0])
-            assert not is_han(before[0]) or len(before) == len(after) == 1
-    attacked = [bool(each.changes) for each in found]
-    assert all(attacked[: len(CHINESE)])
-    if tokenizer is CHARS:  # words of several tokens cannot be flipped
-        assert [each.not_attacked for each in found[-len(ENGLISH) :]] == [True] * len(ENGLISH)
-    else:
-        changes = [change for each in found[len(CHINESE) : -len(ENGLISH)] for change in each.changes]
-        assert {is_han(before[0]) for before, _ in changes} == {True, False}
-
-
 @pytest.mark.parametrize("slips", [LETTER_SLIPS, *([each] for each in LETTER_SLIPS)], ids="+".join)
 def test_typos_swap_drop_and_double_characters_and_misspell_words(pair, slips):
     model, tokenizer = pair

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from fastNLP import Vocabulary
 from texts import TEXTS, WORDS, Recorder, bert_for, byte_level, distance, remade, word_piece
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv import HotFlip, Typos, VocabularyTokenizer, robust_accuracy
+from fastnlp_adv import HotFlip, Typos, robust_accuracy
 
 PIECES = word_piece()
 BERT = bert_for(PIECES)
 PAIRS = [(text, TEXTS[(3 * i + 1) % len(TEXTS)]) for i, text in enumerate(TEXTS)] + [(TEXTS[0], TEXTS[0])]
 LONG_WORDS = [word for word in [*WORDS, "café"] if len(word) > 1]
 SIDES = ["first", "second"]
-QUESTIONS = [
-    ("物流很慢吗", "物流慢不慢"),
-    ("怎么还款", "还款怎么办呢"),
-    ("很好很好", "很好很好"),
-    ("这家酒店好吗", "好"),
-]
-MARKED = ["swap", "drop", "double"]  # slips of letters and characters that need no keyboard and no pinyin
 
 
 def with_side(pair, side, text):
@@ -33,12 +23,6 @@ def with_side(pair, side, text):
 
 def bert_batch(*pair):
     return PIECES(*pair, return_tensors="pt", truncation=True)
-
-
-def characters():
-    vocabulary = Vocabulary()
-    vocabulary.add_word_lst([c for pair in QUESTIONS for text in pair for c in text])
-    return VocabularyTokenizer(vocabulary)
 
 
 def ask_bert(pair, label=0):
@@ -99,54 +83,6 @@ def test_hotflip_is_its_greedy_search_in_one_text(side, max_flips, candidates):
         assert remade(each) == each.text
     assert any(each.changes for each in found)
     assert robust_accuracy(found).attacked == len(PAIRS)
-
-
-def typos_in(text, start, end, is_character):
-    """All texts with one swapped, dropped or doubled letter inside of a word, or character of a text."""
-    inner = range(start, end) if is_character else range(start + 1, end - 1)
-    last = len(text) if is_character else end - 1
-    found = {text[:i] + text[i + 1] + text[i] + text[i + 2 :] for i in inner if i + 1 < last}
-    found |= {text[:i] + text[i] + text[i:] for i in inner}
-    if len(text) > 1:
-        found |= {text[:i] + text[i + 1 :] for i in inner}
-    return found - {text}
-
-
-def greedy(pair, side, label, words, ask, is_character=False):
-    """One typo at most: the first word that has one that raises the loss, and its worst."""
-    loss, prediction = ask(pair, label)
-    text = pair[SIDES.index(side)]
-    for start, end in words if prediction == label else []:
-        tried = sorted(typos_in(text, start, end, is_character))
-        told = [(*ask(with_side(pair, side, typo), label), typo) for typo in tried]
-        rising = [each for each in told if each[0] > loss]
-        if rising:
-            return max(rising, key=lambda each: (each[1] != label, each[0]))[1:]
-    return prediction, text
-
-
-def bert_words(pair, side, label):
-    """The words of 4 letters and more of the attacked text, the most salient first."""
-    places, _, g = bert_gradients(pair, side, label)
-    at, start, saliency = 0, 0, {}
-    for word in pair[SIDES.index(side)].split(" "):
-        count = len(PIECES.tokenize(word))
-        if len(word) >= 4:
-            saliency[start, start + len(word)] = math.sqrt(float(g[places[at : at + count]].square().sum()))
-        at, start = at + count, start + len(word) + 1
-    return sorted(saliency, key=saliency.get, reverse=True)
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_typos_are_their_greedy_search_in_one_text(side):
-    labels = [ask_bert(pair)[1] for pair in PAIRS]
-    attack = Typos(BERT, PIECES, side=side, max_typos=1, candidates=99, slips=MARKED)
-    found = attack.attack(PAIRS, labels)
-    for pair, label, each in zip(PAIRS, labels, found, strict=True):
-        expected = greedy(pair, side, label, bert_words(pair, side, label), ask_bert)
-        assert (each.prediction, each.text) == expected
-        assert (each.original, each.other) == (pair if side == "first" else pair[::-1])
-    assert any(each.changes for each in found)
 
 
 @pytest.mark.parametrize("tokenizer", [PIECES, byte_level()], ids=["pieces", "bytes"])

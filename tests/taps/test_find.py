@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from references import bert
 from torch import nn
 
@@ -103,17 +102,6 @@ def test_shared_weights_are_one_embedding_with_all_its_modules():
     assert found.weight is one.weight
 
 
-def test_the_embedding_of_an_encoder_decoder():
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    model = T5ForConditionalGeneration(config)
-    (found,) = find_embeddings(model).embeddings
-    assert found.name == "shared.weight"
-    looked_up = {id(model.shared), id(model.encoder.embed_tokens), id(model.decoder.embed_tokens)}
-    assert {id(module) for module in found.modules} == looked_up
-
-
 def test_frozen_embeddings_match_and_frozen_parameters_do_not():
     model = Model(word=nn.Embedding(9, 2), out=nn.Linear(2, 2)).requires_grad_(False)
     assert names(model, "weight") == ["word.weight"]
@@ -144,42 +132,3 @@ def test_a_table_of_positions_is_not_taken_for_the_words(name):
     assert names(model) == ["words.weight"]
     assert names(Model(**{name: Model(table=nn.Embedding(64, 4)), "words": nn.Embedding(20, 4)})) == ["words.weight"]
     assert names(nn.ModuleDict({name: nn.Embedding(64, 4)})) == [f"{name}.weight"]
-
-
-@pytest.mark.parametrize("name", ["post_embedding", "composition", "exposure", "deposits", "postcode", "pets"])
-def test_a_name_that_merely_contains_pos_is_no_position(name):
-    model = nn.ModuleDict({"user_embedding": nn.Embedding(10, 4), name: nn.Embedding(30_000, 4)})
-    assert names(model) == [f"{name}.weight"]
-
-
-class Asked(Model):
-    """Has a method of the user's own under the name that transformers use."""
-
-    def get_input_embeddings(self, ids):
-        return self.words(ids)
-
-
-class Looks(Model):
-    def get_input_embeddings(self, ids=None):
-        return self.words(ids)
-
-
-class Returns(Model):
-    def get_input_embeddings(self):
-        return self.words.weight
-
-
-class Breaks(Model):
-    def get_input_embeddings(self):
-        return self.words(torch.tensor([99]))
-
-
-class Made(Model):
-    def get_input_embeddings(self):
-        return nn.Embedding(9, 2)
-
-
-@pytest.mark.parametrize("kind", [Asked, Looks, Returns, Breaks, Made])
-def test_a_method_of_ones_own_called_get_input_embeddings_is_passed_over(kind):
-    assert names(kind(tags=nn.Embedding(3, 2), words=nn.Embedding(9, 2))) == ["words.weight"]
-    assert names(kind(words=nn.Embedding(200, 2), back_bone=Backbone())) == ["back_bone.tokens.weight"]

@@ -12,7 +12,7 @@ from torch.distributed import fsdp
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from fastnlp_adv import AWP, FGM, SAM, SMART, GradientPenalty
-from fastnlp_adv.robustness import HotFlip, robust_evaluate
+from fastnlp_adv.robustness import HotFlip
 from fastnlp_adv.taps import find_embeddings
 
 pytestmark = [
@@ -76,19 +76,3 @@ def test_a_model_that_is_sharded_later_is_refused_before_it_is_run(group, engine
     ENGINES[engine](model)
     with pytest.raises(ValueError, match="GradientPenalty, which differentiates twice"):
         penalty(lambda batch: pytest.fail("the model was run"), {})
-
-
-def evaluated(model, **options):
-    data = [support.collate(support.samples(4))]
-    step = lambda batch: {"pred": model(batch["input_ids"])}  # noqa: E731
-    return robust_evaluate(model, data, epsilons=(0.5,), steps=2, restarts=1, step=step, **options)
-
-
-@support.since_torch(2, 13, "FullyShardedDataParallel of one process can be attacked twice without training between")
-@each_engine
-def test_the_worst_case_is_found_in_the_units_of_the_embedding(group, engine):
-    model = Classifier()
-    expected = evaluated(model, relative=False)
-    assert evaluated(ENGINES[engine](model), relative=False) == expected
-    with pytest.raises(ValueError, match=r"`relative=True` .* Give `epsilons` in the units of the embedding"):
-        evaluated(ENGINES[engine](Classifier()))
