@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
-from support import Classifier, samples, train
+from support import Classifier, loader, samples, train
 
 from fastnlp_adv.attacks import ATTA, Attack
 from fastnlp_adv.callbacks import METHODS, MethodCallback
 from fastnlp_adv.method import Cost, Method
+from fastnlp_adv.regularizers import Regularizer
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,36 @@ def plainly(accumulation=1):
     return model
 
 
-def step_of(method, model, fields):
-    """Run one step of any method in a plain loop."""
-    if isinstance(method, Attack):
-        if isinstance(method, ATTA):
-            method.step(lambda: model.train_step(**fields)["loss"], indices=range(len(fields["labels"])))
-        else:
-            method.step(lambda each: model.train_step(**each)["loss"], fields)
+def step_of(method, model, fields, *, indices=None, accumulation=1):
+    """Run one step of any method in a plain loop, on one of so many micro-batches."""
+
+    counted = {"accumulation_steps": accumulation}
+    if isinstance(method, ATTA):
+        examples = range(len(fields["labels"])) if indices is None else indices
+        method.step(lambda: model.train_step(**fields)["loss"] / accumulation, indices=examples, **counted)
+    elif isinstance(method, Attack):
+        method.step(lambda each: model.train_step(**each)["loss"] / accumulation, fields, **counted)
     else:
         with method.running():
-            method(lambda each: model.train_step(**each), fields)["loss"].backward()
+            loss = method(lambda each: model.train_step(**each), fields, **counted)["loss"]
+        (loss / accumulation).backward()
+
+
+def train_by_hand(model, method, *, accumulation=1):
+    """Train for two epochs of three batches in a plain loop."""
+    torch.manual_seed(1)
+    method.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    data = loader(samples(12))
+    for number, fields in enumerate(chain(data, data), start=1):
+        indices = range(4 * ((number - 1) % 3), 4 * ((number - 1) % 3) + 4)
+        del fields["attention_mask"]
+        step_of(method, model, fields, indices=indices, accumulation=accumulation)
+        if number % accumulation == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            if isinstance(method, Regularizer):
+                method.after_step()
 
 
 class Probe(Classifier):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import memory, overhead, page, reading, record, statistic, textbook, variants
+from benchmarks import memory, overhead, page, reading, record, textbook, variants
 from benchmarks.__main__ import ROOT, main
 from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
@@ -93,25 +93,6 @@ def test_limits_by_hand():
         "R-Drop, two_pass": 2.0,
         "R-Drop, textbook": 2.0,
     }
-
-
-@pytest.mark.parametrize("size", [3, 10, 101])
-def test_the_interval_of_a_difference_holds_its_median(size):
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).tolist()
-    low, middle, high = statistic.difference([5 + n for n in noise], [3.0] * size)
-    assert low <= middle <= high
-    assert middle == pytest.approx(2 + sorted(noise)[size // 2], abs=0.5)
-
-
-def test_settings_reach_from_end_to_end():
-    found = sweeps()
-    assert [p.x for p in found["vocabulary"].points] == [30_000, 100_000, 300_000, 1_000_000]
-    assert [p.x for p in found["hidden"].points][:: len(found["hidden"].points) - 1] == [128, 1024]
-    assert [p.label for p in found["tokens"].points][::3] == ["8 x 16", "64 x 128"]
-    assert [p.x for p in found["steps"].points][::4] == [1, 8]
-    assert found["methods"].points[0].setting == Setting(16, 32, 30_000, 384, 6)
-    assert (found["memory"].points[0].setting.vocab, found["memory"].points[0].setting.hidden) == (250_000, 256)
-    assert sweeps(device="cuda")["memory"].points[0].setting.device == "cuda"
 
 
 def test_everything_end_to_end(tmp_path, capsys, monkeypatch, young_heap):

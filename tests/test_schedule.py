@@ -17,7 +17,6 @@ from fastnlp_adv import (
     FGMCallback,
     PGDCallback,
     RDrop,
-    RDropCallback,
 )
 from fastnlp_adv.schedule import FALL, FIRST_STEPS, Pacing
 
@@ -102,23 +101,6 @@ def test_a_loop_of_ones_own_trains_as_the_trainer_does(loop, schedule):
     in_the_trainer(plain, FGMCallback(epsilon=0.0), 60)
     assert distance(ours, theirs) < 1e-6
     assert distance(ours, plain) > 1e-4
-
-
-@pytest.mark.parametrize("schedule", [{"start": 2}, {"every": 2}, {"start": 0.4, "every": 3}], ids=str)
-def test_a_regularizer_in_a_loop_counts_batches_as_the_trainer_does(schedule):
-    class Acts(Callback):
-        def on_before_backward(self, trainer, outputs):
-            theirs.append("kl" in outputs)
-
-    ours, theirs = [], []
-    model, rdrop = Classifier(), RDrop(**schedule)
-    for batch in batches(12):
-        outputs = rdrop(lambda each: model.train_step(**each), batch, accumulation_steps=2, total_steps=6)
-        ours.append("kl" in outputs)
-    arguments = {"data": samples(48), "n_epochs": 1, "n_batches": -1, "accumulation_steps": 2}
-    train(Classifier(), [RDropCallback(**schedule), Acts()], **arguments)
-    assert ours == theirs
-    assert 0 < sum(ours) < 12
 
 
 def test_the_passes_of_an_attack_are_one_batch_of_a_regularizer():

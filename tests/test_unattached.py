@@ -56,22 +56,6 @@ def test_an_unattached_method_cannot_be_run_and_says_so(name):
         method.open()
 
 
-@each_method
-def test_a_state_that_is_loaded_before_attaching_counts(row):
-    whole, halves, resumed = Classifier(dropout=0.3), Classifier(dropout=0.3), Classifier(dropout=0.3)
-    trained(METHODS[row.method].method(whole, **row.arguments), whole, 4)
-    first = METHODS[row.method].method(halves, **row.arguments)
-    trained(first, halves, 2)
-    resumed.load_state_dict(halves.state_dict())
-    method = METHODS[row.method].method(**row.arguments)
-    state = copy.deepcopy(first.state_dict())
-    method.load_state_dict(state)
-    assert method.state_dict().keys() == state.keys()
-    method.attach(resumed)
-    assert method.progress.batches == 2
-    assert method.state_dict()["seen"] == state["seen"]
-
-
 def test_detaching_keeps_what_is_remembered_and_takes_the_hooks_off():
     model = Classifier()
     before = snapshot(model)

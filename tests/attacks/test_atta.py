@@ -21,7 +21,6 @@ from references import (
     words,
 )
 from support import (
-    Bert,
     Classifier,
     build,
     collate,
@@ -126,29 +125,6 @@ def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, 
         assert theirs.double().norm() <= EPSILON * 1.01
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-def test_in_a_trainer(model_class, accumulation):
-    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
-    definition = Definition()
-
-    def batch_step_fn(trainer, batch):
-        indices = trainer.dataloader.get_batch_indices()
-        own, loss_of = (theirs, classifier_loss) if model_class is Classifier else (theirs.back_bone, bert_loss)
-        loss = definition.loss(own, loss_of, batch["input_ids"], batch["labels"], indices)
-        trainer.backward({"loss": loss})
-        trainer.step()
-        trainer.zero_grad()
-
-    settings = {"accumulation_steps": accumulation, "n_batches": 18}
-    train(ours, [ATTACallback(EPSILON, alpha=ALPHA)], train_dataloader=indexed(), **settings)
-    train(theirs, batch_step_fn=batch_step_fn, train_dataloader=indexed(), **settings)
-    assert distance(ours, theirs) < 1e-8
-    plain = model_class(dropout=0.0).double()
-    train(plain, train_dataloader=indexed(), **settings)
-    assert distance(ours, plain) > 1e-4
-
-
 def indexed(loader=TorchDataLoader, **kwargs):
     """A dataloader that tells indices; the last argument is what `compat.repair` would make of its default."""
     return loader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **{"prefetch_factor": None, **kwargs})
@@ -231,21 +207,3 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in said[0]
     assert 0 < kept[0][0] < kept[5][0] <= kept[5][1] == 24 * 7 * 8 * 2
     assert kept[5][0] == kept[-1][0]  # all examples are there after the first epoch
-
-
-def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
-    model = classifier()
-    atta = ATTA(model, EPSILON, alpha=ALPHA)
-    for indices, length, side in BATCHES:
-        ids, labels = padded(indices, length, side)
-        atta.step(lambda: classifier_loss(model, ids, labels), indices)  # noqa: B023
-    torch.save(atta.state_dict(), tmp_path / "state")
-    state = torch.load(tmp_path / "state", weights_only=True)
-    other = ATTA(classifier(), EPSILON, alpha=ALPHA)
-    other.load_state_dict(state)
-    assert len(state["examples"]) == 1  # one lookup
-    assert other.perturbations.keys() == atta.perturbations.keys()
-    assert all(torch.equal(row, atta.perturbations[key]) for key, row in other.perturbations.items())
-    empty = ATTA(classifier())
-    empty.load_state_dict(ATTA(classifier()).state_dict())
-    assert len(empty.perturbations) == 0

@@ -17,13 +17,11 @@ from references import (
     direction,
     gradients,
     loss_on,
-    step_at_moved_weights,
 )
-from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
+from support import assert_untouched, snapshot
 from torch import nn
 
 from fastnlp_adv import AWP
-from fastnlp_adv.callbacks import AWPCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0
@@ -156,29 +154,6 @@ def moved(model, loss_of, gamma=0.1):
     return {name: gamma * p.detach().norm() * g / g.norm() for (name, p), g in zip(params.items(), own, strict=True)}
 
 
-@pytest.mark.parametrize("replace", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-def test_in_a_trainer(model_class, accumulation, replace):
-    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
-    settings = {"accumulation_steps": accumulation, "n_batches": 6}
-    train(ours, [AWPCallback(0.1, replace=replace)], **settings)
-    train(theirs, batch_step_fn=step_at_moved_weights(theirs, moved, replace=replace), **settings)
-    assert distance(ours, theirs) < 1e-8
-    assert distance(ours, model_class(dropout=0.0).double()) > 1e-3
-
-
-def test_params_that_match_nothing_are_refused_with_the_candidates():
-    model = classifier()
-    with pytest.raises(ValueError, match=r"got 'nothing'.*`word_embeddings.weight`.*`head.bias`"):
-        AWP(model, params="nothing")
-    with pytest.raises(ValueError, match="Expected `params`"):
-        build(model, [AWPCallback(params="nothing")])
-    model.head.requires_grad_(False)
-    with pytest.raises(ValueError, match="trainable"):
-        AWP(model, params="head")
-
-
 class Odd(nn.Module):
     """A tied weight, a sparse gradient, one parameter that is not used and one that is 0."""
 
@@ -225,25 +200,6 @@ def test_freezing_and_unfreezing_in_between():
         model.zero_grad()
         attack.step(lambda: LOSS(model))
         assert_same(gradients(model), reference(model, LOSS, moves, replace=True))
-
-
-@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
-def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
-    model = classifier()
-    attack = AWP(model, params="head.weight", gamma=0.5)
-    model.head.weight.register_hook(lambda grad: grad * value)
-    attack.close()
-    attack.open()  # hooks run in the order in which they came
-    moved = []
-
-    def closure():
-        moved.append(model.head.weight.detach().clone())
-        return LOSS(model)
-
-    attack.step(closure)
-    assert torch.equal(moved[0], moved[1])
-    assert int(attack.skipped) == 1
-    assert float(attack.perturbation_norm) == 0
 
 
 def test_norms_are_recorded():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import ATTACKS, assert_same, batch, bert, checkpointed, loss_on, step
+from references import ATTACKS, assert_same, batch, loss_on, step
 from support import CLASSES, VOCAB, assert_untouched, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -80,19 +80,3 @@ def test_reentrant_checkpoints_around_the_embedding_are_refused(build, reference
     model = Checkpointed("embedding", use_reentrant=True)
     with pytest.raises(RuntimeError, match=r"reentrant"):
         step(build(model, granularity=granularity), model, seeded)
-
-
-@ATTACKS
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_of_transformers(build, reference, use_reentrant):
-    def loss(model):
-        return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
-
-    plain, model = bert().train(), bert().train()
-    checkpointed(model, use_reentrant=use_reentrant)
-    attack = build(model)
-    if use_reentrant and isinstance(attack, PGD):
-        with pytest.raises(RuntimeError, match="to be non-reentrant"):
-            step(attack, model, loss)
-    else:
-        assert_same(step(attack, model, loss), step(build(plain), plain, loss))

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from fastNLP import Callback
 from references import (
     Siamese,
     assert_same,
@@ -19,11 +18,10 @@ from references import (
     shrink,
     words,
 )
-from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
+from support import Classifier, assert_untouched, snapshot
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.freelb import FreeLB
-from fastnlp_adv.callbacks import FreeLBCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -118,51 +116,6 @@ def test_a_step(epsilon, steps, clean, alpha=0.2, init=1.0):
     for each in found:
         assert_same(each, expected(model, generator, **arguments))
     assert differ(*found) > 1e-4  # each step draws its own noise
-
-
-class Gradients(Callback):
-    """Those of all parameters at each optimizer step."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.seen = model, []
-
-    def on_before_optimizers_step(self, trainer, optimizers):
-        self.seen.append(gradients(self.model))
-
-
-@pytest.mark.parametrize(("model_class", "accumulation"), [(Classifier, 3), (Bert, 1)])
-@pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
-@pytest.mark.parametrize("clean", [False, True])
-def test_in_a_trainer(model_class, accumulation, dropout, mask, clean):
-    ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
-    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5, "clean": clean}
-    found = Gradients(ours)
-    train(ours, [FreeLBCallback(**arguments, dropout_mask=mask), found], accumulation_steps=accumulation, n_batches=6)
-    torch.manual_seed(1)
-    generator = torch.Generator().manual_seed(1)  # the noise starts from the default seed
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    wanted = []
-    for number, each in enumerate(loader(), start=1):
-        states = []
-
-        def begin_pass(states=states):
-            if mask == "same" and states:
-                torch.set_rng_state(states[0])
-            states.append(torch.get_rng_state())
-
-        at, ids = loss_at(theirs, each["input_ids"], each["labels"]), each["input_ids"]
-        width = 8 if model_class is Classifier else 16
-        reference([ids], lambda d, at=at: at(d) / accumulation, generator, width, **arguments, begin_pass=begin_pass)
-        if number % accumulation == 0:
-            wanted.append(gradients(theirs))
-            optimizer.step()
-            optimizer.zero_grad()
-    assert len(found.seen) == len(wanted) == 6 // accumulation
-    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
-        assert_same(ours_, theirs_, rtol=1e-8)
-    assert distance(ours, theirs) < 1e-9
-    assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
 
 
 @pytest.mark.parametrize("padding_idx", [None, 3])

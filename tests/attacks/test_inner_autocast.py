@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from support import Bert, Classifier, collate, distance, samples, since_torch, train
+from support import Bert, Classifier, collate, samples, since_torch
 
 from fastnlp_adv import (
     AWP,
@@ -14,12 +14,6 @@ from fastnlp_adv import (
     FGSM,
     PGD,
     SAM,
-    AWPCallback,
-    FGMCallback,
-    GradientPenaltyCallback,
-    PGDCallback,
-    RDropCallback,
-    VATCallback,
 )
 
 LOW, FULL = torch.bfloat16, torch.float32
@@ -83,28 +77,6 @@ def test_closures_of_an_attack_run_in_it(attack):
         loss_of(model)().backward()
     inner = len(model.precisions) - 2
     assert inner and model.precisions == [FULL, *[LOW] * inner, FULL]
-
-
-CALLBACKS = {
-    "pgd": lambda **k: [PGDCallback(**k)],
-    "fgm": lambda **k: [FGMCallback(replace=True, **k)],
-    "awp": lambda **k: [AWPCallback(replace=True, **k)],
-    "pgd+rdrop": lambda **k: [PGDCallback(**k), RDropCallback()],
-    "pgd+vat": lambda **k: [PGDCallback(steps=2, **k), VATCallback()],
-    "pgd+penalty": lambda **k: [PGDCallback(steps=2, **k), GradientPenaltyCallback(weight=0.1)],
-}
-
-
-@pytest.mark.parametrize("callbacks", CALLBACKS.values(), ids=CALLBACKS.keys())
-def test_a_trainer_ends_near_where_it_would_have(callbacks):
-    full, low, plain = Watched(), Watched(), Watched()
-    train(full, callbacks())
-    trainer = train(low, callbacks(inner_autocast=LOW))
-    train(plain)
-    assert LOW in low.precisions
-    assert LOW not in full.precisions
-    assert 0 < distance(low, full) < 0.1 * distance(full, plain)
-    assert torch.isfinite(trainer.state["adv"]["grad_norm"])
 
 
 @EACH

@@ -7,8 +7,7 @@ import warnings
 import pytest
 import torch
 from references import ATTACKS, assert_same, batch, bert, classifier, loss_on, on_weights, step
-from support import CLASSES, VOCAB, Bert, assert_untouched, collate, samples, snapshot, train
-from torch import nn
+from support import Bert, assert_untouched, collate, samples, snapshot, train
 
 from fastnlp_adv import FGM, PGD, FGMCallback
 
@@ -81,43 +80,6 @@ def test_gradients_without_a_direction_perturb_nothing(bad):
     with fgm.attack():
         assert torch.equal(model.head.weight, classifier().head.weight)
     assert fgm.skipped.item() == 2
-
-
-@pytest.mark.parametrize("granularity", ["sequence", "token"])
-def test_positions_are_refused(granularity):
-    model = classifier()
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"to be 'vocab' for parameters that are not looked up.*`head.weight`, `head"):
-        FGM(model, emb_name="*e[am]*", granularity=granularity)
-    assert_untouched(model, before)
-
-
-def test_shared_parameters_get_all_their_gradient():
-    """One layer used twice in a forward, as in ALBERT, with checkpointing or not."""
-
-    class Model(nn.Module):
-        def __init__(self, checkpoint):
-            super().__init__()
-            torch.manual_seed(0)
-            self.emb = nn.Embedding(VOCAB, 6)
-            self.layer = nn.Linear(6, 6)
-            self.head = nn.Linear(6, CLASSES)
-            self.checkpoint = checkpoint
-            self.double()
-
-        def forward(self, ids):
-            x = self.emb(ids)
-            for _ in range(2):
-                if self.checkpoint:
-                    x = torch.utils.checkpoint.checkpoint(lambda x: torch.tanh(self.layer(x)), x, use_reentrant=False)
-                else:
-                    x = torch.tanh(self.layer(x))
-            return self.head(x.mean(1))
-
-    expected = on_weights(Model(False), LOSSES[0], ["layer.weight"], steps=[0.7])
-    for checkpoint in (False, True):
-        model = Model(checkpoint)
-        assert_same(step(FGM(model, 0.7, emb_name="layer.weight"), model, LOSSES[0]), expected)
 
 
 def test_a_name_that_fits_more_than_embeddings_says_so_once():

@@ -94,29 +94,6 @@ def test_micro_batches_go_along_their_own_gradients(build, reference, granularit
     assert_same(gradients(model), expected)
 
 
-@ATTACKS
-@pytest.mark.parametrize("emb_name", [None, "head.weight"])
-def test_an_attack_every_second_step(build, reference, emb_name):
-    model, plain = classifier(), classifier()
-    attack = build(model, emb_name)
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
-    for number in range(4):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = loss_on(*BATCHES[number])
-        if number % 2:
-            run(attack, model, number)
-            expected = on_weights(plain, loss, [emb_name or "word_embeddings.weight"], **reference)
-            for name, p in plain.named_parameters():
-                p.grad = expected[name]
-        else:
-            loss(model).backward()
-            loss(plain).backward()
-        assert_same(gradients(model), gradients(plain))
-        for optimizer in optimizers:
-            optimizer.step()
-
-
 def tensors_alive():
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

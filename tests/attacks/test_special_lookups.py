@@ -18,8 +18,6 @@ from references import (
 from support import CLASSES, VOCAB, assert_untouched, snapshot
 from torch import nn
 
-from fastnlp_adv import FGM, PGD
-
 IDS, LABELS = batch(4, 7, vocab=12)
 LOSS = loss_on(IDS, LABELS)
 WORDS = ["word_embeddings.weight"]
@@ -64,15 +62,6 @@ def test_options_of_the_embedding(build, reference, options):
     found = step(build(model), model, LOSS)
     assert_same(found, on_weights(model, LOSS, WORDS, **reference))
     assert model.word_embeddings.weight.grad.is_sparse == options.get("sparse", False)
-
-
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_max_norm_is_refused(attack):
-    model = classifier(max_norm=1.0)
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"`word_embeddings.weight` \(50 x 8\) to have no `max_norm`, but got 1.0"):
-        attack(model)
-    assert_untouched(model, before)
 
 
 @ATTACKS
@@ -123,16 +112,6 @@ class InPlace(Pooled):
 def test_a_model_that_writes_to_what_it_looked_up(build, reference, frozen):
     model = InPlace()
     model.word_embeddings.weight.requires_grad_(not frozen)
-    assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
-
-
-@ATTACKS
-def test_keyword_lookups(build, reference):
-    class Keyword(Pooled):
-        def forward(self, ids):
-            return self.head(torch.tanh(self.word_embeddings(input=ids)).sum(1))
-
-    model = Keyword()
     assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
 
 

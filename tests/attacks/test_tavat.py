@@ -6,14 +6,12 @@ import math
 
 import pytest
 import torch
-from fastNLP import Callback
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
-from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
+from support import Classifier, assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
-from fastnlp_adv.callbacks import TAVATCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -124,10 +122,6 @@ def loss_at(model, ids, labels):
     return loss
 
 
-def first_table(rows, width, init, generator):
-    return torch.empty(rows, width).uniform_(-1, 1, generator=generator) * init / math.sqrt(width)
-
-
 def attack_on(model, seed=7, **arguments):
     """The attack, its only table (copied), and a generator that draws what the attack will."""
     attack = TAVAT(model, **arguments)
@@ -164,54 +158,6 @@ def test_steps_in_a_row(epsilon, steps, alpha, init, clean):
         reference([IDS], table, loss_at(model, IDS, LABELS), generator, **arguments)
         assert_same(grads, gradients(model), rtol=1e-5)
         torch.testing.assert_close(kept, table, rtol=1e-5, atol=1e-7)
-
-
-class Gradients(Callback):
-    """Those of all parameters at each optimizer step, and the table at the end."""
-
-    def __init__(self, model, callback):
-        super().__init__()
-        self.model, self.callback, self.seen = model, callback, []
-
-    def on_before_optimizers_step(self, trainer, optimizers):
-        self.seen.append(gradients(self.model))
-
-    def on_train_batch_end(self, trainer):
-        self.table = the_table(self.callback.method).clone()
-
-
-@pytest.mark.parametrize(("model_class", "accumulation"), [(Classifier, 3), (Bert, 1)])
-@pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
-def test_in_a_trainer(model_class, accumulation, dropout, mask):
-    ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
-    callback = TAVATCallback(**ARGUMENTS, dropout_mask=mask)
-    found = Gradients(ours, callback)
-    train(ours, [callback, found], accumulation_steps=accumulation, n_batches=6)
-    torch.manual_seed(1)
-    generator = torch.Generator().manual_seed(1)  # table and noise start from the default seed
-    table = first_table(50, 8 if model_class is Classifier else 16, ARGUMENTS["init"], generator)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    wanted = []
-    for number, each in enumerate(loader(), start=1):
-        states = []
-
-        def begin_pass(states=states):
-            if mask == "same" and states:
-                torch.set_rng_state(states[0])
-            states.append(torch.get_rng_state())
-
-        at, ids = loss_at(theirs, each["input_ids"], each["labels"]), each["input_ids"]
-        reference([ids], table, lambda d, at=at: at(d) / accumulation, generator, **ARGUMENTS, begin_pass=begin_pass)
-        if number % accumulation == 0:
-            wanted.append(gradients(theirs))
-            optimizer.step()
-            optimizer.zero_grad()
-    assert len(found.seen) == len(wanted) == 6 // accumulation
-    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
-        assert_same(ours_, theirs_, rtol=1e-5)
-    torch.testing.assert_close(found.table, table, rtol=1e-5, atol=1e-7)
-    assert distance(ours, theirs) < 1e-6
-    assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
 
 
 @pytest.mark.parametrize("clean", [False, True])

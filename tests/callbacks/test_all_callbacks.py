@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
-from rows import Probe, each_method, each_row, plainly, train_shortly
+from rows import Probe, each_method, each_row, plainly, train_by_hand, train_shortly
 from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
 
 import fastnlp_adv
@@ -103,6 +103,15 @@ def test_trains_another_model_than_plain_training_and_leaves_no_trace(row):
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
     assert snapshot(model)[1:] == before[1:]
     assert all(torch.is_tensor(value) for value in trainer.state["adv"].values())
+
+
+@each_row
+def test_trains_as_a_plain_loop_does(row):
+    """With accumulation; its steps are those that the tests of each method compare with the definition."""
+    ours, theirs = Classifier(dropout=0.3), Classifier(dropout=0.3)
+    train_shortly(ours, [row.callback()], accumulation_steps=3)
+    train_by_hand(theirs, row.callback().method, accumulation=3)
+    assert distance(ours, theirs) < 1e-6
 
 
 @each_method

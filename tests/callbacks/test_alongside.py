@@ -8,7 +8,6 @@ from support import (
     distance,
     loader,
     samples,
-    snapshot,
     textbook_fgm,
     textbook_pgd,
     train,
@@ -61,26 +60,6 @@ def test_evaluation_in_training_sees_the_clean_model():
     assert len(seen) == 6
     assert len({result["acc#acc"] for result in seen}) > 1
     assert trainer.evaluator.run() == seen[-1]
-
-
-class Bag(Classifier):
-    """A model that compiles to one graph, with the lookup in it."""
-
-    def forward(self, input_ids):
-        return self.head(self.dropout(self.word_embeddings(input_ids)).mean(1).tanh())
-
-
-@pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
-@pytest.mark.parametrize("run", [train, evaluating])
-def test_compiled_model_trains_as_without(make, run):
-    model, plain = Bag(), Bag()
-    before = snapshot(model)[1:]
-    model.compile(backend="eager")
-    run(model, [make()])
-    run(plain, [make()])
-    torch.compiler.reset()
-    assert distance(model, plain) < 1e-5
-    assert snapshot(model)[1:] == before
 
 
 def test_several_optimizers():

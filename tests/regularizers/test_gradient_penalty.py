@@ -6,24 +6,21 @@ import copy
 
 import pytest
 import torch
-from references import add, assert_same, bert, classifier, gradients, words
+from references import assert_same, bert, classifier, gradients, words
 from support import (
     Bert,
     Classifier,
     assert_untouched,
     collate,
-    loader,
     samples,
     since_torch,
     snapshot,
     train,
-    weights,
 )
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from fastnlp_adv import FGMCallback
 from fastnlp_adv.callbacks import GradientPenaltyCallback
 from fastnlp_adv.regularizers.gradient_penalty import GradientPenalty
 
@@ -99,44 +96,6 @@ def test_gradient_of_the_penalty_by_finite_differences():
                 p += sign * h * d
         values.append(GradientPenalty(moved, 10.0)(objective(moved), BATCH)["loss"].item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("kind", ["classifier", "bert"])
-def test_in_a_trainer(kind, accumulation):
-    model = classifier() if kind == "classifier" else Bert(0.0).double()
-    twin = copy.deepcopy(model)
-    inner = twin if kind == "classifier" else twin.back_bone
-    start = weights(model)
-    trainer = train(model, [GradientPenaltyCallback(3.0)], accumulation_steps=accumulation, n_batches=-1, n_epochs=1)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
-    for number, each in enumerate(loader(), start=1):
-        loss, penalty = by_definition(inner, each, 3.0)
-        (loss / accumulation).backward()
-        if number % accumulation == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-    moved = weights(twin) - start
-    assert (weights(model) - start - moved).norm() < 1e-5 * moved.norm()
-    assert trainer.state["adv"]["gradient_penalty"].item() == pytest.approx(penalty.item(), rel=1e-6)
-
-
-def test_under_fgm_both_passes_have_their_penalty():
-    model, plain = classifier(), classifier()
-    train(model, [GradientPenaltyCallback(5.0), FGMCallback(0.5)], data=samples(4), n_batches=1)
-    each = next(iter(loader()))
-    clean, _ = by_definition(plain, each, 5.0)
-    clean.backward()
-    first = gradients(plain)
-    grad = first["word_embeddings.weight"]
-    moved = copy.deepcopy(plain)
-    with torch.no_grad():
-        moved.word_embeddings.weight += 0.5 * grad / grad.norm()
-    moved.zero_grad()
-    by_definition(moved, each, 5.0)[0].backward()
-    total = add(first, gradients(moved))
-    expected = {n: p.detach() - 0.05 * total[n] for n, p in plain.named_parameters()}
-    assert_same({n: p.detach() for n, p in model.named_parameters()}, expected, 1e-8)
 
 
 @since_torch(2, 3, "fused attention has no second derivative, and a context without it,")

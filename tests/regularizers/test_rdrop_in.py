@@ -18,13 +18,9 @@ from fastNLP import Trainer
 from fastNLP.core.drivers.torch_driver import TorchDDPDriver
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import (
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
 
 from fastnlp_adv import FGMCallback, RDrop, RDropCallback, RDropMixin
-from tests.support import Classifier, bert_config, loader, train
+from tests.support import Classifier, loader, train
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -123,27 +119,6 @@ def test_a_call_returns_the_models_type_with_the_combined_loss(form, mode, call)
     torch.testing.assert_close([loss, logits], list(seeded(lambda: definition(model, mode=mode))))
     assert name == "out"
     assert form != "dict" or found["kl"] > 0
-
-
-@pytest.mark.parametrize("return_dict", [True, False])
-@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForTokenClassification])
-def test_models_of_transformers(model_class, return_dict):
-    class Model(RDropMixin, model_class):
-        rdrop_in = "forward"
-
-    torch.manual_seed(0)
-    model = Model(bert_config(dropout=0.3)).train()
-    ids = torch.randint(1, 50, (4, 6))
-    labels = ids % 3 if model_class is BertForTokenClassification else ids[:, 0] % 3
-    batch = {"input_ids": ids, "labels": labels, "return_dict": return_dict}
-    found = seeded(lambda: model(**batch))
-    with model.rdrop_as(None):
-        expected = seeded(lambda: RDrop(mode="two_pass")(lambda b: model(**{**b, "return_dict": True}), batch))
-    loss, logits = (found.loss, found.logits) if return_dict else found[:2]
-    torch.testing.assert_close([loss, logits], [expected["loss"], expected["logits"]])
-    if return_dict:
-        assert isinstance(found, type(model.eval()(**batch)))
-        assert found["kl"] == expected["kl"] and found[0] is found.loss
 
 
 def test_what_is_no_training_call_is_plain():

@@ -67,17 +67,6 @@ def test_with_dropout(family, dropout_mask):
 
 @each_family
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_trainer_runs_the_loop_by_hand(family, accumulation):
-    ours, theirs, plain = family.make(), family.make(), family.make()
-    train(ours, [SMARTCallback(**WIDE, steps=2)], n_batches=6, accumulation_steps=accumulation)
-    reference_training(family, theirs, reference(**WIDE, steps=2), accumulation)
-    train(plain, n_batches=6, accumulation_steps=accumulation)
-    assert distance(ours, theirs) < 1e-8
-    assert distance(ours, plain) > 1e-6
-
-
-@each_family
-@pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_trainer_averages_the_weights_as_a_loop_by_hand(family, accumulation):
     ours, theirs, without = family.make(), family.make(), family.make()
     average = copy.deepcopy(theirs)
