@@ -18,7 +18,7 @@ from references import (
     shrink,
     words,
 )
-from support import Classifier, assert_untouched, snapshot
+from support import assert_untouched, snapshot
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.freelb import FreeLB
@@ -39,9 +39,7 @@ def start(ids, width, init, generator, padding_idx=0):
     return noise
 
 
-def reference(
-    ids, loss_at, generator, width, *, epsilon, alpha, steps, init, clean=False, padding_idx=0, begin_pass=lambda: None
-):
+def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, clean=False, padding_idx=0):
     """
     Adds the gradients of a step to those of the parameters.
 
@@ -52,12 +50,10 @@ def reference(
     d = [start(i, width, init, generator, padding_idx) for i in ids]
     seen = []
     if clean:
-        begin_pass()
         loss_at([torch.zeros_like(x) for x in d]).backward()
     for _ in range(steps):
         d = [x.detach().requires_grad_() for x in d]
         seen.append([x.detach().clone() for x in d])
-        begin_pass()
         (loss_at(d) / steps).backward()
         grads = [x.grad for x in d]
         d = [x.detach() for x in d]
@@ -71,16 +67,8 @@ def reference(
 
 
 def loss_at(model, ids, labels):
-    """The loss of either model, with something added to its embedded inputs."""
-
-    def loss(d):
-        if isinstance(model, Classifier):
-            hidden = model.rnn(model.dropout(model.word_embeddings(ids) + d[0]))[0].mean(1)
-            return cross_entropy(model.head(model.dropout(hidden)), labels)
-        embedded = model.back_bone.get_input_embeddings()(ids) + d[0]
-        return model.back_bone(inputs_embeds=embedded, attention_mask=(ids != 0).long(), labels=labels).loss
-
-    return loss
+    """The loss of the model, with something added to its embedded inputs."""
+    return lambda d: cross_entropy(model.head(model.rnn(model.word_embeddings(ids) + d[0])[0].mean(1)), labels)
 
 
 def attack_and_generator(model, seed=7, **arguments):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
-from support import Classifier, assert_untouched, snapshot
+from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -67,9 +67,7 @@ def ascend(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
         eta *= epsilon / size
 
 
-def reference(
-    ids, table, loss_at, generator, *, epsilon, alpha, steps, init, clean=False, padding_idx=0, begin_pass=lambda: None
-):
+def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, clean=False, padding_idx=0):
     """
     Adds the gradients of a step to those of the parameters, and writes the table.
 
@@ -80,12 +78,10 @@ def reference(
     parts = [start(i, table, init, generator, padding_idx) for i in ids]
     seen = []
     if clean:
-        begin_pass()
         loss_at([torch.zeros_like(delta) for delta, _ in parts]).backward()
     for step in range(steps):
         d = [(delta + eta).requires_grad_() for delta, eta in parts]
         seen.append([x.detach().clone() for x in d])
-        begin_pass()
         (loss_at(d) / steps).backward()
         if step < steps - 1:
             for (delta, eta), x, i in zip(parts, d, ids, strict=True):
@@ -110,16 +106,8 @@ def reference(
 
 
 def loss_at(model, ids, labels):
-    """The loss of either model, with something added to its embedded inputs."""
-
-    def loss(d):
-        if isinstance(model, Classifier):
-            hidden = model.rnn(model.dropout(model.word_embeddings(ids) + d[0]))[0].mean(1)
-            return cross_entropy(model.head(model.dropout(hidden)), labels)
-        embedded = model.back_bone.get_input_embeddings()(ids) + d[0]
-        return model.back_bone(inputs_embeds=embedded, attention_mask=(ids != 0).long(), labels=labels).loss
-
-    return loss
+    """The loss of the model, with something added to its embedded inputs."""
+    return lambda d: cross_entropy(model.head(model.rnn(model.word_embeddings(ids) + d[0])[0].mean(1)), labels)
 
 
 def attack_on(model, seed=7, **arguments):
