@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import bert_config
 from torch import nn
 from transformers import BertForSequenceClassification, BertForTokenClassification
 from transformers.utils import ModelOutput
 
 from fastnlp_adv.regularizers import RDrop, has_dropout, warn_without_dropout
-from tests.support import bert_config
 
 few = settings(max_examples=30, deadline=None)
 ROWS, CLASSES = 6, 4

@@ -16,11 +16,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastNLP import Trainer
 from fastNLP.core.drivers.torch_driver import TorchDDPDriver
+from support import Classifier, loader, train
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastnlp_adv import FGMCallback, RDrop, RDropCallback, RDropMixin
-from tests.support import Classifier, loader, train
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])

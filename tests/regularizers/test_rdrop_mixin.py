@@ -9,10 +9,10 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from support import Classifier, build, samples
 from torch import nn
 
 from fastnlp_adv.regularizers import RDrop, RDropMixin
-from tests.support import Classifier, build, samples
 
 
 class Counted(nn.Module):

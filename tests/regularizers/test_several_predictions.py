@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from references import assert_same, gradients
+from support import bert_config
 from torch import nn
 from transformers import BertForQuestionAnswering
 
 from fastnlp_adv import R3F, SMART, VAT, RDrop
-from tests.support import bert_config
 
 SEED = 4
 IDS = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(1))
