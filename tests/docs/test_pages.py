@@ -26,8 +26,8 @@ PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.
 CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/") or name.endswith(".zh-CN.md")]
 #: with those beside the pages
 TRANSLATIONS = [*CHINESE, *sorted(path.name for path in ROOT.glob("*.zh-CN.md"))]
-#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), and those for loggers,
-#: which tests/callbacks/test_log_callback.py runs
+#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), and programs for
+#: loggers, which tests/callbacks/test_log_callback.py runs
 SPECIAL = ["docs/distributed.md", "docs/how_the_step_works.md", "docs/large_models.md", "docs/logging.md"]
 
 
