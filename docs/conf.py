@@ -78,8 +78,8 @@ def _methods(text: str) -> str:
 _FILLED = {
     "toctree": _toctree,
     "code": lambda path: f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```",
-    # without its title and its link to the other language: the page has its own
-    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
+    # without its title: the page has its own
+    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 1\n```",
     "api": _api,
     "methods": _methods,
 }
