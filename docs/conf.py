@@ -86,8 +86,8 @@ _FILLED = {
     "code": lambda path: _code(path, f":caption: {Path(path).name}"),
     "listing": lambda path: f"<details><summary>{Path(path).name}</summary>\n\n{_code(path)}\n\n</details>",
     "program": lambda path: _code(path, ":start-after: ```python", ":end-before: ```"),
-    # without its title and its link to the other language: the page has its own
-    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
+    # without its title: the page has its own
+    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 1\n```",
     "api": _api,
     "methods": _methods,
 }
