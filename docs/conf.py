@@ -4,6 +4,7 @@ What only the site can show stands in the pages as comments, which are filled in
 
     <!-- toctree: Title ... -->       the pages below this one
     <!-- code: ../examples/x.py -->   the text of a program
+    <!-- listing: ../examples/x.py -->   the same, folded: a program that several pages share
     <!-- page: ../CHANGELOG.md -->    another file as part of this page
     <!-- api: fastnlp_adv.FGM -->     a class or function with its docstring
     <!-- methods: attack callback --> the callbacks, or ``method`` for the classes, of all attacks or regularizers
@@ -75,9 +76,14 @@ def _methods(text: str) -> str:
     return "\n\n".join(parts)
 
 
+def _code(path: str) -> str:
+    return f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```"
+
+
 _FILLED = {
     "toctree": _toctree,
-    "code": lambda path: f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```",
+    "code": _code,
+    "listing": lambda path: f"<details><summary>{Path(path).name}</summary>\n\n{_code(path)}\n\n</details>",
     # without its title and its link to the other language: the page has its own
     "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
     "api": _api,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from pages import (
@@ -74,6 +75,7 @@ def test_every_page_but_the_reference_and_the_results_is_there_in_both_languages
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
 def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "classifier", raising=False)  # not the model that another page trained
     space = {}
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
@@ -83,6 +85,18 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
         assert all(
             (a == b).all() for a, b in zip(space["before"].parameters(), space["after"].parameters(), strict=True)
         )
+
+
+def test_no_class_of_a_program_is_written_twice():
+    classes = [
+        (name, found)
+        for name in ["examples/classifier.py", *PAGES]
+        if name not in [*CHINESE, "docs/quickstart.md"]
+        for block in ([read(name)] if name.endswith(".py") else blocks(name))
+        for found in re.findall(r"^class .*\n(?:(?: +.*)?\n)*", block, flags=re.M)
+    ]
+    texts = [text.strip() for _, text in classes]
+    assert [name for name, text in classes if texts.count(text.strip()) > 1] == []
 
 
 def test_the_quickstart_is_that_of_the_readme():
