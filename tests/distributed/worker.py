@@ -114,6 +114,7 @@ def break_down(folder, method, last_forward):
 def run_page(folder):
     write_to(Path(folder, f"page{os.environ['RANK']}"))
     set_env_on_import_torch()
+    sys.path.insert(0, str(pages.ROOT / "examples"))  # for classifier.py, which the page puts beside its program
     (block,) = pages.blocks("docs/distributed.md")
     exec(compile(block, "page", "exec"), {})
 
