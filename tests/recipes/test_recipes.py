@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from fastNLP import Callback, TorchDataLoader, TorchGradClipCallback, Trainer
-from support import distance, since_torch
+from support import Classifier, collate, distance, samples, since_torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BertConfig, BertForSequenceClassification
 
-from fastnlp_adv import PGD, FGMCallback
+from fastnlp_adv import AWP, PGD, FGMCallback
 
 FOLDER = Path(__file__).parents[2] / "examples/recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -64,10 +64,6 @@ def bert():
 
 def adam(model):
     return torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-3)  # with a tiny eps rounding errors become steps
-
-
-def collate(samples):
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def of_fastnlp(model, data, callbacks, **arguments):
@@ -143,3 +139,41 @@ def test_lightning_goes_on_from_a_checkpoint(data, tmp_path):
     whole, half = trained(2, "whole.ckpt"), trained(1, "half.ckpt")
     resumed = trained(2, "resumed.ckpt", ckpt_path=tmp_path / "half.ckpt")
     assert distance(resumed, whole) < 1e-7 < distance(half, whole)
+
+
+@pytest.mark.parametrize("drops", [True, False], ids=["zero_grad", "no zero_grad"])
+def test_awp_of_competitions_is_what_the_page_says(drops):
+    """A loop in the way of the class that goes around there, with `adv_lr=0.3`, `adv_eps=0.1` and `start_epoch=1`."""
+    batches = [collate(part) for part in zip(*[iter(samples())] * 4, strict=True)]
+    ours, theirs = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    start = copy.deepcopy(ours)
+
+    def loss_of(model, batch):
+        return model.train_step(batch["input_ids"], batch["labels"])["loss"]
+
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    weights = {name: param for name, param in theirs.named_parameters() if "weight" in name}
+    for epoch in range(2):
+        for batch in batches:
+            loss_of(theirs, batch).backward()
+            if epoch >= 1:
+                saved = {name: weight.detach().clone() for name, weight in weights.items()}
+                for name, weight in weights.items():
+                    moved = saved[name] + 0.3 * weight.grad / weight.grad.norm() * saved[name].norm()
+                    most = 0.1 * saved[name].abs()
+                    weight.data = torch.min(torch.max(moved, saved[name] - most), saved[name] + most)
+                if drops:
+                    optimizer.zero_grad()
+                loss_of(theirs, batch).backward()
+                for name, weight in weights.items():
+                    weight.data = saved[name]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.5)
+    with AWP(ours, gamma=0.3, coordinate_bound=0.1, replace=drops, start=1 * len(batches)) as awp:
+        for batch in batches * 2:
+            awp.step(lambda batch=batch: loss_of(ours, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert distance(ours, theirs) < 1e-10 < 1e-2 < distance(ours, start)
