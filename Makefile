@@ -51,7 +51,7 @@ matrix: $(STAMP)  ## Run the tests in every environment that is promised, into d
 dist: $(STAMP)  ## Build the sdist and the wheel into dist, and check them
 	@$(BIN)/nox -s dist
 
-smoke: dist  ## Install the wheel beside torch 2.4, a download of 3 GB, and run the README's quickstart there
+smoke: dist  ## Try the wheel beside torch 2.4, a download of 3 GB, and without fastNLP (only that: ARGS='--only loop')
 	@$(BIN)/python tools/smoke.py $(ARGS)
 
 # fastNLP's tests import torchmetrics too; in this version it takes what those of both its branches ask for.
