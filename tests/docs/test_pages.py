@@ -22,15 +22,9 @@ from fastnlp_adv.callbacks import METHODS
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/")]
-#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), that of the README,
-#: and those for loggers, which tests/callbacks/test_log_callback.py runs
-SPECIAL = [
-    "docs/distributed.md",
-    "docs/how_the_step_works.md",
-    "docs/large_models.md",
-    "docs/quickstart.md",
-    "docs/logging.md",
-]
+#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), and programs for
+#: loggers, which tests/callbacks/test_log_callback.py runs
+SPECIAL = ["docs/distributed.md", "docs/how_the_step_works.md", "docs/large_models.md", "docs/logging.md"]
 
 
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
@@ -51,17 +45,19 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
 def test_no_class_of_a_program_is_written_twice():
     classes = [
         (name, found)
-        for name in ["examples/classifier.py", *PAGES]
-        if name not in [*CHINESE, "docs/quickstart.md"]
+        for name in ["README.md", "examples/classifier.py", *PAGES]
+        if name not in CHINESE
         for block in ([read(name)] if name.endswith(".py") else blocks(name))
         for found in re.findall(r"^class .*\n(?:(?: +.*)?\n)*", block, flags=re.M)
     ]
-    texts = [text.strip() for _, text in classes]
-    assert [name for name, text in classes if texts.count(text.strip()) > 1] == []
+    models = [(name, text.strip()) for name, text in classes if "def " in text]
+    texts = [text for _, text in models]
+    assert [name for name, text in models if texts.count(text) > 1] == []
 
 
-def test_the_quickstart_is_that_of_the_readme():
-    assert blocks("docs/quickstart.md") == blocks("README.md")[:1]
+def test_the_quickstart_links_to_the_program_of_the_readme():
+    assert "<!-- program: ../README.md -->" in read("docs/quickstart.md")
+    assert "<!-- program: ../../README.zh-CN.md -->" in read("docs/zh-CN/quickstart.md")
 
 
 def test_excerpts_of_the_package_are_up_to_date():
