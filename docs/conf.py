@@ -5,6 +5,7 @@ What only the site can show stands in the pages as comments, which are filled in
     <!-- toctree: Title ... -->       the pages below this one
     <!-- code: ../examples/x.py -->   the text of a program
     <!-- listing: ../examples/x.py -->   the same, folded: a program that several pages share
+    <!-- program: ../README.md -->    the first program of a page
     <!-- page: ../CHANGELOG.md -->    another file as part of this page
     <!-- api: fastnlp_adv.FGM -->     a class or function with its docstring
     <!-- methods: attack callback --> the callbacks, or ``method`` for the classes, of all attacks or regularizers
@@ -76,16 +77,17 @@ def _methods(text: str) -> str:
     return "\n\n".join(parts)
 
 
-def _code(path: str) -> str:
-    return f"```{{literalinclude}} {path}\n:caption: {Path(path).name}\n:language: python\n```"
+def _code(path: str, *options: str) -> str:
+    return "\n".join([f"```{{literalinclude}} {path}", ":language: python", *options, "```"])
 
 
 _FILLED = {
     "toctree": _toctree,
-    "code": _code,
+    "code": lambda path: _code(path, f":caption: {Path(path).name}"),
     "listing": lambda path: f"<details><summary>{Path(path).name}</summary>\n\n{_code(path)}\n\n</details>",
-    # without its title and its link to the other language: the page has its own
-    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 3\n```",
+    "program": lambda path: _code(path, ":start-after: ```python", ":end-before: ```"),
+    # without its title: the page has its own
+    "page": lambda path: f"```{{include}} {path}\n:relative-docs: docs/\n:start-line: 1\n```",
     "api": _api,
     "methods": _methods,
 }
