@@ -12,7 +12,7 @@ from fastnlp_adv import FGM
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list, batch_size: int = 8) -> None:
-    accelerator = Accelerator(cpu=True)  # leave `cpu` out where there is a GPU
+    accelerator = Accelerator(cpu=True)  # without `cpu` on a GPU
     model.train()
     with FGM(model, epsilon=0.5) as fgm:
         loader = torch.utils.data.DataLoader(data, batch_size=batch_size)
