@@ -6,7 +6,7 @@ from torch import nn
 
 from fastnlp_adv import compat
 
-compat.repair()  # what torch 2 broke in fastNLP 1.0.1
+compat.repair()  # repairs fastNLP 1.0.1 for torch 2
 
 
 class Classifier(nn.Module):

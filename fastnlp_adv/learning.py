@@ -16,7 +16,7 @@ STRETCH = 25
 LATEST, EARLIEST = 100, 10
 #: how many batches from one reading to the next, besides the first and those at the ends of epochs
 READ_EVERY = 200
-#: by how much the loss falls at least where something is learned; a new head by itself learns the share of each label
+#: the smallest fall of the loss that counts as learning; learning only the share of each label gives less
 LEAST_FALL = 0.02
 #: a model with a smaller loss has learned before
 SMALL_LOSS = 0.1

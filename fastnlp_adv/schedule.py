@@ -52,8 +52,8 @@ def _steps_of(name: str, value: float, progress: Progress, *, whole: float) -> f
         return value
     if progress.total_steps is None:
         raise ValueError(
-            f"Expected `total_steps`, since `{name}={value:g}` is a fraction of the training, but got None. Tell the "
-            f"number of optimizer steps with `total_steps=`, or give `{name}` in steps."
+            f"Expected `total_steps`, since `{name}={value:g}` is a fraction of the training, but got None. Pass the "
+            f"number of optimizer steps as `total_steps=`, or give `{name}` in steps."
         )
     return value * progress.total_steps
 
@@ -167,7 +167,7 @@ class Pacing:
         if not first > 0:
             raise ValueError(
                 f"Expected a positive loss with `warmup='auto'`, but got a mean of {first:.4g} over the first "
-                f"{FIRST_STEPS} optimizer steps. Let the perturbation grow over the training with `warmup=1.0`."
+                f"{FIRST_STEPS} optimizer steps. Use `warmup=1.0`, which grows over the training."
             )
         self.first, self.early = first, []
         self.average = losses.new_tensor(first)

@@ -1,12 +1,13 @@
-"""The package's prose in the field's words: docstrings, comments and messages have no phrase of the list below.
+"""Prose in the field's words: docstrings, comments, messages and English pages have no phrase of the list below.
 
-``python tests/test_words.py PATH ...`` prints the phrases in files and folders, of pages in Markdown too.
+``python tests/test_words.py PATH ...`` prints the phrases in files and folders: Python, Markdown, notebooks.
 """
 
 from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -17,9 +18,30 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: pages that still have some of the phrases
+OTHERS = [
+    "docs/study",
+    "docs/benchmarks",
+    "docs/versions.md",
+    "docs/plain_loop.md",
+    "docs/logging.md",
+    "docs/recipes.md",
+]
 #: files and folders that have none of the phrases
 CLEAN = [
     "fastnlp_adv",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/README.md",
+    "examples/tutorial.ipynb",
+    "examples/recipes",
+    *(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")),
+    *(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "docs").rglob("*.md")
+        if not str(path.relative_to(ROOT)).startswith(("docs/_build", "docs/zh-CN", *OTHERS))
+    ),
     *(f"tests/{name}.py" for name in ("distributed/repairs", "test_batch", "test_compat", "test_layering")),
 ]
 
@@ -49,6 +71,22 @@ PHRASES = {
     r"\band (its|the) like\b": "the names, such as 'R-Drop, VAT, SMART and R3F'",
     r"\bneeds? besides\b|\bbesides(?=[.,;)]|$)": "as well, in addition",
     r"\| (try|mind) \|": "Recommended, Caveats",
+    r"\bends? in (this|these|those)\b": "prints, ends with",
+    r"\bdear(er)?\b": "expensive",
+    r"\bas you do it\b": "your setup",
+    r"\bby (itself|themselves)\b": "automatically, separately",
+    r"\bways? out\b": "a solution",
+    r"\bhand(s|ed|ing)? (it|them|\S+ \S+|\S+)? ?to\b": "passes, gives",
+    r"\bfor ever\b": "deadlocks",
+    r"\bno way\b": "does not help",
+    r"\blearn(s|ed|ing)? nothing\b|\bnothing is learned\b": "does not converge",
+    r"\bstands? (in|under|beside|here|there)\b|\bstands for here\b": "is",
+    r"\b(of|to) one's own\b": "your own, a custom one",
+    r"\bwhatever\b|\bwherever\b": "for all, in any, also after an exception",
+    r"\bat the price of\b": "at the cost of",
+    r"\banew\b": "again, at random",
+    r"\bplainly\b": "without a method",
+    r"\bas (ever|without)\b(?! an?\b)": "as usual, as in plain training",
     r"\bhere, where\b|\bthe (most|least) \w+ here\b": "in our study",
 }
 #: right uses of them, and why
@@ -79,7 +117,10 @@ class Found(NamedTuple):
 def prose(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the blocks of prose of a file, each with the number of its first line."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    if path.suffix in (".md", ".ipynb"):
         yield 1, re.sub(r"(?ms)^ *```.*?^ *```", _blank, text)
         return
     parts = set()  # of f-strings

@@ -31,7 +31,7 @@ class _OnParameters(Options):
     fraction: float = option(
         default=1.0,
         check=check_fraction,
-        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step. Where "
+        doc="the fraction of a batch's examples to attack, drawn at random in each step, at least one. Where "
         "the first pass only gives the direction, it runs on those, and the second trains on the whole batch; else the "
         "first trains on the whole batch, and the second on those",
     )
@@ -133,8 +133,9 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
             return True
         if not any(tap.had_grad for tap in self.taps):
             raise RuntimeError(
-                f"Expected the first pass to bring a gradient to a parameter that matches `params={self.params!r}`, "
-                "but got none. See that the loss depends on it and that it requires gradients, or give other `params`."
+                f"Expected the first pass to compute a gradient for a parameter that matches `params={self.params!r}`, "
+                "but got none. Check that the loss depends on it and that it requires gradients, or give other "
+                "`params`."
             )
         return False
 

@@ -170,6 +170,6 @@ def _refuse_multi_label(batch: Any, preds: list[Tensor]) -> None:
         if fits and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() < 0.01)).all()):
             raise ValueError(
                 f"Expected `divergence` to be 'bernoulli' for labels of shape {tuple(labels.shape)} that are no "
-                "distributions over classes, but got 'categorical', which does not notice a shift of all logits. "
+                "distributions over classes, but got 'categorical', which ignores a shift of all logits. "
                 "Use divergence='bernoulli' for multi-label classification, 'mse' for a regression."
             )

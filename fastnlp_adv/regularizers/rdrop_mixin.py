@@ -150,8 +150,8 @@ def check_wrapped(model: nn.Module) -> None:
     if isinstance(model, RDropMixin) and model.rdrop_in != "forward":
         name = type(model).__name__
         raise ValueError(
-            f"Expected `rdrop_in` of {name} to be 'forward' in a model that is already wrapped, whose `forward` is "
-            f'called and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or '
+            f"Expected `rdrop_in` of {name} to be 'forward' in a wrapped model, since fastNLP calls its `forward` "
+            f'instead of `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or '
             "add `RDropCallback()`, which drives the model."
         )
 
