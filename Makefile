@@ -37,10 +37,13 @@ format: $(STAMP)  ## Put the code into the style that lint checks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(STAMP)  ## Build the documentation site into docs/_build/html
-	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
-	@$(BIN)/python -W ignore -m sphinx -q -W --keep-going -b html docs docs/_build/html
-	@echo "Built docs/_build/html/index.html"
+SPHINX = $(BIN)/python -W ignore -m sphinx -q -W --keep-going -b html -c docs
+
+docs: $(STAMP)  ## Build the documentation sites, English and Chinese, into docs/_build/html
+	@$(BIN)/python -c 'import furo, merm, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
+	@$(SPHINX) -d docs/_build/doctrees/en docs docs/_build/html
+	@$(SPHINX) -t chinese -d docs/_build/doctrees/zh-CN docs/zh-CN docs/_build/html/zh-CN
+	@echo "Built docs/_build/html/index.html and docs/_build/html/zh-CN/index.html"
 
 matrix: $(STAMP)  ## Run the tests in every environment that is promised, into docs/versions.md: hours, and 3 GB a download
 	@$(BIN)/nox $(ARGS); status=$$?; $(BIN)/python tools/versions_page.py && exit $$status

@@ -91,6 +91,16 @@ def test_the_words_are_those_of_the_table(name):
     assert phrases(prose(name)) == []
 
 
+def test_both_sites_list_the_same_pages():
+    """The Chinese one has those that are translated, and links to some of the others on the English one."""
+    for page in ("index.md", "methods.md"):
+        lists = (re.findall(r"<!-- toctree: .*\n([^>]*)", read(f"docs/{folder}{page}")) for folder in ("", "zh-CN/"))
+        first, second = (re.findall(r"^[\w./]+$", "\n".join(each), flags=re.M) for each in lists)
+        assert second == [name for name in first if (ROOT / f"docs/zh-CN/{name}.md").exists()]
+    for target in re.findall(r"<english://(.*)\.html>", read("docs/zh-CN/index.md")):
+        assert (ROOT / f"docs/{target}.md").exists()
+
+
 def test_the_checks_find_something():
     assert broken("扰动，\n每步") and not broken("扰动\n\n每步") and not broken("用 FGM\n训练")
     assert [better for _, better in phrases("内层的一遍到查表为止")] == ["前向和反向", "embedding 输出"]
