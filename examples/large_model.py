@@ -9,6 +9,7 @@ Needs torch 2.6 or later. On GPUs the same script uses NCCL and one device per p
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -57,7 +58,13 @@ def main() -> None:
     else:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
+    train(device)
+    dist.barrier()
+    gc.collect()  # a Trainer is a reference cycle, and holds on to the process group and its threads
+    dist.destroy_process_group()
 
+
+def train(device: torch.device) -> None:
     torch.manual_seed(0)  # the same weights everywhere, before they are sharded
     model = FullyShardedDataParallel(
         Classifier(),
@@ -83,8 +90,6 @@ def main() -> None:
     held = sum(param.numel() for param in model.parameters())
     whole = sum(param.numel() for param in Classifier().parameters())
     print(f"rank {dist.get_rank()}: accuracy {accuracy:.3f}, holds {held} of {whole} numbers", flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Run a Trainer in one process, or in each process that torchrun starts.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -39,8 +40,9 @@ def place(model: nn.Module, device: str) -> tuple[nn.Module, dict[str, Any]]:
 
 def finish() -> None:
     """
-    Leave the process group, if there is one. An interpreter that exits with an open group may abort.
+    Leave the process group, if there is one, and end its threads. An interpreter that exits before them may abort.
     """
     if dist.is_initialized():
         dist.barrier()
+        gc.collect()  # a Trainer is a reference cycle: until it is collected, its model keeps the group alive
         dist.destroy_process_group()

@@ -97,7 +97,7 @@ ALLOWED = {
     r"\b(leave|leaves|leaving|left) (\S+ ){0,3}alone\b": "does not touch",
     r"\bstand-alone\b": "independent",
     r"\b(fgm|pgd|r-drop|plain training) alone\b": "without another method",
-    r"\btold apart\b": "distinguished",
+    r"\b(is|are|was|were|be|been) told apart\b": "distinguished",
     r"\bgo(es)? on to\b": "does next",
 }
 
@@ -219,6 +219,38 @@ def test_pages_are_read_without_their_code(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A page\n\n```python\nwhat = alone\n```\n\nIt says\nso.\n")
     assert [(each.line, each.better[:6]) for each in phrases(page)] == [(7, "states")]
+
+
+def test_notebooks_are_read_without_their_code(tmp_path):
+    cells = [
+        {"cell_type": "code", "source": ["what = alone"]},
+        {"cell_type": "markdown", "source": ["It ", "says so."]},
+    ]
+    notebook = tmp_path / "notebook.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert ["says" in each.phrase for each in phrases(notebook)] == [True]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "# What happens under",
+        "It ends in these lines",
+        "Is a second pass too dear?",
+        "what stands here for the loop",
+        "training as you do it",
+        "goes on in the rows that training began with",
+        "tests come by themselves",
+        "is refused, with the way out in the message",
+        "the loss is that of what it hands to you",
+        "would wait for each other for ever",
+        "a short warmup is no way in between",
+    ],
+)
+def test_phrases_that_readers_named_are_found(tmp_path, written):
+    page = tmp_path / "page.md"
+    page.write_text(written)
+    assert phrases(page)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ PACKAGES = ("torch", "transformers", "peft", "numpy")
 INTRODUCTION = """\
 # Versions
 
-The whole suite in each environment, as `make matrix` has found it. The run writes this page, from the files in
-[versions/](versions). On Linux, with the default wheels of torch, without a GPU."""
+Check which versions of Python and torch the package is tested with. `make matrix` runs all tests in each environment,
+and writes this page from the files in [versions/](versions). All runs are on Linux, with the default wheels of torch,
+without a GPU."""
 RESULTS = ["Python", *PACKAGES, "passed", "failed", "skipped", "minutes", "date"]
 
 
@@ -43,28 +44,28 @@ def page(rows: list[dict[str, Any]], present: str) -> str:
     """
     Write the page.
 
-    :param rows: those of :func:`read`.
-    :param present: the source as it is now, :func:`tools.versions_row.source`; rows of another are named.
+    :param rows: the rows that :func:`read` returns.
+    :param present: the current source, :func:`tools.versions_row.source`; rows of another source are named.
     :return: Markdown.
     """
     parts = [INTRODUCTION, _table(RESULTS, map(_result, rows))]
     outdated = [row for row in rows if row["source"] != present]
     for version in sorted({row["versions"]["fastnlp_adv"] for row in outdated}, key=_numbers):
         names = [_name(row) for row in outdated if row["versions"]["fastnlp_adv"] == version]
-        early = f"Measured on an earlier source, of fastnlp_adv {version}, and not yet on the present one"
+        early = f"Measured on an earlier source, of fastnlp_adv {version}, not on the current one"
         parts.append(f"{early}: {'; '.join(names)}.")
     if outdated:
         parts.append("`make matrix` runs these again.")
     failed = [[_name(row), f"`{name}`"] for row in rows for name in row["failures"]]
     if failed:
-        parts += ["## What failed", _table(["Python, torch", ""], failed)]
+        parts += ["## Failed tests", _table(["Python, torch", ""], failed)]
     reasons = sorted({reason for row in rows for reason in row["skips"]})
     skips = [[reason, *(row["skips"].get(reason, "") for row in rows)] for reason in reasons]
-    shown = _table(["why", *map(_name, rows)], skips) if skips else "Nothing."
-    parts += ["## What was skipped, and why", shown]
+    shown = _table(["reason", *map(_name, rows)], skips) if skips else "Nothing."
+    parts += ["## Skipped tests", shown]
     pins = [[_name(row), f"`{pin}`", why] for row in rows for pin, why in row["pins"].items()]
-    parts += ["## What was held back", *([_table(["Python, torch", "requirement", "why"], pins)] if pins else [])]
-    parts.append("All else is the newest that pip finds for that Python.")
+    parts += ["## Pinned requirements", *([_table(["Python, torch", "requirement", "reason"], pins)] if pins else [])]
+    parts.append("All other packages are the newest that pip finds for this version of Python.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,11 +30,11 @@ class _InRows(OnEmbeddings):
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
-        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
-        "positions follow the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
-        "``padding_idx``. Perturbations of token types are of the weight, so they reach all places of a token: a mask "
-        "tells which of its gradients count",
+        doc="the positions to perturb: the key of a batch field, or a function of the batch; either gives a bool "
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) is never perturbed. With ``None`` and an "
+        "embedding without ``padding_idx``, perturbations of positions follow the ``attention_mask`` of the batch, or "
+        "of the model's inputs. A perturbation of a token type always applies to all its positions: there the mask "
+        "selects the gradients that count",
     )
 
 

@@ -127,8 +127,8 @@ class Predictions(Regularizer):
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
-        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
+        doc="the positions that count: the key of a batch field, or a callable that takes the batch and the outputs "
+        "(of one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
         "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
         "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
         "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop "

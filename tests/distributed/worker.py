@@ -11,6 +11,7 @@ docs/distributed.md, which write to FOLDER/pageN.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -75,6 +76,7 @@ def run_all(folder):
     results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(world), *scenarios.with_noise(world)]}
     torch.save(results, Path(folder, str(world), f"rank{dist.get_rank()}.pt"))
     dist.barrier()
+    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
     dist.destroy_process_group()
 
 

@@ -29,7 +29,7 @@ def test_the_tables():
     assert "| needs CUDA | 7 | 7 |" in lines
     assert r"| a \| b | 2 |  |" in lines
     assert "| 3.10, 2.1.2 | `numpy<2` | built for numpy 1 |" in lines
-    assert "## What failed" not in lines and AGAIN not in lines
+    assert "## Failed tests" not in lines and AGAIN not in lines
     tables = [line for line in lines if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in tables} == {11, 4}
 
@@ -37,7 +37,7 @@ def test_the_tables():
 def test_failures_are_named():
     found = page([OLD, row("3.13.0", "2.14.1", failed=1, failures=["tests.test_it::test_fails[a]"])], "abc")
     assert "| 3.13, 2.14.1 | `tests.test_it::test_fails[a]` |" in found.splitlines()
-    assert "## What failed" in found
+    assert "## Failed tests" in found
 
 
 def test_rows_of_another_source_are_named_with_the_version_of_the_package():
@@ -57,7 +57,7 @@ def test_rows_of_another_source_are_named_with_the_version_of_the_package():
 
 def test_nothing_skipped_and_nothing_held_back():
     found = page([row("3.13.0", "2.14.1")], "abc")
-    assert "\nNothing.\n" in found and "requirement" not in found.split("## What was held back")[1]
+    assert "\nNothing.\n" in found and "requirement" not in found.split("## Pinned requirements")[1]
 
 
 def test_rows_are_in_the_order_of_their_versions(tmp_path):
