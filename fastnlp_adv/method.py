@@ -13,7 +13,7 @@ from typing_extensions import Self
 from .model_method import ModelMethod
 from .options import Options, check_name, one_of, option, options
 from .random_state import same_dropout
-from .schedule import Progress, Scheduled
+from .schedule import Growing, Progress, Scheduled
 
 DropoutMask = Literal["new", "same"]
 #: the log of plain loops
@@ -71,6 +71,32 @@ class Method(Scheduled, ModelMethod):
         # now, since it reads the weights: a step must not wait for the device
         self.opening = self.describe(), self.size_warning()
         return self
+
+    def introduce(self, name: str) -> tuple[str, list[str]]:
+        """
+        Return the line to log when a trainer begins, empty where nothing is perturbed, and warnings: of perturbations
+        that are large, and of a training that is too short for the schedule.
+        """
+        steps, first = int(self.progress.total_steps or 0), self.first_step(self.progress)
+        warmup = self.warmup if isinstance(self, Growing) else 0
+        growing = self.growing_steps(self.progress) if isinstance(self, Growing) else 0.0
+        (line, warning), self.opening = self.opening, ("", "")
+        warnings = [warning] if warning else []
+        if 0 < steps <= first:
+            warnings.append(
+                f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
+                f"{name} will never act. Give a smaller one, or a fraction of the training below 1."
+            )
+        elif 0 < steps - first < int(growing):
+            warnings.append(
+                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {warmup}: "
+                f"{name} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a smaller one, or a "
+                "fraction of the training, at most 1.0."
+            )
+        if line and warmup:
+            how = "as the loss falls" if warmup == "auto" else f"over {growing:.4g} optimizer steps"
+            line += f", growing to that {how}"
+        return line, warnings
 
     def describe_once(self) -> None:
         """Log, once, the line of :meth:`describe`; for loops without a callback."""
