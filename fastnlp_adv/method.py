@@ -39,6 +39,15 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def say(line: str, *warnings: str) -> None:
+    """Log a line and warnings, those that are not empty, on the first process."""
+    if line and is_first_process():
+        logger.info(line)
+    for warning in warnings:
+        if warning and is_first_process():
+            logger.warning(warning)
+
+
 @options
 class Method(Scheduled, ModelMethod):
     """
@@ -72,7 +81,7 @@ class Method(Scheduled, ModelMethod):
         self.opening = self.describe(), self.size_warning()
         return self
 
-    def introduce(self, name: str) -> tuple[str, list[str]]:
+    def introduce(self, name: str) -> tuple[str, ...]:
         """
         Return the line to log when a trainer begins, empty where nothing is perturbed, and warnings: of perturbations
         that are large, and of a training that is too short for the schedule.
@@ -80,8 +89,7 @@ class Method(Scheduled, ModelMethod):
         steps, first = int(self.progress.total_steps or 0), self.first_step(self.progress)
         warmup = self.warmup if isinstance(self, Growing) else 0
         growing = self.growing_steps(self.progress) if isinstance(self, Growing) else 0.0
-        (line, warning), self.opening = self.opening, ("", "")
-        warnings = [warning] if warning else []
+        (line, *warnings), self.opening = self.opening, ("", "")
         if 0 < steps <= first:
             warnings.append(
                 f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
@@ -96,16 +104,12 @@ class Method(Scheduled, ModelMethod):
         if line and warmup:
             how = "as the loss falls" if warmup == "auto" else f"over {growing:.4g} optimizer steps"
             line += f", growing to that {how}"
-        return line, warnings
+        return line, *filter(None, warnings)
 
     def describe_once(self) -> None:
         """Log, once, the line of :meth:`describe`; for loops without a callback."""
-        line, warning = self.opening
-        self.opening = "", ""
-        if line and is_first_process():
-            logger.info(line)
-        if warning and is_first_process():
-            logger.warning(warning)
+        opening, self.opening = self.opening, ("", "")
+        say(*opening)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -121,7 +121,7 @@ class MethodCallback(Callback):
         self.method.detach().attach(model)  # with the state of a checkpoint, or of an earlier run
         self.method.close()  # hooks are on during a step only
         tell_progress(self.method, trainer)
-        line, warnings = self.method.introduce(type(self).__name__)
+        line, *warnings = self.method.introduce(type(self).__name__)
         if line:
             _log(trainer, line)
         for warning in warnings:

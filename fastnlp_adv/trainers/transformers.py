@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..attacks import ATTA, Attack, Pass
 from ..functional import nodes_of
-from ..method import Method, is_first_process, logger
+from ..method import Method, say
 from ..model_method import refuse_wrappers
 from ..regularizers import RDrop, Regularizer, warn_without_dropout
 from ..regularizers.base import nesting, regularized
-from ..regularizers.outputs import by_name
+from ..regularizers.outputs import named_with
 from ..regularizers.rdrop_mixin import check_called
 from ..versions import has_compiled_parts
+from .checks import check_methods
 
 #: the first version with the number of batches of an optimizer step, which is smaller at the end of an epoch
 OLDEST = (4, 55)
@@ -47,6 +48,8 @@ _Base: Any = object  # of the mixin; type checkers know no more than that it goe
 _COUNT = "num_items_in_batch"
 #: the column with the indices of examples, for ATTA
 _INDEX = "index"
+#: the file of each process in a checkpoint
+_FILE = "methods_{}.pt"
 
 
 class MethodsMixin(_Base):
@@ -74,7 +77,7 @@ class MethodsMixin(_Base):
     """
 
     def __init__(self, *args: Any, methods: Sequence[Method] = (), **kwargs: Any):
-        _check_methods(methods)
+        check_methods(methods)
         self.methods = [*methods]
         self._attack: Attack | None = next((each for each in methods if isinstance(each, Attack)), None)
         self._regularizers = sorted((each for each in methods if isinstance(each, Regularizer)), key=nesting)
@@ -100,19 +103,22 @@ class MethodsMixin(_Base):
         batch, attack = self._prepare_inputs(inputs), self._attack
         if isinstance(attack, ATTA):
             batch, attack.indices = _take_index(batch)
-        if num_items_in_batch is not None:
+        count = num_items_in_batch
+        if count is not None:
+            if self._uses_count is None and isinstance(count, Tensor):
+                count = count.detach().float().requires_grad_()  # a leaf, whose use the graph of the first loss shows
             batch = copy.copy(batch)
-            batch[_COUNT] = num_items_in_batch
+            batch[_COUNT] = count
 
         def train_step(batch: Any) -> dict[str, Any]:
             batch = copy.copy(batch)
-            count = self._watched(batch.pop(_COUNT, None))
             with self.compute_loss_context_manager():
-                loss = compute_loss(model, batch, bool(self._regularizers), num_items_in_batch=count)
+                loss = compute_loss(model, batch, bool(self._regularizers), num_items_in_batch=batch.pop(_COUNT, None))
             loss, outputs = loss if self._regularizers else (loss, {})
-            self._check_count(loss, count)
+            if self._uses_count is None and count is not None and loss.requires_grad:
+                self._check_count(loss, count)
             # methods get a mean; a loss that is divided by the count of all micro-batches is a part of their mean
-            return {**_named(outputs, loss), "loss": loss * self._divisor if self._is_divided else loss}
+            return {**named_with(loss, outputs), "loss": loss * self._divisor if self._is_divided else loss}
 
         def forward(each: Pass) -> Tensor:
             loss: Tensor = objective(each.of(batch))["loss"]
@@ -161,7 +167,7 @@ class MethodsMixin(_Base):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         states = {type(method).__name__: method.state_dict() for method in self.methods}
-        torch.save(states, _file_of(output_dir, self.args.process_index))
+        torch.save(states, os.path.join(output_dir, _FILE.format(self.args.process_index)))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -185,12 +191,7 @@ class MethodsMixin(_Base):
             self._tell_progress(method)
             if isinstance(method, RDrop):
                 warn_without_dropout(self.model)
-            line, warnings = method.introduce(name)
-            if is_first_process():
-                if line:
-                    logger.info(line)
-                for warning in warnings:
-                    logger.warning(warning)
+            say(*method.introduce(name))
             if has_compiled_parts(self.model_wrapped):
                 method.open()  # compiled graphs do not notice hooks that come later
 
@@ -213,24 +214,18 @@ class MethodsMixin(_Base):
         if self._is_divided and self._uses_count is False:
             self._divisor = 1
 
-    def _watched(self, count: Any) -> Any:
-        """Return the count, until the first loss as a leaf whose use the graph shows."""
-        if self._uses_count is None and isinstance(count, Tensor) and torch.is_grad_enabled():
-            return count.detach().float().requires_grad_()
-        return count
-
     def _check_count(self, loss: Tensor, count: Any) -> None:
         """Find out, once, whether the loss is divided by the count, as models with ``**kwargs`` promise."""
-        if self._uses_count is None and isinstance(count, Tensor) and count.requires_grad:
-            promised = self.model_accepts_loss_kwargs and self.compute_loss_func is None
-            self._uses_count = not promised or any(getattr(n, "variable", None) is count for n in nodes_of(loss))
-            if not self._uses_count:
-                self._divisor = 1
-                if is_first_process() and self.args.gradient_accumulation_steps > 1:
-                    logger.warning(
-                        f"{type(self.model).__name__} leaves `{_COUNT}` out of its loss, so transformers does not "
-                        "divide it for gradient accumulation. Set `trainer.model_accepts_loss_kwargs = False`."
-                    )
+        self._uses_count = self.compute_loss_func is not None or not isinstance(count, Tensor)
+        self._uses_count |= any(getattr(node, "variable", None) is count for node in nodes_of(loss))
+        if self._is_divided and not self._uses_count:
+            self._divisor = 1
+            if self.args.gradient_accumulation_steps > 1:
+                say(
+                    "",
+                    f"{type(self.model).__name__} leaves `{_COUNT}` out of its loss, so transformers does not divide "
+                    "it for gradient accumulation. Set `trainer.model_accepts_loss_kwargs = False`.",
+                )
 
     def _end_batch(self, acting: list[Regularizer]) -> None:
         """Note what the methods measured."""
@@ -246,8 +241,8 @@ class MethodsMixin(_Base):
                 self.adv["perturbation_norm"] = attack.norms["perturbation"]
         if acts or skipped:
             self.adv["skipped"] = skipped
-        if attack is not None and (warning := attack.follow_learning()) and is_first_process():
-            logger.warning(warning)
+        if attack is not None:
+            say("", attack.follow_learning())
 
 
 class AdversarialTrainer(MethodsMixin, Trainer):
@@ -275,34 +270,6 @@ class _Events(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         for method in self.trainer._regularizers:
             method.after_step()
-
-
-def _check_methods(methods: Any) -> None:
-    if not isinstance(methods, (list, tuple)):
-        raise TypeError(
-            f"Expected `methods` to be a list of attacks and regularizers, but got {type(methods).__name__}. Give "
-            "`methods=[FGM(epsilon=1.0)]`."
-        )
-    kinds: dict[type, list[str]] = {}
-    for method in methods:
-        name = type(method).__name__
-        if not isinstance(method, (Attack, Regularizer)):
-            raise TypeError(
-                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give `FGM(epsilon=1.0)` and the "
-                "like; callbacks of fastNLP are for its Trainer."
-            )
-        if method.model is not None:
-            raise ValueError(
-                f"Expected {name} to be unattached, but got one that is attached to a {type(method.model).__name__}. "
-                f"Give `{name}(...)` without the model, which the Trainer has."
-            )
-        kinds.setdefault(Attack if isinstance(method, Attack) else type(method), []).append(name)
-    for names in kinds.values():
-        if len(names) > 1:
-            raise ValueError(
-                "Expected at most one attack and one regularizer of a kind in `methods`, but got "
-                f"{' and '.join(names)}. Keep one of them."
-            )
 
 
 def _check_trainer(trainer: Any) -> None:
@@ -338,14 +305,6 @@ def _take_index(batch: Any) -> tuple[Any, Any]:
     return batch, batch.pop(_INDEX)
 
 
-def _named(outputs: Any, loss: Tensor) -> dict[str, Any]:
-    """Return the model's outputs by name; a tuple has the loss first, or none where the Trainer took the labels."""
-    if isinstance(outputs, tuple) and outputs:
-        is_loss = isinstance(outputs[0], Tensor) and outputs[0].dim() == 0
-        outputs = by_name(outputs if is_loss else (loss, *outputs))
-    return {**outputs} if isinstance(outputs, Mapping) else {"logits": outputs}
-
-
 @contextmanager
 def _replaced(thing: Any, values: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Set attributes of an object until the end of the block."""
@@ -359,15 +318,12 @@ def _replaced(thing: Any, values: dict[str, Callable[..., Any]]) -> Iterator[Non
         vars(thing).update(before)
 
 
-def _file_of(folder: str, process: int) -> str:
-    return os.path.join(folder, f"methods_{process}.pt")
-
-
 def _load(folder: str, process: int) -> dict[str, Any]:
     """Return the states of the methods in a checkpoint; those of the first process for one that it does not know."""
-    for file in (_file_of(folder, process), _file_of(folder, 0)):
+    for number in (process, 0):
+        file = os.path.join(folder, _FILE.format(number))
         if os.path.isfile(file):
             states: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             return states
-    logger.warning(f"The checkpoint {folder} holds no state of methods, which begin anew.")
+    say("", f"The checkpoint {folder} holds no state of methods, which begin anew.")
     return {}

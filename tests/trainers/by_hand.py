@@ -11,7 +11,6 @@ FOLDER/N.pt.
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -269,7 +268,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     import transformers  # noqa: F401 - before the ranks are forked
     from forked import launch
-
-    import fastnlp_adv.trainers.transformers
 
     launch(worker, sys.argv[1])
