@@ -268,9 +268,7 @@ def mean_loss(model):
 @pytest.mark.parametrize("attack", [FGM, PGD])
 def test_the_weight_of_a_table_with_a_forward_of_its_own(attack):
     model = Mean(Normed(VOCAB, 16))
-    with pytest.raises(
-        ValueError, match=r"look up as nn.Embedding does, but got Normed, which has a forward of its own"
-    ):
+    with pytest.raises(ValueError, match=r"look up as nn.Embedding does, but got Normed, which has a custom forward"):
         attack(model, granularity="sequence")
     fgm = FGM(model, 0.7, emb_name="*tokens.weight")
     fgm.step(lambda: mean_loss(model))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import types
+from pathlib import Path
 
+import fastNLP
 import pytest
 import torch
 from fastNLP import Accuracy, Callback, FitlogCallback, Trainer, logger
@@ -12,6 +16,7 @@ from support import Classifier, build, loader, train
 
 from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
 
+DOCS = Path(__file__).parents[2] / "docs/logging.md"
 METHODS = {
     "attack": (lambda: [FGMCallback()], {"loss", "adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
     "no clean pass": (lambda: [FreeLBCallback()], {"adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
@@ -155,3 +160,29 @@ def test_what_it_does_not_take():
         LogCallback(Summary(), 3)
     with pytest.raises(ValueError, match="Expected `every`"):
         LogCallback(Summary(), every=0)
+
+
+def test_the_examples_of_the_documentation_train(monkeypatch):
+    fitlog, board, wandb, swanlab = Fitlog(), *map(types.ModuleType, ("tensorboard", "wandb", "swanlab"))
+    board.SummaryWriter = lambda folder: Summary()
+    logged = {"wandb": {}, "swanlab": {}}
+    run = types.SimpleNamespace(log=lambda data, step=None: logged["wandb"].update({step: data}))
+    wandb.init = lambda project: run
+    swanlab.init = lambda project: None
+    swanlab.log = lambda data, step=None: logged["swanlab"].update({step: data})
+    for name, module in {"fitlog": fitlog, "wandb": wandb, "swanlab": swanlab}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setattr(fastNLP, "FitlogCallback", lambda log_loss_every: Callback())
+    space, runs = {}, 0
+    for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S):
+        exec(compile(block, DOCS.name, "exec"), space)
+        if "callbacks" in space:
+            train(Classifier(), space.pop("callbacks"), n_batches=12)
+            runs += 1
+    assert runs == 7
+    assert "adv/adv_loss" in fitlog.losses[10] and "adv/adv_loss" in space["summary"].scalars[10]
+    assert [row["step"] for row in space["rows"]] == [10]
+    assert "adv_loss" in logged["swanlab"][10]
+    assert {*logged["wandb"]} == {*space["summary"].scalars} == {10, 20}  # the plain loop is the last to write
+    assert logged["wandb"][20]["perturbation_norm"] == pytest.approx(1)

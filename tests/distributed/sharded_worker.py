@@ -10,6 +10,7 @@ FOLDER/exampleN.
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import sys
@@ -111,6 +112,7 @@ def main(folder):
         found["mixed", method] = run_trainer(method, sharded.ENGINES["fsdp"][0], 2, Mixed)
     torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
     dist.barrier()
+    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
     dist.destroy_process_group()
 
 
