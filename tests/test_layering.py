@@ -115,6 +115,8 @@ def test_the_root_holds_few_modules():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_packages_list_the_names_that_they_export_once(module):
+    if module.startswith("fastnlp_adv.trainers."):
+        pytest.importorskip(module, exc_type=ImportError)  # the library may be too old
     module = importlib.import_module(module)
     assert module.__doc__
     is_package = hasattr(module, "__path__")

@@ -74,6 +74,8 @@ def test_every_page_but_the_reference_and_the_results_is_there_in_both_languages
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
 def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name == "docs/transformers_trainer.md":
+        pytest.importorskip("fastnlp_adv.trainers.transformers", exc_type=ImportError)  # transformers may be too old
     space = {}
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
