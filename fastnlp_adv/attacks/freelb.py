@@ -74,7 +74,7 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     fraction: float = option(
         default=1.0,
         check=check_fraction,
-        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step; below "
+        doc="the fraction of a batch's examples that is attacked, at least one example, drawn in each step; below "
         "1 it needs ``clean``, the pass on the whole batch",
     )
 
