@@ -157,7 +157,7 @@ class MethodCallback(Callback):
         if isinstance(step, BatchStep) and self.method in step.methods:
             raise ValueError(
                 f"Expected {type(self).__name__} to train one Trainer at a time, but got a second one while the first "
-                "is running. Give each Trainer a callback of its own."
+                "is running. Give each Trainer its own callback."
             )
 
 
@@ -202,7 +202,7 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
     callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
     if type(driver) is TorchFSDPDriver and driver.fp16:
         raise ValueError(
-            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "Expected `fp16` to be False for a sharded model, since ranks would skip different steps, "
             "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
         )
     refuse_wrappers(driver.model)

@@ -27,7 +27,7 @@ class BatchStep:
 
     def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
-        self.has_terms = has_terms  # also without a regularizer, if the model runs R-Drop by itself
+        self.has_terms = has_terms  # also without a regularizer, if the model itself runs R-Drop
         self.methods: list[Method] = []
 
     def __call__(self, trainer: Any, batch: Any) -> None:

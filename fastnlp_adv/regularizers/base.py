@@ -170,8 +170,8 @@ class Predictions(Regularizer):
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
-        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
+        doc="the positions that count: the key of a batch field, or a callable that takes the batch and the outputs "
+        "(of one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
         "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
         "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
         "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop "
@@ -213,6 +213,6 @@ def _refuse_multi_label(batch: Any, preds: list[Tensor]) -> None:
         if fits and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() < 0.01)).all()):
             raise ValueError(
                 f"Expected `divergence` to be 'bernoulli' for labels of shape {tuple(labels.shape)} that are no "
-                "distributions over classes, but got 'categorical', which does not notice a shift of all logits. "
+                "distributions over classes, but got 'categorical', which ignores a shift of all logits. "
                 "Use divergence='bernoulli' for multi-label classification, 'mse' for a regression."
             )

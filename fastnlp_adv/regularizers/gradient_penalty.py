@@ -97,7 +97,7 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         return add_term(outputs, self.name, self.weight, penalty)
 
     def _refuse(self, penalty: Tensor) -> None:
-        """Raise the error of the backward pass now, with a way out."""
+        """Raise the error of the backward pass now, with a solution."""
         cause = None
         try:
             torch.autograd.grad(penalty, [leaf for tap in self.taps for leaf in tap.leaves], allow_unused=True)

@@ -93,7 +93,9 @@ def like(returned: Any, entries: dict[str, Any]) -> Any:
     made = copy.copy(returned)
     if isinstance(returned, Mapping):
         own = {name: entries[name] for name in [*returned, *({"kl"} & entries.keys())]}
-        if dataclasses.is_dataclass(returned):  # a ModelOutput, which DistributedDataParallel makes anew of its fields
+        if dataclasses.is_dataclass(
+            returned
+        ):  # a ModelOutput, which DistributedDataParallel builds again from its fields
             return _output_with_kl(type(returned))(**own)
         for name, value in own.items():
             made[name] = value

@@ -163,7 +163,7 @@ def by_hand(method, accumulation, smoothing, processes, task, clip):
 
 
 def targets(task, labels):
-    """The label of each prediction: in a language model that of the next position."""
+    """The label of each prediction: in a language model the next position's."""
     return labels if task == "classes" else torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 
 
@@ -267,7 +267,7 @@ def worker(folder):
 
 
 def resumed(folder):
-    """The weights of a training with noise of its own and perturbations of its examples, and of one that goes on."""
+    """The weights of a training with noise of its own and perturbations of its examples, and of the same one resumed."""
     import fastnlp_adv
 
     weights = []

@@ -1,4 +1,4 @@
-"""The weights that the Trainer of transformers ends with are those of the same training written out."""
+"""The Trainer of transformers ends with the same weights as its training written out."""
 
 from __future__ import annotations
 

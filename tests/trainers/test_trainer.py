@@ -1,4 +1,4 @@
-"""The Trainer of transformers with methods: which ones run, beside what, what is logged, resumed and refused."""
+"""The Trainer of transformers with methods: runs, logs, precision, checkpoints and refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def train(folder, methods, model=None, *, base=AdversarialTrainer, n=8, before=N
 
 
 def logged(trainer):
-    """What the methods measured, step by step."""
+    """The values that the methods measured, step by step."""
     return [
         {name[4:]: value for name, value in entry.items() if name.startswith("adv/")}
         for entry in trainer.state.log_history
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(build, tmp_path):
 
     whole = run(tmp_path / "whole")
     process = os.fork()
-    if process == 0:  # it shares what is imported
+    if process == 0:  # a child shares the imports
         try:
             run(tmp_path / "killed", callback=[Killed()])
         finally:
