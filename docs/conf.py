@@ -145,17 +145,17 @@ def fill_in(app: Any, docname: str, source: list[str]) -> None:
     )
 
 
-def link_the_languages(app: Any, doctree: Any) -> None:
+def link_to_english(app: Any, doctree: Any) -> None:
     """
-    Lead links to pages that the site of this language does not have to that of the other.
+    Turn links of the Chinese site to pages that exist in English only into links to the English site.
 
     :param app: Sphinx.
     :param doctree: a page.
-    :raises ExtensionError: if there is no such page there, or no such heading; English pages are built before Chinese.
+    :raises ExtensionError: if there is no such page, or no such heading; the English site is built first.
     """
     folder = posixpath.dirname(app.env.docname)
     for node in list(doctree.findall(addnodes.pending_xref)):
-        if node["refdomain"] != "doc" or node["reftarget"] in app.env.found_docs or not CHINESE:
+        if node["refdomain"] != "doc" or node["reftarget"] in app.env.found_docs:
             continue
         target = posixpath.relpath(node["reftarget"], app.srcdir)
         page, heading = Path(app.outdir, f"{target}.html"), nodes.make_id(node["reftargetid"] or "")
@@ -190,8 +190,9 @@ def add_switch(app: Any, pagename: str, templatename: str, context: dict[str, An
     there = DOCS if CHINESE else DOCS / "zh-CN"
     page = pagename if pagename == "search" or (there / f"{pagename}.md").exists() else "index"
     folder = posixpath.dirname(pagename)
-    context["other_page"] = posixpath.relpath(f"{'..' if CHINESE else 'zh-CN'}/{page}.html", folder)
-    context["other_language"] = "English" if CHINESE else "简体中文"
+    uri = posixpath.relpath(f"{'..' if CHINESE else 'zh-CN'}/{page}.html", folder)
+    # headerlink: the search leaves it out of its excerpts
+    context["switch"] = f'<a class="language headerlink" href="{uri}">{"English" if CHINESE else "简体中文"}</a>'
     if CHINESE:
         tree, english = context.get("furo_navigation_tree", ""), posixpath.relpath("..", folder)
         context["furo_navigation_tree"] = tree.replace("english:/", english)
@@ -239,7 +240,8 @@ def setup(app: Any) -> None:
     :param app: Sphinx.
     """
     app.connect("source-read", fill_in)
-    app.connect("doctree-read", link_the_languages)
+    if CHINESE:
+        app.connect("doctree-read", link_to_english)
     app.connect("html-page-context", add_switch, priority=900)  # after the theme's
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_directive("mermaid", Mermaid)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import forwards
 from ..batch import Part, count_examples, scale_counts, take_part
 from ..learning import Learning
-from ..method import DropoutMask, Method, is_first_process, logger
+from ..method import DropoutMask, Method, say
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
@@ -268,8 +268,7 @@ class Attack(Growing, Method, ABC):
     def _log(self) -> None:
         """Log the lines that a callback logs in a Trainer."""
         self.describe_once()
-        if (warning := self.follow_learning()) and is_first_process():
-            logger.warning(warning)
+        say("", self.follow_learning())
 
     def choose(self, examples: int) -> Tensor:
         """Draw ``round(fraction * examples)`` rows, at least one; ascending, for sequences sorted by length."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -91,6 +92,48 @@ class Regularizer(Method, ABC):
 
     def after_step(self) -> None:
         """Follow a step of the optimizer."""
+
+
+def nesting(method: Method) -> tuple[bool, str]:
+    """Order regularizers from the innermost to the outermost, so that the order in which they are given is free."""
+    return (not method.innermost, method.name) if isinstance(method, Regularizer) else (False, "")
+
+
+def regularized(
+    train_step: Forward,
+    regularizers: Iterable[Regularizer],
+    no_sync: Callable[[], AbstractContextManager[Any]],
+    stack: ExitStack,
+) -> tuple[Forward, list[Regularizer], dict[str, Tensor]]:
+    """
+    Return the training step of one batch, wrapped by each regularizer that acts; these; and the terms of the loss, once
+    the step has run. For trainers, which set ``progress``.
+
+    :param regularizers: in the order of :func:`nesting`.
+    :param no_sync: a context without gradient reduction, for all forwards of a pass but the last.
+    :param stack: takes the hooks off at the end of the batch.
+    """
+    acting: list[Regularizer] = []
+    bare = False
+    for method in regularizers:
+        if not (method.start or method.every > 1) or method.is_due(method.progress):
+            acting.append(method)
+        elif method.innermost:
+            bare = True  # a model with R-Drop of its own runs once then
+
+    def step(batch: Any) -> Any:
+        forward = forwards.scope.forward
+        with nullcontext() if forward is None or forward.last else no_sync():
+            return train_step(batch)
+
+    objective: Forward = functools.partial(forwards.run, step, bare=True) if bare else step
+    terms: dict[str, Tensor] = {}
+    for method in acting:
+        objective = functools.partial(method.regularize, objective, forward=step)
+        if method.taps:
+            stack.enter_context(method.running())
+    stack.enter_context(forwards.scoped(terms=terms))
+    return objective, acting, terms
 
 
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:

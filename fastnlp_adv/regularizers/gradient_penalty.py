@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional import nodes_of
 from ..method import Cost, OnEmbeddings
 from ..options import check_number, option, options
 from ..taps import Tap, refuse_sharded, taps_on
@@ -113,13 +114,4 @@ class GradientPenalty(OnEmbeddings, Regularizer):
 
 def _dead_ends(penalty: Tensor) -> bool:
     """Tell whether a backward pass would run a kernel without a second derivative."""
-    seen, waiting = set(), [penalty.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ in _DEAD_ENDS:
-            return True
-        seen.add(node)
-        waiting.extend(before for before, _ in node.next_functions)
-    return False
+    return any(type(node).__name__ in _DEAD_ENDS for node in nodes_of(penalty))

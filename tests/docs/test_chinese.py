@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from pages import ROOT, blocks, read, structure, without_comments
 
 PAGES = ["README.zh-CN.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/zh-CN").rglob("*.md"))]
+NOTEBOOK = "examples/tutorial.zh-CN.ipynb"
 #: kept in English only: tables that programs write, the reference, and what contributors read
 ENGLISH_ONLY = ("api/", "benchmarks/", "study/", "versions.md", "changelog.md", "contributing.md")
 #: a Chinese character, or a punctuation mark of full width
@@ -27,6 +29,16 @@ PHRASES = {
 def english(name):
     """Return the English page of a Chinese one."""
     return name.replace("docs/zh-CN/", "docs/").replace(".zh-CN.md", ".md")
+
+
+def prose(name):
+    """Return a page, or the text of a notebook, without code."""
+    text = read(name)
+    if name.endswith(".ipynb"):
+        text = "\n\n".join(
+            "".join(each["source"]) for each in json.loads(text)["cells"] if each["cell_type"] == "markdown"
+        )
+    return re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.S)
 
 
 def broken(text):
@@ -67,6 +79,16 @@ def test_every_guide_is_there_in_both_languages():
     pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts}
     kept = {name for name in pages if not name.removeprefix("docs/").startswith(("zh-CN/", *ENGLISH_ONLY))}
     assert kept | {"README.md", "docs/study/README.md"} == translated
+
+
+@pytest.mark.parametrize("name", [*PAGES, NOTEBOOK])
+def test_no_line_breaks_between_two_characters(name):
+    assert broken(prose(name)) == []
+
+
+@pytest.mark.parametrize("name", [*PAGES, NOTEBOOK])
+def test_the_words_are_those_of_the_table(name):
+    assert phrases(prose(name)) == []
 
 
 def test_both_sites_list_the_same_pages():
