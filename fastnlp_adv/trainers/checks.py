@@ -20,8 +20,8 @@ def check_methods(methods: Any) -> None:
         name, kind = type(method).__name__, Attack if isinstance(method, Attack) else type(method)
         if not isinstance(method, (Attack, Regularizer)):
             raise TypeError(
-                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give unattached methods, such as "
-                "`FGM(epsilon=1.0)`; callbacks are for fastNLP's Trainer."
+                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give unattached methods, such "
+                "as `FGM(epsilon=1.0)`; callbacks are for fastNLP's Trainer."
             )
         if method.model is not None:
             raise ValueError(
