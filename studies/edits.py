@@ -30,11 +30,11 @@ def worst_texts(
     :param texts: the texts.
     :param tags: the tag of each character, or ``None``. Characters are swapped only inside one entity or outside of
         all, so that the tags stay right.
-    :param losses: the losses of the model, given the numbers of the texts and what they have become.
+    :param losses: the losses of the model, given the numbers of the texts and the edited texts.
     :param slip: one of :data:`SLIPS`.
     :param edits: how many edits a text may get.
     :param candidates: how many edits are tried for each.
-    :return: for 1, 2, ... edits what each text becomes; ``None`` for a text of which no edit could be tried.
+    :return: the edited texts after 1, 2, ... edits; ``None`` for a text without candidates.
     """
     everyone = range(len(texts))
     changes: list[list[Change]] = [[] for _ in texts]
@@ -76,10 +76,5 @@ def _sample(
 
 
 def _swappable(tags: Sequence[str], at: int) -> bool:
-    """
-    Whether a character and the next are in one entity or both in none.
-
-    >>> [_swappable(["O", "O", "B-LOC", "I-LOC", "B-PER"], at) for at in range(4)]
-    [True, False, True, False]
-    """
+    """Tell whether a character and the next are in one entity or both in none."""
     return tags[at + 1].startswith("I-") or tags[at] == tags[at + 1] == "O"

@@ -1,6 +1,4 @@
-"""
-The methods of a study, by the names that its tables have.
-"""
+"""The methods of a study, by the names that its tables have."""
 
 from __future__ import annotations
 
@@ -21,13 +19,7 @@ CALLBACKS: dict[str, type[Callback]] = {entry.title: entry.callback for entry in
 
 
 def add_methods(path: Path | None) -> list[str]:
-    """
-    Add the callbacks that a Python file defines to :data:`CALLBACKS`.
-
-    :param path: the file; ``None`` for none.
-    :return: their names: the class names of their methods.
-    :raises ValueError: the file has no callback, or one with the name of a method of the package.
-    """
+    """Add the callbacks that a Python file defines to :data:`CALLBACKS`, by the class names of their methods."""
     if path is None:
         return []
     spec = importlib.util.spec_from_file_location(f"methods_from_{path.stem}", path)
@@ -35,10 +27,8 @@ def add_methods(path: Path | None) -> list[str]:
         raise ValueError(f"Expected `--methods-from` to be a Python file, but got {path}.")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = {}
-    for each in vars(module).values():
-        if getattr(each, "__module__", None) == spec.name and hasattr(each, "method_class"):
-            found[each.method_class.__name__] = each
+    own = [each for each in vars(module).values() if getattr(each, "__module__", None) == spec.name]
+    found = {each.method_class.__name__: each for each in own if hasattr(each, "method_class")}
     if not found:
         raise ValueError(f"Expected `--methods-from` to be a file with callbacks of methods, but got {path} with none.")
     if taken := sorted(callbacks.METHODS.keys() & found):
@@ -50,24 +40,18 @@ def add_methods(path: Path | None) -> list[str]:
 def callbacks_of(method: str) -> list[Callback]:
     """
     :param method: :data:`PLAIN`, or names of :data:`CALLBACKS` with `` + `` between them; arguments that differ from
-        their defaults follow a name.
+        their defaults follow a name: ``"FGM epsilon=0.5 + R-Drop"``.
     :return: new callbacks.
     :raises ValueError: there is no such method, or it does not take these arguments.
-
-    Example::
-
-        >>> [type(callback).__name__ for callback in callbacks_of("FGM epsilon=0.5 + R-Drop")]
-        ['FGMCallback', 'RDropCallback']
     """
     return [] if method == PLAIN else [_callback(part) for part in method.split(" + ")]
 
 
 def _callback(text: str) -> Callback:
-    words = text.split()
-    name = " ".join(word for word in words if "=" not in word)
+    name = " ".join(word for word in text.split() if "=" not in word)
     if name not in CALLBACKS:
         raise ValueError(f"Expected `--methods` to be of {PLAIN}, {', '.join(CALLBACKS)}, but got {name}.")
-    arguments = dict(word.split("=", 1) for word in words if "=" in word)
+    arguments = dict(word.split("=", 1) for word in text.split() if "=" in word)
     try:
         return CALLBACKS[name](**{key: _value(value) for key, value in arguments.items()})
     except TypeError as reason:

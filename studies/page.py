@@ -30,11 +30,7 @@ def write(runs: Runs) -> None:
 
 
 def page(runs: Runs, pictures: Sequence[str]) -> str:
-    """
-    :param runs: the runs.
-    :param pictures: names of the figures.
-    :return: the page.
-    """
+    """Compose the page."""
     task = TASKS[runs.about["task"]]
     parts = [f"# {task.title}", _described(runs, task), f"```shell\n{runs.about['command']}\n```", _key(runs, task)]
     models = [model for model in task.models if any(key[0] == model for key in runs.rows)]
@@ -56,11 +52,7 @@ def _described(runs: Runs, task: type[Task]) -> str:
 
 def _key(runs: Runs, task: type[Task]) -> str:
     """Say how to read the tables."""
-    cost = (
-        "the time of a training step in plain steps: the median of rounds in which all methods took turns"
-        if task.timed
-        else "the processor time of the training, one thread, in that of plain training"
-    )
+    cost = "The cost is the time of a step in plain steps: the median of rounds in which all methods took turns. "
     least = "that of tagging nothing" if task.metric == "F1" else "the share of the most frequent label"
     over = ", over seeds alone for clean texts" if runs.over_texts() else ""
     drawn = f"seeds and {task.unit} together" if runs.over_texts() else "seeds, and texts where they are recorded"
@@ -69,7 +61,7 @@ def _key(runs: Runs, task: type[Task]) -> str:
         "replace=True)`, and arguments that are not named have their defaults. Accuracies are in %, mean ± standard "
         f"deviation over seeds. *Learned* counts the seeds with a clean {task.metric} above {least} by more than "
         "0.82/√n for n test texts, a one-sided test at 5 %: a model that has learned nothing is never fooled, so its "
-        f"robust accuracy means nothing. The cost is {cost}. Differences are in percentage points, paired by seed: the "
+        f"robust accuracy means nothing. {cost * task.timed}Differences are in percentage points, paired by seed: the "
         f"mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not tell the "
         "two methods apart."
     )
@@ -100,7 +92,7 @@ def _of_model(runs: Runs, task: type[Task], level: str) -> list[str]:
             parts += [_verdict(found, columns, sign) for sign in (1, -1)]
             parts += _sensitivity(runs, task, found, attacked, level)
     if answers := [_answer(runs, method, columns) for method in runs.methods if _asked(runs, method)]:
-        parts += [f"{level} Does a quarter of the batch keep FGM's robustness?", _QUESTION, *answers]
+        parts += [f"{level} Does a quarter of the batch keep FGM's robustness?", _QUESTION, "\n".join(answers)]
     return parts
 
 
@@ -184,12 +176,14 @@ def _answer(runs: Runs, method: str, columns: dict[str, str]) -> str:
         sorted_in[kind].append(f"{columns[name]} ({mean:+.1f}, {low:+.1f} to {high:+.1f})")
     mean, low, high = against_plain
     cost = float(np.median(runs.cost(method))) if runs.cost(method) else None
-    no = sorted_in["more than a point below"] or high < 0 or (cost is not None and cost > CHEAP)
-    yes = not no and not sorted_in["not decided"] and mean >= 0 and cost is not None
+    no = {"robustness": sorted_in["more than a point below"], "clean accuracy": high < 0, "cost": (cost or 0) > CHEAP}
+    unsure = {"robustness": sorted_in["not decided"], "clean accuracy": mean < 0, "cost": cost is None}
+    failed, unsure = ([part for part, holds in each.items() if holds] for each in (no, unsure))
+    verdict = f"no, for {', '.join(failed)}" if failed else f"open, for {', '.join(unsure)}" if unsure else "yes"
     told = "; ".join(f"{kind}: {', '.join(each)}" for kind, each in sorted_in.items() if each)
     seeds = len(runs.values(method, "clean"))
     return (
-        f"- `{method}`, {seeds} seed{'s' * (seeds > 1)}: **{'no' if no else 'yes' if yes else 'open'}**. Against FGM, "
+        f"- `{method}`, {seeds} seed{'s' * (seeds > 1)}: **{verdict}**. Against FGM, "
         f"{told}. Clean accuracy against plain training: {mean:+.1f} ({low:+.1f} to {high:+.1f}). Cost: "
         f"{'not measured' if cost is None else f'{cost:.2f} plain steps'}."
     )

@@ -38,15 +38,7 @@ def key_of(row: Mapping) -> Key:
 
 
 def share(counts: Sequence[Counts]) -> float:
-    """
-    :param counts: of each text.
-    :return: the accuracy or the F1.
-
-    Example::
-
-        >>> share([[1.0, 1.0], [0.0, 1.0], None])
-        0.5
-    """
+    """Compute the accuracy or the F1 from the counts of each text."""
     kept = [each for each in counts if each is not None]
     total = sum(whole for _, whole in kept)
     return sum(right for right, _ in kept) / total if total else float("nan")
@@ -79,12 +71,7 @@ class Runs:
         return self.about["settings"]
 
     def add(self, row: dict, outcomes: dict[str, list[Counts]]) -> None:
-        """
-        Take a run, and write all files anew: a stopped study loses no finished run.
-
-        :param row: ``method``, ``seed`` and what was measured, without the columns of the outcomes.
-        :param outcomes: the counts of each attacked text, by column.
-        """
+        """Take a run, and write all files anew: a stopped study loses no finished run."""
         self.outcomes[key_of(row)] = outcomes
         self.rows[key_of(row)] = {**row, **{name: share(counts) for name, counts in outcomes.items()}}
         self.save()
@@ -109,11 +96,7 @@ class Runs:
         return sorted(found, key=lambda method: (method != PLAIN, method != WHOLE))
 
     def values(self, method: str, column: str) -> dict[int, float]:
-        """
-        :param method: a method.
-        :param column: what was measured.
-        :return: the measured value for each seed.
-        """
+        """Return what was measured of a method, for each seed."""
         return {seed: row[column] for (_, name, seed), row in self.rows.items() if name == method}
 
     def learned(self, method: str) -> int:
@@ -121,36 +104,26 @@ class Runs:
         return sum(self.values(method, "learned").values())
 
     def cost(self, method: str) -> list[float]:
-        """
-        Compute the cost of a method in plain steps: in each round of timed steps, or else once, by the median time of
-        its trainings. Empty where neither has been measured beside plain training.
-        """
+        """Return what a step costs in plain steps, in each round; empty if it was not timed."""
         if method in self.step_seconds and PLAIN in self.step_seconds:
             return list(np.divide(self.step_seconds[method], self.step_seconds[PLAIN]))
-        own, plain = (
-            [row["train_seconds"] for key, row in self.rows.items() if key[1] == name and "train_seconds" in row]
-            for name in (method, PLAIN)
-        )
-        return [float(np.median(own) / np.median(plain))] if own and plain and not self.step_seconds else []
+        return []
 
     def difference(self, base: str, method: str, column: str) -> tuple[float, float, float] | None:
         """
         Compare two methods with the seeds that both have.
 
-        :param base: the method to compare with.
-        :param method: a method.
-        :param column: what was measured.
-        :return: how much more it is than under ``base``, in percentage points, and the ends of the 95 % percentile
-            bootstrap interval (Efron 1979), :func:`interval`, or :func:`interval_over_texts` where the outcome of each
-            text is known; ``None`` without a common seed.
+        :return: how much more a column is than under ``base``, in percentage points, and the ends of the 95 %
+            percentile bootstrap interval (Efron 1979), over texts as well where their outcomes are known; ``None``
+            without a common seed.
         """
         own, other = self.values(method, column), self.values(base, column)
         seeds = sorted(own.keys() & other.keys())
         if not seeds:
             return None
         gaps = [100 * (own[seed] - other[seed]) for seed in seeds]
-        keys = {(name, seed): key for key in self.rows for _, name, seed in [key]}
-        counts = [[self.outcomes.get(keys[name, seed], {}).get(column) for seed in seeds] for name in (base, method)]
+        model = next(iter(self.rows))[0]
+        counts = [[self.outcomes.get((model, m, seed), {}).get(column) for seed in seeds] for m in (base, method)]
         if any(each is None for side in counts for each in side):
             return float(np.mean(gaps)), *interval(gaps)
         return float(np.mean(gaps)), *interval_over_texts(*counts)
@@ -203,15 +176,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """
-    :param values: numbers.
-    :return: their mean as a table shows it, and their standard deviation where there are several.
-
-    Example::
-
-        >>> mean_and_spread([1.0, 3.0]), mean_and_spread([1.0])
-        ('2.0 ± 1.4', '1.0')
-    """
+    """Write a mean as a table shows it, and the standard deviation where there are several values."""
     return f"{statistics.mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
@@ -220,33 +185,15 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def interval(differences: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """
-    Compute the bootstrap interval of a mean over seeds.
-
-    :param differences: one for each seed.
-    :param resamples: how often to draw as many with replacement.
-    :return: its ends.
-
-    Example::
-
-        >>> low, high = interval([0.01, 0.02, 0.03])
-        >>> 0.01 <= low < 0.02 < high <= 0.03
-        True
-    """
-    drawn = np.random.default_rng(0).choice(differences, size=(resamples, len(differences)))
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Compute the bootstrap interval of a mean over seeds."""
+    drawn = np.random.default_rng(0).choice(differences, size=(RESAMPLES, len(differences)))
     low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
 def interval_over_texts(base: Sequence[Sequence[Counts]], method: Sequence[Sequence[Counts]]) -> tuple[float, float]:
-    """
-    Compute the bootstrap interval of the mean difference over seeds and texts together, in percentage points.
-
-    :param base: for each seed the counts of each text under the method to compare with.
-    :param method: those under a method, for the same seeds and texts.
-    :return: its ends.
-    """
+    """Compute the bootstrap interval of a mean difference over seeds and texts, from the counts for each seed."""
     of_texts, of_seeds = _draws(len(base[0]), len(base))
     drawn = []
     for own in (base, method):

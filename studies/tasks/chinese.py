@@ -17,14 +17,14 @@ import chinese_ner
 import chinese_reviews
 import torch
 from chinese_data import load_tagged
-from fastNLP import Trainer
+from fastNLP import Callback, Trainer
 from torch import Tensor, nn
 
 from fastnlp_adv import RDropCallback
 from studies.edits import SLIPS, worst_texts
 from studies.methods import PLAIN, WHOLE, callbacks_of
 from studies.runs import Counts
-from studies.tasks.base import Outcomes, Task, learned, load_part, majority
+from studies.tasks.base import Outcomes, Task, first, learned, load_part, majority
 
 BATCH = 128
 ATTACK = {
@@ -45,9 +45,6 @@ class Chinese(Task):
     texts: list[str]
     tags: list[list[str]] | None = None
     vocabulary: Any
-
-    def build(self, method: str, args: argparse.Namespace) -> Trainer:
-        raise NotImplementedError
 
     def losses(self, model: nn.Module, which: Sequence[int], texts: Sequence[str]) -> list[float]:
         """Compute the losses of texts, each with the label of the text of that number."""
@@ -73,8 +70,7 @@ class Chinese(Task):
         ).format(**settings, metric=cls.metric[0].upper() + cls.metric[1:])
 
     def run(self, model: str, method: str, seed: int) -> tuple[dict[str, float], Outcomes]:
-        torch.manual_seed(seed)
-        trainer = self.build(method, argparse.Namespace(**{**vars(self.args), "seed": seed}))
+        trainer = self.trainer(method, argparse.Namespace(**{**vars(self.args), "seed": seed}))
         begin = time.process_time()
         trainer.run(catch_KeyboardInterrupt=False)
         seconds = time.process_time() - begin
@@ -130,9 +126,11 @@ class Reviews(Chinese):
     def headline(settings: dict) -> str:
         return f"homophone_{settings['edits']}"
 
-    def build(self, method: str, args: argparse.Namespace) -> Trainer:
+    def trainer(self, method: str, args: argparse.Namespace, *callbacks: Callback, size: int | None = None) -> Trainer:
+        torch.manual_seed(args.seed)
         model = chinese_reviews.Classifier(self.vocabulary, self.data.num_labels)
-        return chinese_reviews.trainer_for(model, self.bundle, callbacks_of(method), args, progress_bar=None)
+        everything = [*callbacks_of(method), *callbacks]
+        return chinese_reviews.trainer_for(model, first(self.bundle, size), everything, args, progress_bar=None)
 
     def losses(self, model: nn.Module, which: Sequence[int], texts: Sequence[str]) -> list[float]:
         def loss(rows: list[int]) -> Tensor:
@@ -177,13 +175,15 @@ class Entities(Chinese):
         self.texts = ["".join(characters) for characters, _ in rows]
         self.tags = [tags for _, tags in rows]
 
-    def build(self, method: str, args: argparse.Namespace) -> Trainer:
+    def trainer(self, method: str, args: argparse.Namespace, *callbacks: Callback, size: int | None = None) -> Trainer:
+        torch.manual_seed(args.seed)
         model = chinese_ner.Tagger(self.vocabulary, self.tag_names, with_marginals="R-Drop" in method)
-        callbacks = [  # R-Drop compares the predictions of a random field
+        own = [  # R-Drop compares the predictions of a random field
             chinese_ner.rdrop(each.kl_weight) if isinstance(each, RDropCallback) else each
             for each in callbacks_of(method)
         ]
-        return chinese_ner.trainer_for(model, self.bundle, self.tag_names, callbacks, args, progress_bar=None)
+        bundle = first(self.bundle, size)
+        return chinese_ner.trainer_for(model, bundle, self.tag_names, [*own, *callbacks], args, progress_bar=None)
 
     def losses(self, model: nn.Module, which: Sequence[int], texts: Sequence[str]) -> list[float]:
         def loss(rows: list[int]) -> Tensor:
@@ -209,15 +209,7 @@ class Entities(Chinese):
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """
-    :param tags: the tags of a sentence.
-    :return: its entities: the kind, the beginning and the end of each.
-
-    Example::
-
-        >>> sorted(entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]))
-        [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
-    """
+    """Read the entities off the tags of a sentence: the kind, the beginning and the end of each."""
     found = set()
     for start in (i for i, tag in enumerate(tags) if tag.startswith("B-")):
         end = start + 1

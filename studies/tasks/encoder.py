@@ -7,16 +7,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import report
 import torch
-from fastNLP import Callback
+from fastNLP import Callback, Trainer
 from models import load_model
 from torch import Tensor, nn
 from train_text_classification import TextClassifier, build, tokenize
@@ -25,9 +22,7 @@ from fastnlp_adv import HotFlip, Typos, robust_evaluate, write_report
 from fastnlp_adv.robustness import Attacked
 from studies.methods import PLAIN, WHOLE, callbacks_of
 from studies.runs import Counts
-from studies.tasks.base import Outcomes, Task, learned, load_part, majority
-
-TIMED_STEPS = 8  # a multiple of 4, for `every=4`
+from studies.tasks.base import Outcomes, Task, first, learned, load_part, majority
 
 
 class Encoder(Task):
@@ -50,7 +45,6 @@ class Encoder(Task):
         "max_typos": (2, "words that may get a typo in a text, 0 for no such attack"),
     }
     choices: ClassVar = {"split": ("test", "validation")}
-    timed = True
     #: a new method joins when its runs are committed
     methods: ClassVar = [
         *(PLAIN, WHOLE, "ATTA", "AWP", "FGSM", "FreeLB", "PGD", "TA-VAT"),
@@ -104,37 +98,22 @@ class Encoder(Task):
         measured = folder / "training.json"
         if measured.is_file():
             return json.loads(measured.read_text(encoding="utf-8"))
-        trainer, tokenizer = self._trainer(method, seed, self.args)
+        trainer = self.trainer(method, argparse.Namespace(**{**vars(self.args), "seed": seed}))
         begin = time.perf_counter()
         trainer.run(catch_KeyboardInterrupt=False)
         found = {"steps": trainer.global_forward_batches, "train_seconds": time.perf_counter() - begin}
         trainer.model.backbone.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
         measured.write_text(json.dumps(found), encoding="utf-8")  # last: the folder is complete
         return found
 
-    def step_seconds(self, method: str) -> float:
-        """Take the mean over the second epoch: the first warms up, and is plain training under ATTA."""
-        few = self.data.train.select(range(min(TIMED_STEPS * self.args.batch_size, len(self.data.train))))
-        timer = report.StepTimer(self.args.device)
-        args = argparse.Namespace(**{**vars(self.args), "epochs": 2})
-        trainer, _ = self._trainer(method, 0, args, timer, train=few, test=self.data.test.select(range(1)))
-        trainer.run(catch_KeyboardInterrupt=False)
-        return statistics.mean(timer.seconds[len(timer.seconds) // 2 :])
-
-    def _trainer(self, method: str, seed: int, args: argparse.Namespace, *callbacks: Callback, **parts: Any) -> tuple:
-        data = replace(self.data, **parts)
-        torch.manual_seed(seed)
-        backbone, tokenizer = load_model(args.model, data.num_labels, fused="gradient penalty" not in method)
-        trainer = build(
-            TextClassifier(backbone),
-            tokenize(data, tokenizer, args.max_length),
-            [*callbacks_of(method), *callbacks],
-            argparse.Namespace(**{**vars(args), "seed": seed}),
-            evaluate_every=-args.epochs - 1,  # at the end
-            progress_bar=None,
-        )
-        return trainer, tokenizer
+    def trainer(self, method: str, args: argparse.Namespace, *callbacks: Callback, size: int | None = None) -> Trainer:
+        torch.manual_seed(args.seed)
+        fused = "gradient penalty" not in method
+        backbone, self.tokenizer = load_model(args.model, self.data.num_labels, fused=fused)
+        bundle = first(tokenize(self.data, self.tokenizer, args.max_length), size)
+        options = {"evaluate_every": -args.epochs - 1, "progress_bar": None}  # at the end
+        return build(TextClassifier(backbone), bundle, [*callbacks_of(method), *callbacks], args, **options)
 
 
 @torch.no_grad()
@@ -162,12 +141,6 @@ def attack(
     """
     Attack a model. The changed texts go into ``attacked.csv``, and all into ``report.html``.
 
-    :param model: the trained model.
-    :param tokenizer: its tokenizer.
-    :param texts: the texts, the same for all runs.
-    :param labels: their labels.
-    :param args: the settings of the study.
-    :param folder: where to write the attacked texts.
     :return: for each text whether it is right: ``attacked_0`` (without an attack), ``attacked_<epsilon>`` for each
         radius, ``hotflip_<n>`` and ``typos_<n>`` for each number of words that may be changed.
     """
@@ -195,14 +168,7 @@ def attack(
 
 
 def by_changes(name: str, results: Sequence[Attacked], most: int) -> Outcomes:
-    """
-    Read off a search what a lower limit leaves: the attacks are greedy, and would go the same way and stop there.
-
-    :param name: of the attack.
-    :param results: what it returned.
-    :param most: its limit.
-    :return: for each limit up to that and each text whether it is still right; ``None`` for a text without candidates.
-    """
+    """Read off a search what each lower limit leaves: the attacks are greedy, and would stop there on the same way."""
     return {f"{name}_{n}": [_still_right(each, n) for each in results] for n in range(1, most + 1)}
 
 
@@ -216,17 +182,9 @@ def under_perturbations(
     model: nn.Module, tokenizer: Any, texts: Sequence[str], labels: Sequence[int], args: argparse.Namespace
 ) -> dict[float, list[bool]]:
     """
-    Find which texts are predicted right wherever the attack looks in a ball, for each radius.
+    Find which texts are predicted right wherever the attack looks in a ball, for each radius and 0 (no attack).
 
     A text that was wrong once stays wrong, so neither another start nor a larger ball looks at it again.
-
-    :param model: the trained model.
-    :param tokenizer: its tokenizer.
-    :param texts: the texts.
-    :param labels: their labels.
-    :param args: the settings of the study: ``epsilons`` in units of the mean norm of the word vectors, ``attack_steps``
-        and ``restarts``.
-    :return: the answers for 0 (no attack) and each radius, in the order of the texts.
     """
     left = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length share a batch
     found: dict[float, list[bool]] = {}
