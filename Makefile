@@ -1,5 +1,5 @@
-# The environment. constraints.txt holds the versions of the main one, for Python 3.11 and torch 2.13. In an environment of
-# another Python, or of your own with another torch, what is there stays, and the newest that fits is installed beside it.
+# The environment. constraints.txt pins the versions of the main one, for Python 3.11 and torch 2.13. With another Python, or
+# in your own environment with another torch, installed packages are kept, and the newest versions that fit are added.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -19,13 +19,13 @@ help:  ## Show this list
 demo: $(STAMP)  ## Train on movie reviews, plain, with FGM and with R-Drop, and attack each: at most six minutes
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
 
-bench: $(STAMP)  ## Measure what each method costs, beside textbook loops, into docs/benchmarks: about 15 minutes
+bench: $(STAMP)  ## Measure the cost of each method and of textbook loops, for docs/benchmarks: about 15 minutes
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python -m benchmarks $(ARGS)
 
 test: $(STAMP)  ## Run the tests and the examples in the docstrings
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term
 
-faults: $(STAMP)  ## Switch deliberate faults on, one by one, and note which tests catch them: about half an hour
+faults: $(STAMP)  ## Activate deliberate faults, one by one, and list the tests that catch them: about half an hour
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python tools/faults.py $(ARGS)
 
 lint: $(STAMP)  ## Check style and types
@@ -33,26 +33,29 @@ lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: $(STAMP)  ## Put the code into the style that lint checks
+format: $(STAMP)  ## Format the code for lint
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(STAMP)  ## Build the documentation site into docs/_build/html
-	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
-	@$(BIN)/python -W ignore -m sphinx -q -W --keep-going -b html docs docs/_build/html
-	@echo "Built docs/_build/html/index.html"
+SPHINX = $(BIN)/python -W ignore -m sphinx -q -W --keep-going -b html -c docs
 
-matrix: $(STAMP)  ## Run the tests in every environment that is promised, into docs/versions.md: hours, and 3 GB a download
+docs: $(STAMP)  ## Build the documentation sites, English and Chinese, into docs/_build/html
+	@$(BIN)/python -c 'import furo, merm, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
+	@$(SPHINX) -d docs/_build/doctrees/en docs docs/_build/html
+	@$(SPHINX) -t chinese -d docs/_build/doctrees/zh-CN docs/zh-CN docs/_build/html/zh-CN
+	@echo "Built docs/_build/html/index.html and docs/_build/html/zh-CN/index.html"
+
+matrix: $(STAMP)  ## Run the tests in all supported environments, for docs/versions.md: hours, and 3 GB per download
 	@$(BIN)/nox $(ARGS); status=$$?; $(BIN)/python tools/versions_page.py && exit $$status
 
 dist: $(STAMP)  ## Build the sdist and the wheel into dist, and check them
 	@$(BIN)/nox -s dist
 
-smoke: dist  ## Install the wheel beside torch 2.4, a download of 3 GB, and run the README's quickstart there
+smoke: dist  ## Test the wheel with torch 2.4, a download of 3 GB, and without fastNLP (only this: ARGS='--only loop')
 	@$(BIN)/python tools/smoke.py $(ARGS)
 
-# fastNLP's tests import torchmetrics too; in this version it takes what those of both its branches ask for.
-upstream: $(STAMP)  ## Apply the patches for fastNLP to it and try the result: 3 minutes
+# fastNLP's tests import torchmetrics too; this version works with the tests of both its branches.
+upstream: $(STAMP)  ## Apply the patches to fastNLP and test the result: 3 minutes
 	@test -d build/upstream/site/torchmetrics || \
 		$(BIN)/python -m pip install -qq --no-deps --target build/upstream/site torchmetrics==0.8.2 pyDeprecate==0.3.2
 	@PYTHONPATH=$(CURDIR)/build/upstream/site $(BIN)/python upstream/check.py
@@ -63,7 +66,7 @@ clean:  ## Remove .venv and all caches
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
-# Whether a Python is the main one, and whether the torch beside it is: then the versions are those of constraints.txt.
+# Exit with 0 if Python, and the installed torch, are the main ones: then constraints.txt applies.
 IS_MAIN = import sys; sys.exit(sys.version_info[:2] != (3, 11))
 HAS_MAIN_TORCH = from importlib.metadata import version; import sys; sys.exit(not version("torch").startswith("2.13.0"))
 

@@ -39,8 +39,8 @@ class Environment:
 
 # A pin is a requirement and why it is needed; the table of docs/versions.md repeats it.
 NUMPY_1 = {"numpy<2": "torch before 2.3 is built for numpy 1, and exchanges no arrays with numpy 2"}
-TRANSFORMERS_4 = {"transformers<5": "later ones turn torch before 2.6 off"}
-ACCELERATE_0 = {"accelerate<1": "later ones refuse what the Trainer of transformers before 4.39 passes"}
+TRANSFORMERS_4 = {"transformers<5": "later versions disable torch before 2.6"}
+ACCELERATE_0 = {"accelerate<1": "later versions reject arguments that the Trainer of transformers before 4.39 passes"}
 
 ENVIRONMENTS = [
     Environment(
@@ -49,7 +49,7 @@ ENVIRONMENTS = [
         {
             **NUMPY_1,
             "transformers==4.38.*": "as old as torch 2.1",
-            "peft==0.13.*": "later ones import what transformers 4.38 does not have",
+            "peft==0.13.*": "later versions import names that transformers 4.38 does not have",
             **ACCELERATE_0,
         },
     ),

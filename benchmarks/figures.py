@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import reading
 from benchmarks.record import Record
-from benchmarks.words import ENGLISH
+from benchmarks.words import AXIS
 
 # the same pair of shapes for a method and its textbook loop: full and hollow
 MARKERS, STYLES = "osD^v", ("-", "--", "-.", ":")
@@ -102,7 +102,7 @@ def _axis(found: Record, axes: Axes, y: str) -> None:
         axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks([point["x"] for point in points], [point["label"] for point in points])
-    axes.set_xlabel(ENGLISH["axis"][found["name"]])
+    axes.set_xlabel(AXIS[found["name"]])
     axes.set_ylabel(y)
     axes.set_title(reading.seen(found) if found["name"] != "rdrop" else "", fontsize="medium", loc="left")
 

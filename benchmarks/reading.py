@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.overhead import PAIRS
 from benchmarks.record import Record
 from benchmarks.statistic import Spread, difference, ratio
-from benchmarks.words import ENGLISH, Words
+from benchmarks.words import AXIS
 
 Point = dict[str, Any]
 
@@ -69,7 +69,7 @@ def seen(found: Record) -> str:
     steps = {name: in_plain_steps(point, name).median for name in variants}
     if len(found["points"]) > 1:
         name, loop = max(pairs, key=lambda pair: steps[pair[1]] / steps[pair[0]])
-        unit, inside, _ = ENGLISH["axis"][found["name"]].partition(" in ")
+        unit, inside, _ = AXIS[found["name"]].partition(" in ")
         size = (
             point["label"]
             if "=" in point["label"]
@@ -94,18 +94,17 @@ def overheads(found: Record) -> dict[str, tuple[Spread, Spread]]:
     return out
 
 
-def concat_is_faster(found: Record, words: Words = ENGLISH) -> str:
-    """At which sizes of batch `concat` beats two passes in three rounds of four, in words."""
+def concat_is_faster(found: Record) -> str:
+    """At which sizes of batch `concat` beats two passes in three rounds of four."""
     points = sorted(found["points"], key=lambda point: point["x"])
     gains = [times_faster(p, "R-Drop, concat", "R-Drop, two_pass").low > 1 for p in points]
     wins = [f"{p['x']:,}" for p, gain in zip(points, gains, strict=True) if gain]
-    where = words["where"]
     if not wins:
-        return where["nowhere"]
+        return "nowhere"
     if all(gains):
-        return where["everywhere"]
+        return "at all sizes"
     if gains == sorted(gains, reverse=True):
-        return where["up to"].format(tokens=wins[-1])
+        return f"up to {wins[-1]} tokens"
     if gains == sorted(gains):
-        return where["from"].format(tokens=wins[0])
-    return where["at"].format(tokens=words["numbers"].join(wins))
+        return f"from {wins[0]} tokens on"
+    return f"at {', '.join(wins)} tokens"

@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.words import Words
-
 
 class Spread(NamedTuple):
     """A median between two other values: the quartiles, or the ends of an interval for the median."""
@@ -16,9 +14,9 @@ class Spread(NamedTuple):
     median: float
     high: float
 
-    def text(self, spec: str, words: Words) -> str:
+    def text(self, spec: str) -> str:
         """Write all three, each as ``spec`` says."""
-        return words["spread"].format(*(f"{value:{spec}}" for value in self))
+        return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
 
 def quartiles(values: Sequence[float]) -> Spread:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from benchmarks import reading
 from benchmarks.record import Record
-from benchmarks.words import ENGLISH, Words, variant
 
 
 class Target(NamedTuple):
@@ -18,79 +17,74 @@ class Target(NamedTuple):
     holds: bool
 
 
-def targets(records: dict[str, Record], words: Words = ENGLISH) -> list[Target]:
+def targets(records: dict[str, Record]) -> list[Target]:
     """Those of the sweeps that are there."""
     found = [(check, records[name]) for name, check in CHECKS.items() if name in records]
-    return [target for check, record in found for target in check(record, words)]
+    return [target for check, record in found for target in check(record)]
 
 
-def _methods(found: Record, words: Words) -> Iterator[Target]:
+def _methods(found: Record) -> Iterator[Target]:
     point = found["points"][0]
-    yield from _at_most(point, {"PGD-3": 3.6, "FGM": 2.1}, words)
+    yield from _at_most(point, {"PGD-3": 3.6, "FGM": 2.1})
     name, least = "PGD-3", 1.35
     faster = reading.times_faster(point, name, f"{name}, textbook")
-    promise = words["targets"]["faster"].format(variant=variant(name, words), least=least)
-    yield Target(promise, faster.text(".2f", words), faster.median >= least)
+    promise = f"{name}: at least {least} times as fast as the textbook loop"
+    yield Target(promise, faster.text(".2f"), faster.median >= least)
 
 
-def _fraction(found: Record, words: Words) -> Iterator[Target]:
+def _fraction(found: Record) -> Iterator[Target]:
     limits = {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}
-    point, said = found["points"][0], words["targets"]
-    for target, name in zip(_at_most(point, limits, words), limits, strict=True):
+    point = found["points"][0]
+    for target, name in zip(_at_most(point, limits), limits, strict=True):
         hand = reading.in_plain_steps(point, f"{name}, by hand")
-        yield target._replace(measured=said["by hand"].format(own=target.measured, hand=f"{hand.median:.2f}"))
+        yield target._replace(measured=f"{target.measured}; by hand {hand.median:.2f}")
 
 
-def _at_most(point: reading.Point, limits: dict[str, float], words: Words) -> Iterator[Target]:
+def _at_most(point: reading.Point, limits: dict[str, float]) -> Iterator[Target]:
     for name, most in limits.items():
         spread = reading.in_plain_steps(point, name)
-        promise = words["targets"]["at most"].format(variant=variant(name, words), most=most)
-        yield Target(promise, spread.text(".2f", words), spread.median <= most)
+        promise = f"{name}: at most {most} plain steps"
+        yield Target(promise, spread.text(".2f"), spread.median <= most)
 
 
-def _memory(found: Record, words: Words) -> Iterator[Target]:
-    added, most, said = reading.memory_added(found["points"][0]), 40, words["targets"]
+def _memory(found: Record) -> Iterator[Target]:
+    added, most = reading.memory_added(found["points"][0]), 40
     for name in [name for name in added if f"{name}, textbook" in added]:
-        text = said["memory measured"].format(own=added[name], book=added[f"{name}, textbook"])
-        yield Target(said["memory"].format(variant=variant(name, words), most=most), text, added[name] < most)
+        text = f"{added[name]:.0f} MiB (textbook: {added[f'{name}, textbook']:.0f} MiB)"
+        yield Target(f"{name}: under {most} MiB more than a plain step", text, added[name] < most)
 
 
-def _vocabulary(found: Record, words: Words) -> Iterator[Target]:
+def _vocabulary(found: Record) -> Iterator[Target]:
     first, last = found["points"][0], found["points"][-1]
     for name in ("FGM", "PGD-3"):
         small, large = (reading.in_plain_steps(point, name).median for point in (first, last))
-        labels = {"small": first["label"], "large": last["label"]}
-        promise = words["targets"]["vocabulary"].format(variant=variant(name, words), **labels)
-        text = words["targets"]["vocabulary measured"].format(small=small, large=large)
+        promise = f"{name}: no dearer (10 % for noise) with {last['label']} words than with {first['label']}"
+        text = f"{small:.2f} and {large:.2f} plain steps"
         yield Target(promise, text, large <= 1.1 * small)
 
 
-def _overhead(found: Record, words: Words) -> Iterator[Target]:
-    said = words["targets"]
+def _overhead(found: Record) -> Iterator[Target]:
     for name, (microseconds, percent) in reading.overheads(found).items():
-        numbers = {"percent": percent.text(".2f", words), "microseconds": f"{microseconds.median:.0f}"}
-        promise = said["overhead"].format(variant=variant(name, words))
-        yield Target(promise, said["overhead measured"].format(**numbers), percent.median < 1)
+        text = f"{percent.text('.2f')} %, {microseconds.median:.0f} µs"
+        yield Target(f"{name}: overhead under 1 % of a plain step", text, percent.median < 1)
 
 
-def _rdrop(found: Record, words: Words) -> Iterator[Target]:
+def _rdrop(found: Record) -> Iterator[Target]:
     first = min(found["points"], key=lambda point: point["x"])
     faster = reading.times_faster(first, "R-Drop, concat", "R-Drop, two_pass")
-    where = reading.concat_is_faster(found, words)
-    text = words["targets"]["rdrop measured"].format(
-        faster=faster.text(".2f", words), label=first["label"], where=where
-    )
-    yield Target(words["targets"]["rdrop"], text, faster.median > 1)
+    where = reading.concat_is_faster(found)
+    text = f"{faster.text('.2f')} times as fast at {first['label']}; faster {where}"
+    yield Target("R-Drop: `concat` faster than two passes on small batches", text, faster.median > 1)
 
 
-def _reductions(found: Record, words: Words) -> Iterator[Target]:
+def _reductions(found: Record) -> Iterator[Target]:
     rows = [row for row in found["points"][0]["rows"] if not row["variant"].endswith("textbook")]
     most = max(row["reductions"] for row in rows)
-    text = words["targets"]["reductions measured"].format(most=most, ways=len(rows))
-    yield Target(words["targets"]["reductions"], text, abs(most - 1) < 1e-6)
+    text = f"{most:g}, over {len(rows)} ways to train"
+    yield Target("Gradients are reduced once per optimizer step", text, abs(most - 1) < 1e-6)
 
 
-CHECKS: dict[str, Callable[[Record, Words], Iterator[Target]]] = {
+CHECKS: dict[str, Callable[[Record], Iterator[Target]]] = {
     "methods": _methods,
     "fraction": _fraction,
     "memory": _memory,

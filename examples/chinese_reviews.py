@@ -1,15 +1,15 @@
 """
 Chinese reviews, character by character, on fastNLP's own parts: Vocabulary, DataBundle and CNNText, from scratch.
-Trains plainly, with FGM, PGD, R-Drop, and FGM + R-Drop, and compares; minutes on 2 CPU cores.
+Compares plain training, FGM, PGD, R-Drop, and FGM + R-Drop; takes minutes on 2 CPU cores.
 
     python chinese_reviews.py
     python chinese_reviews.py --train-size 13856 --methods "plain, FGM" --epsilon 0.5
     python chinese_reviews.py --attack 200 --report runs/chinese_reviews.html     # and attack the last model
 
-`--epsilon` is the length of the whole perturbation of a batch, in the units of the embedding. fastNLP draws the rows of
-a new embedding from (-sqrt(3/d), sqrt(3/d)), so each is about 1 long whatever its size d: much longer than the steps
-that an optimizer makes, so that epsilon=1.0 moves the rows of a batch of 32 reviews by a small part of their length
-each, and 3.0 is learned as well.
+`--epsilon` is the length of the perturbation of a batch, in the units of the embedding. fastNLP draws the rows of
+a new embedding from (-sqrt(3/d), sqrt(3/d)), so each row is about 1 long for any dimension d, much longer than a step
+of the optimizer. epsilon=1.0 moves each row of a batch of 32 reviews by a small fraction of its length, and training
+also converges with 3.0.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Classifier(CNNText):
     """CNNText whose training step also returns its logits, which R-Drop compares."""
 
     def __init__(self, vocabulary: Vocabulary, num_labels: int, size: int = 64):
-        # padding stays zero, as the convolutions read beyond the ends of a text: it is predicted alone as in a batch
+        # padding stays zero, since the convolutions read beyond the ends of a text
         rows = nn.Embedding(len(vocabulary), size, padding_idx=vocabulary.padding_idx)
         nn.init.uniform_(rows.weight, -((3 / size) ** 0.5), (3 / size) ** 0.5)  # as fastNLP does
         rows.weight.data[vocabulary.padding_idx] = 0
         super().__init__(rows, num_labels, kernel_nums=(30, 40, 50), kernel_sizes=(1, 3, 5), dropout=0.3)
 
     def train_step(self, words, target, seq_len):
-        # CNNText's mask is as wide as the longest text, which a part of the batch (`fraction`) may be without
+        # CNNText's mask is as wide as the longest text, which may not be among the attacked rows (`fraction`)
         pred = self(words[:, : int(seq_len.max())], seq_len)["pred"]
         return {"loss": nn.functional.cross_entropy(pred, target), "pred": pred}
 
@@ -75,7 +75,7 @@ def index_characters(data: Data, max_length: int) -> tuple[DataBundle, Vocabular
 
 def trainer_for(model: nn.Module, bundle: DataBundle, callbacks: list[Callback], args, **options) -> Trainer:
     train, test = bundle.get_dataset("train"), bundle.get_dataset("test")
-    # texts of like length share a batch; the sampler's seed is its own: every method, one order
+    # texts of similar length share a batch; the sampler has a separate seed, so all methods have the same order
     batches = BucketedBatchSampler(train, length="seq_len", batch_size=args.batch_size, seed=args.seed)
     options.setdefault("progress_bar", progress_bar(every=100))
     return Trainer(
@@ -108,26 +108,26 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpa
     add = parser.add_argument
     add("--dataset", default="chinese-reviews", help="chinese-reviews, or a .csv or .tsv file (default: %(default)s)")
     add("--methods", type=names, default=", ".join(methods(1.0, 1.0)), help="(default: all, %(default)s)")
-    add("--train-size", type=positive, default=8000, help="texts to train on (default: %(default)s)")
-    add("--max-length", type=positive, default=100, help="characters a text has at most (default: %(default)s)")
+    add("--train-size", type=positive, default=8000, help="number of training texts (default: %(default)s)")
+    add("--max-length", type=positive, default=100, help="maximum characters per text (default: %(default)s)")
     add("--epochs", type=positive, default=4, help="(default: %(default)s)")
     add("--batch-size", type=positive, default=32, help="(default: %(default)s)")
     add("--lr", type=float, default=2e-3, help="learning rate (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, dropout and batches (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of weights, dropout and batches (default: %(default)s)")
     add("--epsilon", type=float, default=1.0, help="size of the perturbation (default: %(default)s)")
     add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
-    add("--attack", type=positive, help="attack so many test texts of each model with typos; needs pypinyin")
-    add("--report", help="write the attacked texts of the last model as a page to read")
+    add("--attack", type=positive, help="number of test texts of each model to attack with typos; needs pypinyin")
+    add("--report", help="write the attacked texts of the last model to this page")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[report.Result]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args = parse_args(parser, argv)
-    torch.set_num_threads(1)  # the model is so small that a second thread only waits for the first
+    torch.set_num_threads(1)  # a second thread would only wait: the model is small
     with one_line_errors(parser):
         if args.report and not args.attack:
-            raise ValueError("Expected `--attack` beside `--report`, but got none. Say how many texts to attack.")
+            raise ValueError("Expected `--attack` beside `--report`, but got none. Give the number of texts to attack.")
         known = methods(args.epsilon, args.kl_weight)
         check_methods(args.methods, known)
         data = load_data(args.dataset, args.train_size)

@@ -1,5 +1,5 @@
 """
-What the example scripts share on the command line.
+Command line arguments of the example scripts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     Add the arguments of a training run.
 
-    :param parser: where to.
+    :param parser: the parser to add them to.
     """
     add = parser.add_argument
     add("--model", default="minilm", help="minilm, a folder, or a model on the Hugging Face hub (bert-base-uncased)")
     add("--dataset", default="snippets", help="snippets, a .csv or .tsv file, or a data set on the hub (glue/sst2)")
-    add("--train-size", type=positive, help="how many texts to train on; None: all of them (default: %(default)s)")
-    add("--max-length", type=positive, default=128, help="tokens a text has at most (default: %(default)s)")
+    add("--train-size", type=positive, help="number of training texts; None: all (default: %(default)s)")
+    add("--max-length", type=positive, default=128, help="maximum tokens per text (default: %(default)s)")
     add("--epochs", type=positive, default=2, help="(default: %(default)s)")
     add("--batch-size", type=positive, default=16, help="(default: %(default)s)")
     add("--lr", type=float, default=5e-5, help="learning rate (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of head, dropout and batches (default: %(default)s)")
-    add("--epsilon", type=float, help="size of the perturbation; None: the attack's own (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of head, dropout and batches (default: %(default)s)")
+    add("--epsilon", type=float, help="size of the perturbation; None: the attack's default (default: %(default)s)")
     add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here: %(default)s)")
-    add("--output-dir", type=Path, default=Path("runs"), help="where to save models and metrics (default: %(default)s)")
+    add("--output-dir", type=Path, default=Path("runs"), help="folder for models and metrics (default: %(default)s)")
 
 
 def positive(text: str) -> int:
@@ -67,9 +67,9 @@ def names(text: str) -> list[str]:
 
 def check_methods(chosen: list[str], known: Collection[str]) -> None:
     """
-    :param chosen: what ``--methods`` named.
-    :param known: what it can name.
-    :raises ValueError: if one of them cannot be had.
+    :param chosen: the names given to ``--methods``.
+    :param known: the names that exist.
+    :raises ValueError: a name does not exist.
     """
     if not set(chosen) <= set(known):
         raise ValueError(f"Expected `--methods` to be of {', '.join(known)}, but got {', '.join(chosen)}.")
@@ -77,8 +77,8 @@ def check_methods(chosen: list[str], known: Collection[str]) -> None:
 
 def progress_bar(every: int = 20) -> str | RawTextCallback:
     """
-    :param every: batches between two lines where there is no terminal.
-    :return: fastNLP's progress bar in a terminal, and a line now and then elsewhere.
+    :param every: batches between two lines outside a terminal.
+    :return: fastNLP's progress bar in a terminal, lines elsewhere.
     """
     return "auto" if sys.stdin.isatty() else RawTextCallback(print_every=every)
 
@@ -86,7 +86,7 @@ def progress_bar(every: int = 20) -> str | RawTextCallback:
 @contextlib.contextmanager
 def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     """
-    End the program with one line and status 2 where the user has asked for something that cannot be had.
+    End the program with one line and status 2 if an argument names something that does not exist.
 
     :param parser: gives the program's name.
     """

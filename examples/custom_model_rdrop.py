@@ -1,10 +1,10 @@
 """
-R-Drop inside a model of your own: mix `RDropMixin` into its class, and train as before.
+R-Drop inside a model of your own: add `RDropMixin` to its base classes, and train as before.
 
     python custom_model_rdrop.py
     python custom_model_rdrop.py --dataset my_reviews.csv --kl-weight 3
 
-Trains a small convolutional network from scratch twice, without the mixin and with it; seconds on a CPU.
+Trains a small convolutional network from scratch, without and with the mixin; takes seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextCNN(nn.Module):
     def __init__(self, num_words: int, num_labels: int, size: int = 100, dropout: float = 0.3):
         super().__init__()
         self.embedding = nn.Embedding(num_words, size, padding_idx=0)
-        self.embedding.weight.data.mul_(0.1)  # words start alike, and come apart where the labels ask for it
+        self.embedding.weight.data.mul_(0.1)  # words start alike, and move apart as the labels require
         self.convolution = nn.Conv1d(size, size, kernel_size=3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(size, num_labels)
@@ -87,11 +87,11 @@ def train(name: str, model: nn.Module, bundle: DataBundle, args: argparse.Namesp
 def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", default="snippets", help="snippets, a .csv or .tsv file, or a data set on the Hugging Face hub")
-    add("--train-size", type=positive, help="how many texts to train on; all of them by default")
+    add("--train-size", type=positive, help="number of training texts; all by default")
     add("--epochs", type=positive, default=2, help="(default: %(default)s)")
     add("--batch-size", type=positive, default=32, help="(default: %(default)s)")
     add("--lr", type=float, default=3e-3, help="learning rate (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights and dropout (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of weights and dropout (default: %(default)s)")
     add("--kl-weight", type=float, default=1.0, help="weight of R-Drop's divergence (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -27,8 +27,8 @@ class Data:
     """
     :param train: a data set with the columns ``text`` and ``label``, labels being 0, 1, ...
     :param test: the same, to evaluate on.
-    :param num_labels: how many labels there are.
-    :param source: where the data come from, in words.
+    :param num_labels: the number of labels.
+    :param source: a description of the source of the data.
     """
 
     train: Dataset
@@ -41,17 +41,17 @@ def load_data(name: str = DEFAULT, train_size: int | None = None) -> Data:
     """
     Load data by name.
 
-    Rows are ordered by a hash of their text, which mixes sorted files and gives the same rows on every machine. Where
-    there is no test split, the first fifth of the texts is the test split; equal texts never stand on both sides.
+    Rows are ordered by a hash of their text, which mixes sorted files and gives the same rows on every machine. Without
+    a test split, the first fifth of the texts is held out; equal texts are always in the same split.
 
     :param name: ``"snippets"``, ``"chinese-reviews"``, the path of a CSV or TSV file with the columns ``text`` and
         ``label``, or a data set on the hub: ``"glue/sst2"``, ``"imdb"``, ``"owner/name"``,
         ``"owner/name:configuration"``.
-    :param train_size: how many rows to train on; ``None`` for all.
+    :param train_size: number of rows to train on; ``None`` for all.
     :return: the data.
-    :raises ValueError: columns or labels are missing. The message, as of the next two, is one line.
-    :raises FileNotFoundError: no such file.
-    :raises ConnectionError: the data are on the hub or in the package index, and that cannot be reached.
+    :raises ValueError: columns or labels are missing. This message and the next two are one line each.
+    :raises FileNotFoundError: the file does not exist.
+    :raises ConnectionError: the hub or the package index cannot be accessed.
     """
     if name == DEFAULT:
         data = _held_out(*snippets.load_snippets(), source="movie review snippets")
@@ -71,7 +71,7 @@ def load_data(name: str = DEFAULT, train_size: int | None = None) -> Data:
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
     """
-    :param path: a CSV or TSV file in UTF-8, its first line naming the columns.
+    :param path: a CSV or TSV file in UTF-8; its first line names the columns.
     :return: the columns ``text`` and ``label``.
     """
     if not path.is_file():

@@ -1,6 +1,6 @@
 """
-Fine-tune a small pretrained encoder on movie reviews, plainly and with three methods, attack each, and compare clean
-accuracy, accuracy under attack and cost. About five minutes on two CPU cores.
+Fine-tune a small pretrained encoder on movie reviews, without a method and with three methods, attack each model, and
+compare clean accuracy, accuracy under attack and cost. Takes about five minutes on two CPU cores.
 
     python demo.py
     python demo.py --train-size 5000 --attack-size 1000 --seed 1
@@ -44,7 +44,7 @@ Differences: points, paired by text, clear beyond two standard errors. One seed.
 
 
 def methods(epsilon: float, kl_weight: float) -> dict[str, list[Callback]]:
-    """Make the callbacks of each method, which is named by the call that makes it."""
+    """Make the callbacks of each method. The name of a method is its call."""
     calls = [
         _call(FGMCallback, epsilon=epsilon),
         _call(FGMCallback, epsilon=epsilon, fraction=0.25, replace=True),
@@ -73,13 +73,13 @@ class TrainingBar(ProgressCallback):
 
 
 def choose(data: Data, test_size: int, attack_size: int) -> list[tuple[str, int]]:
-    """Take the texts to test on, with their labels: first those to attack, and both parts by length to pad little."""
+    """Return test texts and labels: first the texts to attack, then the others, each sorted by length to pad little."""
     rows = list(zip(data.test["text"][:test_size], data.test["label"][:test_size], strict=True))
     return sorted(rows[:attack_size], key=_length) + sorted(rows[attack_size:], key=_length)
 
 
 def test(model, tokenizer, rows: list[tuple[str, int]], args, bars: Progress) -> dict[str, list[bool | None]]:
-    """Tell by column whether each text is predicted right; ``None`` where no typo can be made."""
+    """Return by column whether each text is predicted right; ``None`` if no typo is possible."""
     max_length = min(args.max_length, tokenizer.model_max_length)
     clean, attacked = [], rows[: args.attack_size]
     model.eval()
@@ -131,7 +131,7 @@ def _right(outputs, batch) -> list[bool]:
 
 
 def _spread(still_right: list[bool], clean: list[bool]) -> list[bool]:
-    """Put the answers on the texts that were right back among those that were wrong."""
+    """Merge the answers for the texts that were right with the texts that were wrong."""
     answers = iter(still_right)
     return [is_right and next(answers) for is_right in clean]
 
@@ -158,9 +158,9 @@ def main(argv: list[str] | None = None) -> list[report.Comparison]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     add = parser.add_argument
-    add("--test-size", type=positive, default=1000, help="texts to test on (default: %(default)s)")
-    add("--attack-size", type=positive, default=250, help="how many of them to attack (default: %(default)s)")
-    add("--attack-steps", type=positive, default=3, help="of the attack on word vectors (default: %(default)s)")
+    add("--test-size", type=positive, default=1000, help="number of test texts (default: %(default)s)")
+    add("--attack-size", type=positive, default=250, help="number of test texts to attack (default: %(default)s)")
+    add("--attack-steps", type=positive, default=3, help="steps of the attack on word vectors (default: %(default)s)")
     parser.set_defaults(train_size=640, max_length=64, epochs=3, lr=1e-4, epsilon=1.0, output_dir=Path("runs/demo"))
     args = parser.parse_args(argv)
     logger.set_stdout("raw", "WARNING")

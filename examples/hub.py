@@ -1,5 +1,5 @@
 """
-Whether the Hugging Face hub can be reached. Without this question its client retries for half a minute.
+Whether the Hugging Face hub can be reached. Without this check its client retries for half a minute.
 """
 
 import urllib.error
@@ -13,7 +13,7 @@ SECONDS = 5
 
 def offline() -> bool:
     """
-    Ask once whether the hub answers; if it does not, use what earlier runs have cached, and nothing else.
+    Check once whether the hub answers; if not, use only files that earlier runs have cached.
 
     :return: ``True`` when the hub cannot be reached, or when the user has set ``HF_HUB_OFFLINE``.
     """

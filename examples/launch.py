@@ -1,9 +1,10 @@
 """
-Where a Trainer runs: in one process, or in each of those that torchrun starts.
+Run a Trainer in one process, or in each process that torchrun starts.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -21,12 +22,12 @@ def is_first() -> bool:
 
 def place(model: nn.Module, device: str) -> tuple[nn.Module, dict[str, Any]]:
     """
-    On GPUs fastNLP makes the process group and wraps the model itself. On CPUs that is left to its user, and fastNLP
-    calls the model's ``forward`` in training and in evaluation.
+    Prepare a model for the processes. On GPUs fastNLP makes the process group and wraps the model. On CPUs this
+    function does, and fastNLP calls the model's ``forward`` in training and in evaluation.
 
     :param model: the model.
     :param device: the device, as typed.
-    :return: the model to train, and the arguments of the Trainer that say where.
+    :return: the model to train, and the Trainer's arguments for the device.
     """
     if not dist.is_torchelastic_launched():
         return model, {"device": device}
@@ -39,8 +40,9 @@ def place(model: nn.Module, device: str) -> tuple[nn.Module, dict[str, Any]]:
 
 def finish() -> None:
     """
-    Leave the process group, where there is one. An interpreter that ends with it alive may abort.
+    Leave the process group, if there is one, and end its threads. An interpreter that exits before them may abort.
     """
     if dist.is_initialized():
         dist.barrier()
+        gc.collect()  # a Trainer is a reference cycle: until it is collected, its model keeps the group alive
         dist.destroy_process_group()

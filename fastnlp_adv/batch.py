@@ -24,7 +24,7 @@ _WAY_OUT = "Use mode='two_pass', which gives the model the batch unchanged."
 
 
 def double_batch(batch: Any) -> tuple[Any, int]:
-    """Return the batch followed by itself along the rows of every field, and the number of rows before."""
+    """Return the batch with every field repeated once along its rows, and the number of rows before."""
     rows = count_examples(batch, _WAY_OUT)
 
     def double(value: Any) -> Any:

@@ -7,6 +7,9 @@ device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -142,3 +145,14 @@ def random_in_ball(
     direction = steepest_direction(x, dims=dims)
     radius = torch.empty_like(group_norm(x, dims=dims)).uniform_(0, 1, generator=generator) * epsilon
     return (direction * radius).to(like.dtype)
+
+
+def nodes_of(tensor: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph that a tensor was computed by."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            yield node
+            seen.add(node)
+            waiting.extend(before for before, _ in node.next_functions)

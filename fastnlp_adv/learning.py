@@ -16,7 +16,7 @@ STRETCH = 25
 LATEST, EARLIEST = 100, 10
 #: how many batches from one reading to the next, besides the first and those at the ends of epochs
 READ_EVERY = 200
-#: by how much the loss falls at least where something is learned; a new head by itself learns the share of each label
+#: the smallest fall of the loss that counts as learning; learning only the share of each label gives less
 LEAST_FALL = 0.02
 #: a model with a smaller loss has learned before
 SMALL_LOSS = 0.1
@@ -71,8 +71,8 @@ class Learning:
         return (
             f"Expected the clean loss to fall under {self.method}, but got {clean:.4g} over the last {self.stretch} "
             f"batches after {before:.4g} over the first {self.stretch}, and an adversarial loss of {under_attack:.4g}: "
-            f"the perturbations may be too large to learn under. Give a smaller `{self.size}`, let it grow as the loss "
-            "falls (`warmup='auto'`) or over the training (`warmup=1.0`), or lower the learning rate."
+            f"the perturbations may be too large for the model to converge. Give a smaller `{self.size}`, let it grow "
+            "as the loss falls (`warmup='auto'`) or over the training (`warmup=1.0`), or lower the learning rate."
         )
 
     def state_dict(self) -> dict[str, Any]:

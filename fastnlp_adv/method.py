@@ -13,7 +13,7 @@ from typing_extensions import Self
 from .model_method import ModelMethod
 from .options import Options, check_name, one_of, option, options
 from .random_state import same_dropout
-from .schedule import Progress, Scheduled
+from .schedule import Growing, Progress, Scheduled
 
 DropoutMask = Literal["new", "same"]
 #: the log of plain loops
@@ -37,6 +37,15 @@ class Cost(NamedTuple):
 def is_first_process() -> bool:
     """Tell whether this process is the one that logs."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def say(line: str, *warnings: str) -> None:
+    """Log a line and warnings, those that are not empty, on the first process."""
+    if line and is_first_process():
+        logger.info(line)
+    for warning in warnings:
+        if warning and is_first_process():
+            logger.warning(warning)
 
 
 @options
@@ -72,14 +81,35 @@ class Method(Scheduled, ModelMethod):
         self.opening = self.describe(), self.size_warning()
         return self
 
+    def introduce(self, name: str) -> tuple[str, ...]:
+        """
+        Return the line to log when a trainer begins, empty where nothing is perturbed, and warnings: of perturbations
+        that are large, and of a training that is too short for the schedule.
+        """
+        steps, first = int(self.progress.total_steps or 0), self.first_step(self.progress)
+        warmup = self.warmup if isinstance(self, Growing) else 0
+        growing = self.growing_steps(self.progress) if isinstance(self, Growing) else 0.0
+        (line, *warnings), self.opening = self.opening, ("", "")
+        if 0 < steps <= first:
+            warnings.append(
+                f"Expected `start` to be within the training of {steps} optimizer steps, but got {self.start}: "
+                f"{name} will never act. Give a smaller one, or a fraction of the training below 1."
+            )
+        elif 0 < steps - first < int(growing):
+            warnings.append(
+                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {warmup}: "
+                f"{name} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a smaller one, or a "
+                "fraction of the training, at most 1.0."
+            )
+        if line and warmup:
+            how = "as the loss falls" if warmup == "auto" else f"over {growing:.4g} optimizer steps"
+            line += f", growing to that {how}"
+        return line, *filter(None, warnings)
+
     def describe_once(self) -> None:
         """Log, once, the line of :meth:`describe`; for loops without a callback."""
-        line, warning = self.opening
-        self.opening = "", ""
-        if line and is_first_process():
-            logger.info(line)
-        if warning and is_first_process():
-            logger.warning(warning)
+        opening, self.opening = self.opening, ("", "")
+        say(*opening)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

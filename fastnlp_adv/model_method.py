@@ -49,7 +49,7 @@ class ModelMethod(Options):
             self.attach(model)
 
     def _forget(self) -> None:
-        """Begin anew."""
+        """Restart."""
         self.taps: list[Tap] = []
         self.stream = Noise()
         #: how often a batch had no gradient at the taps, though others had
@@ -178,7 +178,7 @@ class ModelMethod(Options):
 
     @contextmanager
     def running(self) -> Iterator[Any]:
-        """Keep the hooks on for one step; whatever happens in between, the model is left unperturbed."""
+        """Keep the hooks on for one step; the model is unperturbed afterwards, also after an exception."""
         with ExitStack() as stack:
             for tap in self.taps:
                 stack.enter_context(tap.on())
@@ -297,7 +297,7 @@ def refuse_wrappers(model: nn.Module) -> None:
         if isinstance(module, DistributedDataParallel) and module.static_graph:
             raise ValueError(
                 "Expected DistributedDataParallel without `static_graph`, since a step has several passes, but got "
-                "`static_graph=True`. Leave it out; `find_unused_parameters=True` also works."
+                "`static_graph=True`. Remove it; `find_unused_parameters=True` also works."
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise ValueError(

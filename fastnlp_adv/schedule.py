@@ -52,8 +52,8 @@ def _steps_of(name: str, value: float, progress: Progress, *, whole: float) -> f
         return value
     if progress.total_steps is None:
         raise ValueError(
-            f"Expected `total_steps`, since `{name}={value:g}` is a fraction of the training, but got None. Tell the "
-            f"number of optimizer steps with `total_steps=`, or give `{name}` in steps."
+            f"Expected `total_steps`, since `{name}={value:g}` is a fraction of the training, but got None. Pass the "
+            f"number of optimizer steps as `total_steps=`, or give `{name}` in steps."
         )
     return value * progress.total_steps
 
@@ -65,7 +65,7 @@ class Scheduled(Options):
     start: float = option(
         default=0,
         check=check_number,
-        doc="optimizer steps of plain training before the method sets in, or, below 1, a fraction of the training",
+        doc="plain optimizer steps before the method begins; below 1, a fraction of the training",
     )
     every: int = option(default=1, check=check_count, doc="the method acts in one of this many optimizer steps")
 
@@ -90,9 +90,9 @@ class Growing(Scheduled):
             "a finite, non-negative number or 'auto'",
             lambda value: value == "auto" or (is_finite(value) and value >= 0),
         ),
-        doc="how the perturbation (``epsilon`` and ``alpha``, ``gamma`` or ``rho``) grows from 0 to its value: over so "
-        "many optimizer steps from ``start`` on, or, up to 1, over a fraction of the training; 0 for the whole "
-        'perturbation from the first step; ``"auto"`` lets it grow as the clean loss falls, after 5 plain steps, see '
+        doc="the number of optimizer steps, from ``start`` on, over which the perturbation (``epsilon`` and ``alpha``, "
+        "``gamma`` or ``rho``) grows from 0 to its value; up to 1, a fraction of the training. With 0 it has its full "
+        'value from the first step. With ``"auto"`` it grows as the clean loss falls, after 5 plain steps: see '
         ":class:`~fastnlp_adv.schedule.Pacing`",
     )
 
@@ -167,7 +167,7 @@ class Pacing:
         if not first > 0:
             raise ValueError(
                 f"Expected a positive loss with `warmup='auto'`, but got a mean of {first:.4g} over the first "
-                f"{FIRST_STEPS} optimizer steps. Let the perturbation grow over the training with `warmup=1.0`."
+                f"{FIRST_STEPS} optimizer steps. Use `warmup=1.0`, which grows over the training."
             )
         self.first, self.early = first, []
         self.average = losses.new_tensor(first)

@@ -25,18 +25,16 @@ def without_comments(block):
 
 
 def structure(name):
-    """Return what a page consists of, whatever its language: headings, entries of lists, rows of tables, fences."""
+    """Return the headings of a page by their levels, its pictures, and its blocks with their languages and lengths."""
     parts, fence = [], None
-    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+    for line in read(name).splitlines():
         if "```" in line[:6]:
             if fence is not None:
                 parts.append(fence)
             fence = [line.strip("` "), 0] if fence is None else None
         elif fence is not None:
             fence[1] += 1  # a diagram or a log has as many lines in both
-        elif line.startswith("|"):
-            parts.append(("|", len(re.findall(r"(?<!\\)\|", line))))
-        elif found := re.match(r"#+ |!\[| *(?:[-*]|\d+\.) ", line):
+        elif found := re.match(r"#+ |!\[", line):
             parts.append(found[0])
     return parts
 

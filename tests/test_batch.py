@@ -52,8 +52,8 @@ def test_every_field_is_followed_by_itself_and_halved_again(drawn):
 def test_a_part_has_the_same_examples_of_every_field(drawn, data):
     rows, batch = drawn
     chosen = sorted(data.draw(st.sets(st.integers(0, rows - 1)))) if rows else []
-    assert count_examples(batch, "way out") == rows
-    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=rows), "way out")
+    assert count_examples(batch, "Do this.") == rows
+    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=rows), "Do this.")
     assert list(taken) == list(batch)
     for name, value in batch.items():
         assert type(taken[name]) is type(value)
@@ -115,23 +115,23 @@ def plain(value):
 @settings(max_examples=200, deadline=None)
 @given(BATCHES, st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True), st.data())
 def test_nested_batches_are_those_built_from_the_examples(build, rows, data):
-    """Doubling and taking give the batch that is built anew from these examples."""
+    """Doubling and taking give the batch built from these examples."""
     chosen = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1))))
     batch = build(rows)
     before = plain(batch)
-    assert count_examples(batch, "way out") == len(rows)
+    assert count_examples(batch, "Do this.") == len(rows)
     doubled, counted = double_batch(batch)
     assert (plain(doubled), counted) == (plain(build(rows + rows)), len(rows))
-    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=len(rows)), "way out")
+    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=len(rows)), "Do this.")
     assert plain(taken) == plain(build([rows[i] for i in chosen]))
     assert plain(batch) == before
 
 
 @pytest.mark.parametrize("keys", [(1, 2), ("one", "two"), ((1,), (2,)), ("1]", "[2")], ids=str)
 def test_a_key_of_a_dict_is_no_place_in_a_list(keys):
-    """Tensors of nested dicts tell the number of examples, whatever their keys look like."""
+    """Tensors of nested dicts tell the number of examples, for any kind of keys."""
     batch = {"a": {key: torch.zeros(4) for key in keys}, "b": torch.zeros(3)}
-    assert count_examples(batch, "way out") == 4
+    assert count_examples(batch, "Do this.") == 4
     message = refusal(batch)
     assert f"got shape (3,) for `batch['b']`, where `batch['a'][{keys[0]!r}]` has 4 rows" in message
     assert "A list of tensors" not in message
@@ -143,7 +143,7 @@ def test_a_key_of_a_dict_is_no_place_in_a_list(keys):
 
 def test_a_list_of_tensors_does_not_outvote_other_tensors():
     batch = {"spans": [torch.zeros(4), torch.zeros(4)], "x": torch.zeros(3)}
-    assert count_examples(batch, "way out") == 3
+    assert count_examples(batch, "Do this.") == 3
     assert "for `batch['spans'][0]`, where `batch['x']` has 3 rows" in refusal(batch)
 
 
@@ -156,7 +156,7 @@ def test_fields_are_listed_with_their_paths():
 def test_a_part_of_nested_fields():
     x, scale = torch.arange(6).view(3, 2), torch.tensor(2.0)
     batch = {"pair": Pair(x, [x, x + 1]), "deep": {"x": np.arange(3)}, "scale": scale, "name": "all"}
-    taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "way out")
+    taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "Do this.")
     assert taken["pair"].words.tolist() == [[0, 1], [4, 5]]
     assert [each.tolist() for each in taken["pair"].target] == [[[0, 1], [4, 5]], [[1, 2], [5, 6]]]
     assert taken["deep"]["x"].tolist() == [0, 2]

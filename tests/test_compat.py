@@ -490,7 +490,7 @@ def examples(batches):
 def test_resume_after_any_batch(tmp_path, sampling):
     compat.repair()
     data = DataSet(ROWS)
-    epochs = 1 if sampling == "unknown to fastNLP" else 2  # torch draws its second epoch anew
+    epochs = 1 if sampling == "unknown to fastNLP" else 2  # torch draws its second epoch again
 
     def train(*callbacks, **run):
         torch.manual_seed(0)

@@ -355,9 +355,7 @@ def test_noise_on_the_output_of_a_table_with_a_forward_of_its_own():
 @pytest.mark.parametrize("attack", [FGM, PGD])
 def test_the_weight_of_a_table_with_a_forward_of_its_own(attack):
     model = Mean(Normed(VOCAB, 16))
-    with pytest.raises(
-        ValueError, match=r"look up as nn.Embedding does, but got Normed, which has a forward of its own"
-    ):
+    with pytest.raises(ValueError, match=r"look up as nn.Embedding does, but got Normed, which has a custom forward"):
         attack(model, granularity="sequence")
     fgm = FGM(model, 0.7, emb_name="*tokens.weight")
     fgm.step(lambda: mean_loss(model))
@@ -369,7 +367,7 @@ def test_a_frozen_table_with_a_forward_of_its_own_is_refused_by_name():
     model.embed_tokens.requires_grad_(False)
     for name in (None, "embed_tokens.weight"):
         with pytest.raises(
-            ValueError, match=r"`embed_tokens.weight` to be trainable, since Normed has a forward of its"
+            ValueError, match=r"`embed_tokens.weight` to be trainable, since Normed has a custom forward"
         ):
             FGM(model, emb_name=name)
     NEFTune(model).close()

@@ -1,12 +1,13 @@
-"""The package's prose in the field's words: docstrings, comments and messages have no phrase of the list below.
+"""Prose in the field's words: docstrings, comments, messages and English pages have no phrase of the list below.
 
-``python tests/test_words.py PATH ...`` prints the phrases in files and folders, of pages in Markdown too.
+``python tests/test_words.py PATH ...`` prints the phrases in files and folders: Python, Markdown, notebooks.
 """
 
 from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -17,9 +18,30 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: pages that still have some of the phrases
+OTHERS = [
+    "docs/study",
+    "docs/benchmarks",
+    "docs/versions.md",
+    "docs/plain_loop.md",
+    "docs/logging.md",
+    "docs/recipes.md",
+]
 #: files and folders that have none of the phrases
 CLEAN = [
     "fastnlp_adv",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/README.md",
+    "examples/tutorial.ipynb",
+    "examples/recipes",
+    *(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")),
+    *(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "docs").rglob("*.md")
+        if not str(path.relative_to(ROOT)).startswith(("docs/_build", "docs/zh-CN", *OTHERS))
+    ),
     *(f"tests/{name}.py" for name in ("distributed/repairs", "test_batch", "test_compat", "test_layering")),
 ]
 
@@ -49,6 +71,22 @@ PHRASES = {
     r"\band (its|the) like\b": "the names, such as 'R-Drop, VAT, SMART and R3F'",
     r"\bneeds? besides\b|\bbesides(?=[.,;)]|$)": "as well, in addition",
     r"\| (try|mind) \|": "Recommended, Caveats",
+    r"\bends? in (this|these|those)\b": "prints, ends with",
+    r"\bdear(er)?\b": "expensive",
+    r"\bas you do it\b": "your setup",
+    r"\bby (itself|themselves)\b": "automatically, separately",
+    r"\bways? out\b": "a solution",
+    r"\bhand(s|ed|ing)? (it|them|\S+ \S+|\S+)? ?to\b": "passes, gives",
+    r"\bfor ever\b": "deadlocks",
+    r"\bno way\b": "does not help",
+    r"\blearn(s|ed|ing)? nothing\b|\bnothing is learned\b": "does not converge",
+    r"\bstands? (in|under|beside|here|there)\b|\bstands for here\b": "is",
+    r"\b(of|to) one's own\b": "your own, a custom one",
+    r"\bwhatever\b|\bwherever\b": "for all, in any, also after an exception",
+    r"\bat the price of\b": "at the cost of",
+    r"\banew\b": "again, at random",
+    r"\bplainly\b": "without a method",
+    r"\bas (ever|without)\b(?! an?\b)": "as usual, as in plain training",
     r"\bhere, where\b|\bthe (most|least) \w+ here\b": "in our study",
 }
 #: right uses of them, and why
@@ -59,7 +97,7 @@ ALLOWED = {
     r"\b(leave|leaves|leaving|left) (\S+ ){0,3}alone\b": "does not touch",
     r"\bstand-alone\b": "independent",
     r"\b(fgm|pgd|r-drop|plain training) alone\b": "without another method",
-    r"\btold apart\b": "distinguished",
+    r"\b(is|are|was|were|be|been) told apart\b": "distinguished",
     r"\bgo(es)? on to\b": "does next",
 }
 
@@ -79,7 +117,10 @@ class Found(NamedTuple):
 def prose(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the blocks of prose of a file, each with the number of its first line."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    if path.suffix in (".md", ".ipynb"):
         yield 1, re.sub(r"(?ms)^ *```.*?^ *```", _blank, text)
         return
     parts = set()  # of f-strings
@@ -178,6 +219,38 @@ def test_pages_are_read_without_their_code(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A page\n\n```python\nwhat = alone\n```\n\nIt says\nso.\n")
     assert [(each.line, each.better[:6]) for each in phrases(page)] == [(7, "states")]
+
+
+def test_notebooks_are_read_without_their_code(tmp_path):
+    cells = [
+        {"cell_type": "code", "source": ["what = alone"]},
+        {"cell_type": "markdown", "source": ["It ", "says so."]},
+    ]
+    notebook = tmp_path / "notebook.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert ["says" in each.phrase for each in phrases(notebook)] == [True]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "# What happens under",
+        "It ends in these lines",
+        "Is a second pass too dear?",
+        "what stands here for the loop",
+        "training as you do it",
+        "goes on in the rows that training began with",
+        "tests come by themselves",
+        "is refused, with the way out in the message",
+        "the loss is that of what it hands to you",
+        "would wait for each other for ever",
+        "a short warmup is no way in between",
+    ],
+)
+def test_phrases_that_readers_named_are_found(tmp_path, written):
+    page = tmp_path / "page.md"
+    page.write_text(written)
+    assert phrases(page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turn the rows that `make matrix` has written into docs/versions.md and its Chinese twin."""
+"""Turn the rows that `make matrix` has written into docs/versions.md."""
 
 from __future__ import annotations
 
@@ -18,42 +18,13 @@ from tools.versions_row import source  # noqa: E402
 FOLDER = ROOT / "docs" / "versions"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
-ENGLISH = {
-    "title": "# Versions",
-    "twin": "[简体中文](versions.zh-CN.md)",
-    "intro": """\
-The whole suite in each environment, as `make matrix` has found it. The run writes this page, from the files in
-[versions/](versions). On Linux, with the default wheels of torch, without a GPU.""",
-    "results": ["Python", *PACKAGES, "passed", "failed", "skipped", "minutes", "date"],
-    "failures": "## What failed",
-    "skips": "## What was skipped, and why",
-    "why": "why",
-    "pins": "## What was held back",
-    "rest": "All else is the newest that pip finds for that Python.",
-    "pinned": ["Python, torch", "requirement", "why"],
-    "nothing": "Nothing.",
-    "outdated": "Measured on an earlier source, of fastnlp_adv {version}, and not yet on the present one: {names}.",
-    "separator": "; ",
-    "again": "`make matrix` runs these again.",
-}
-CHINESE = {
-    "title": "# 版本",
-    "twin": "[English](versions.md)",
-    "intro": """\
-每个环境都跑全部测试。本页由 `make matrix` 根据 [versions/](versions) 中的文件写成。
-系统为 Linux，torch 为默认安装包，没有 GPU。""",
-    "results": ["Python", *PACKAGES, "通过", "失败", "跳过", "分钟", "日期"],
-    "failures": "## 失败的测试",
-    "skips": "## 跳过的测试及原因",
-    "why": "原因（原文）",
-    "pins": "## 限定的版本",
-    "rest": "其余都是 pip 为该 Python 找到的最新版本。",
-    "pinned": ["Python, torch", "要求", "原因（原文）"],
-    "nothing": "无。",
-    "outdated": "以下环境是用较早的源码（fastnlp_adv {version}）测得的，尚未用当前源码重测：{names}。",
-    "separator": "；",
-    "again": "`make matrix` 会重跑这些环境。",
-}
+INTRODUCTION = """\
+# Versions
+
+Check which versions of Python and torch the package is tested with. `make matrix` runs all tests in each environment,
+and writes this page from the files in [versions/](versions). All runs are on Linux, with the default wheels of torch,
+without a GPU."""
+RESULTS = ["Python", *PACKAGES, "passed", "failed", "skipped", "minutes", "date"]
 
 
 def read(folder: Path = FOLDER) -> list[dict[str, Any]]:
@@ -69,30 +40,32 @@ def read(folder: Path = FOLDER) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: [_numbers(row["versions"][name]) for name in ("python", "torch")])
 
 
-def page(rows: list[dict[str, Any]], words: dict[str, Any], present: str) -> str:
+def page(rows: list[dict[str, Any]], present: str) -> str:
     """
     Write the page.
 
-    :param rows: those of :func:`read`.
-    :param words: ``ENGLISH`` or ``CHINESE``.
-    :param present: the source as it is now, :func:`tools.versions_row.source`; rows of another are named.
+    :param rows: the rows that :func:`read` returns.
+    :param present: the current source, :func:`tools.versions_row.source`; rows of another source are named.
     :return: Markdown.
     """
-    parts = [words["title"], words["twin"], words["intro"], _table(words["results"], map(_result, rows))]
+    parts = [INTRODUCTION, _table(RESULTS, map(_result, rows))]
     outdated = [row for row in rows if row["source"] != present]
     for version in sorted({row["versions"]["fastnlp_adv"] for row in outdated}, key=_numbers):
         names = [_name(row) for row in outdated if row["versions"]["fastnlp_adv"] == version]
-        parts.append(words["outdated"].format(version=version, names=words["separator"].join(names)))
+        early = f"Measured on an earlier source, of fastnlp_adv {version}, not on the current one"
+        parts.append(f"{early}: {'; '.join(names)}.")
     if outdated:
-        parts.append(words["again"])
+        parts.append("`make matrix` runs these again.")
     failed = [[_name(row), f"`{name}`"] for row in rows for name in row["failures"]]
     if failed:
-        parts += [words["failures"], _table(["Python, torch", ""], failed)]
+        parts += ["## Failed tests", _table(["Python, torch", ""], failed)]
     reasons = sorted({reason for row in rows for reason in row["skips"]})
     skips = [[reason, *(row["skips"].get(reason, "") for row in rows)] for reason in reasons]
-    parts += [words["skips"], _table([words["why"], *map(_name, rows)], skips) if skips else words["nothing"]]
+    shown = _table(["reason", *map(_name, rows)], skips) if skips else "Nothing."
+    parts += ["## Skipped tests", shown]
     pins = [[_name(row), f"`{pin}`", why] for row in rows for pin, why in row["pins"].items()]
-    parts += [words["pins"], *([_table(words["pinned"], pins)] if pins else []), words["rest"]]
+    parts += ["## Pinned requirements", *([_table(["Python, torch", "requirement", "reason"], pins)] if pins else [])]
+    parts.append("All other packages are the newest that pip finds for this version of Python.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,15 +89,13 @@ def _numbers(version: str) -> list[int]:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the page."""
     try:
         rows = read()
     except ValueError as error:
         sys.exit(str(error))
-    present = source()
-    for name, words in (("versions.md", ENGLISH), ("versions.zh-CN.md", CHINESE)):
-        (ROOT / "docs" / name).write_text(page(rows, words, present))
-        print(f"docs/{name}: {len(rows)} environments")
+    (ROOT / "docs" / "versions.md").write_text(page(rows, source()))
+    print(f"docs/versions.md: {len(rows)} environments")
 
 
 if __name__ == "__main__":

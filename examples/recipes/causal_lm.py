@@ -1,5 +1,5 @@
 """
-A causal language model with FGM: the output layer, which is tied to the embedding, is left alone by the attack.
+A causal language model with FGM: the attack does not change the output layer, which is tied to the embedding.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """
-A dual encoder with an in-batch loss: each text is told apart from the other texts of its batch.
+A dual encoder with an in-batch loss: each text is distinguished from the other texts of its batch.
 
 The model runs twice on a batch, and both lookups are perturbed. R-Drop would need `mode="two_pass"`: in a doubled batch
-each text would have to be told apart from its own copy.
+each text would have to be distinguished from its own copy.
 """
 
 import torch

@@ -1,29 +1,43 @@
 """
-FGM with Accelerate. The attack is built on the bare model, before `prepare` wraps it; the first pass does not
-synchronize.
+FGM with Accelerate. The attack is built on the bare model, before `prepare` wraps it.
 """
+
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from fastnlp_adv import FGM
+from fastnlp_adv.attacks import Pass
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list, batch_size: int = 8) -> None:
-    accelerator = Accelerator(cpu=True)  # leave `cpu` out where there is a GPU
-    model.train()
-    with FGM(model, epsilon=0.5) as fgm:
-        loader = torch.utils.data.DataLoader(data, batch_size=batch_size)
-        prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: list, batch_size: int = 8, accumulation: int = 1
+) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)  # no `cpu` where there is a GPU
+    fgm = FGM(model, epsilon=0.5)
+    fgm.progress.accumulation_steps = accumulation  # for `start`, `every` and `warmup`
+    loader = torch.utils.data.DataLoader(data, batch_size=batch_size)
+    prepared, optimizer, loader = accelerator.prepare(model.train(), optimizer, loader)
+
+    def forward(each: Pass) -> Tensor:
+        return prepared(**each.of(batch)).loss
+
+    def backward(loss: Tensor, each: Pass) -> None:
+        accelerator.backward(loss)  # which divides for accumulation, and scales in float16
+
+    def no_sync() -> AbstractContextManager:
+        return accelerator.no_sync(prepared)
+
+    with fgm:
         for batch in loader:
-            with accelerator.no_sync(prepared):
-                accelerator.backward(prepared(**batch).loss)
-            with fgm.attack():
-                accelerator.backward(prepared(**batch).loss)
-            optimizer.step()
-            optimizer.zero_grad()
+            with accelerator.accumulate(prepared):
+                # gradients are reduced in the last pass
+                fgm.drive(forward, backward, batch, no_sync=no_sync, reduces=accelerator.num_processes > 1)
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 if __name__ == "__main__":
@@ -31,4 +45,4 @@ if __name__ == "__main__":
     data = [{"input_ids": row, "labels": (row[0] > 30).long()} for row in ids]
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=64, **size))
-    train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), data)
+    train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), data, accumulation=2)

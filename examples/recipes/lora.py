@@ -1,5 +1,5 @@
 """
-LoRA with PEFT: the embedding is frozen, and is attacked all the same.
+LoRA with PEFT: the embedding is frozen, but can be attacked.
 """
 
 import torch

@@ -27,7 +27,7 @@ def loss():
 
 before = loss()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-# R-Drop leaves out the positions whose labels are -100; `two_pass` where outputs such as caches cannot be halved.
+# R-Drop leaves out positions with the label -100; `two_pass`, since outputs such as caches cannot be halved.
 callbacks = [FGMCallback(epsilon=0.5), RDropCallback(kl_weight=0.5, mode="two_pass")]
 Trainer(model, loader, optimizer, driver="torch", n_epochs=8, callbacks=callbacks).run()
 after = loss()

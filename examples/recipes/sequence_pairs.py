@@ -1,5 +1,5 @@
 """
-Pairs of texts with a model of transformers: FGM with a perturbation of its own for each pair.
+Pairs of texts with a model of transformers: FGM with a separate norm for each pair.
 """
 
 import torch

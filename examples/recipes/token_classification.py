@@ -1,5 +1,5 @@
 """
-Token classification with a model of transformers: FGM, and R-Drop on the labelled positions alone.
+Token classification with a model of transformers: FGM, and R-Drop on the labelled positions only.
 """
 
 import torch

@@ -1,5 +1,5 @@
 """
-Few labelled texts, many without labels: VAT trains on both. A `train_step` without a `loss` trains on VAT's term alone.
+Few labelled texts, many without labels: VAT trains on both. A `train_step` without a `loss` trains only on VAT's term.
 """
 
 import torch

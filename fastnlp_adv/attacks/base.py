@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import forwards
 from ..batch import Part, count_examples, scale_counts, take_part
 from ..learning import Learning
-from ..method import DropoutMask, Method, is_first_process, logger
+from ..method import DropoutMask, Method, say
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
@@ -154,7 +154,7 @@ class Attack(Growing, Method, ABC):
         return trained
 
     def _prepared(self, batch: Any) -> Generator[Pass, None, None]:
-        """Yield the passes of one step, each ready to run; whatever happens, the model is left unperturbed."""
+        """Yield the passes of one step, each ready to run; the model ends unperturbed, also after an exception."""
         self._begin_step()
         announced = forwards.scope.batch or forwards.Batch(batch)
         with forwards.scoped(batch=announced), ExitStack() as stack:
@@ -176,7 +176,7 @@ class Attack(Growing, Method, ABC):
                 yield replace(each, batch=taken) if each.part else each
                 trained += each.weight * each.trains
                 if number == 0 and not self.taps[0].has_grad and not self.check_grad():
-                    # the batch does not use the embedding: train plainly
+                    # the batch does not use the embedding: train without the attack
                     self.without_grad += len(self.taps)
                     for tap in self.taps:
                         tap.begin_pass(is_read=False)
@@ -255,8 +255,8 @@ class Attack(Growing, Method, ABC):
         self, batch: Any = None, *, accumulation_steps: int = 1, total_steps: float | None = None
     ) -> Iterator[Iterator[Pass]]:
         """
-        Yield the passes of one step, for loops that run them on their own; whatever happens in between, the model is
-        left unperturbed. Where ``start`` or ``every`` leaves the method out, there is one plain pass. For the
+        Yield the passes of one step, for loops that run them on their own; the model is unperturbed afterwards, also
+        after an exception. Where ``start`` or ``every`` leaves the method out, there is one plain pass. For the
         arguments see :meth:`step`.
         """
         self.progress.begin_batch(accumulation_steps, total_steps)
@@ -268,8 +268,7 @@ class Attack(Growing, Method, ABC):
     def _log(self) -> None:
         """Log the lines that a callback logs in a Trainer."""
         self.describe_once()
-        if (warning := self.follow_learning()) and is_first_process():
-            logger.warning(warning)
+        say("", self.follow_learning())
 
     def choose(self, examples: int) -> Tensor:
         """Draw ``round(fraction * examples)`` rows, at least one; ascending, for sequences sorted by length."""
@@ -280,8 +279,8 @@ class Attack(Growing, Method, ABC):
         """Return the attacked rows, ``None`` if they are all, and a batch of these."""
         if batch is None:
             raise ValueError(
-                f"Expected the batch, of which `fraction={self.fraction}` attacks a part, but got None. Use "
-                "`step(closure, batch)`, whose closure takes the batch of the pass, or `fraction=1`."
+                f"Expected the batch, since `fraction={self.fraction}` attacks some of its examples, but got None. Use "
+                "`step(closure, batch)`, whose closure receives the batch of the pass, or `fraction=1`."
             )
         examples = count_examples(batch, _WHOLE)
         part = Part(self.choose(examples), examples)

@@ -25,16 +25,16 @@ class _InRows(OnEmbeddings):
         default=False,
         check=check_flag,
         doc="give lengths in rows, the mean length of the embedding's rows, rather than in the units of the embedding. "
-        "It is measured when the attack is attached, for each embedding by itself, and kept in checkpoints",
+        "It is measured when the attack is attached, for each embedding separately, and kept in checkpoints",
     )
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions are perturbed: the key of a batch field, or a function of the batch; either gives a bool "
-        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) never is. With ``None``, perturbations of "
-        "positions follow the ``attention_mask`` of the batch, or of the model's inputs, where the embedding has no "
-        "``padding_idx``. Perturbations of token types are of the weight, so they reach all places of a token: a mask "
-        "tells which of its gradients count",
+        doc="the positions to perturb: the key of a batch field, or a function of the batch; either gives a bool "
+        "or 0-1 tensor of the shape of the ids. Padding (``padding_idx``) is never perturbed. With ``None`` and an "
+        "embedding without ``padding_idx``, perturbations of positions follow the ``attention_mask`` of the batch, or "
+        "of the model's inputs. A perturbation of a token type always applies to all its positions: there the mask "
+        "selects the gradients that count",
     )
 
 
@@ -177,11 +177,11 @@ class EmbeddingAttack(_InRows, Attack):
         if self.fraction < 1:
             raise ValueError(
                 f"Expected `fraction` to be 1 for `attack`, which does not know the batch, but got {self.fraction}. "
-                "Use `step(closure, batch)`, whose closure takes what it is to run on, or `fraction=1`."
+                "Use `step(closure, batch)`, whose closure receives the batch of the pass, or `fraction=1`."
             )
         if self.start or self.every > 1:
             raise ValueError(
-                "Expected `start` to be 0 and `every` to be 1 for `attack`, which cannot leave a step out, but got "
+                "Expected `start` to be 0 and `every` to be 1 for `attack`, which cannot skip a step, but got "
                 f"{self.start} and {self.every}. Use `step(closure)`, which can."
             )
         self.progress.begin_batch(accumulation_steps, total_steps)
@@ -214,7 +214,7 @@ class TwoPassAttack(TwoPasses, AdversarialLoss, EmbeddingAttack):
         check=one_of("vocab", "sequence", "token"),
         doc='``"vocab"``, one perturbation per token type, normalized over the micro-batch (the same as perturbing the '
         'weights); ``"sequence"``, one per position, normalized over each example; '
-        '``"token"``, one per position, normalized by itself',
+        '``"token"``, one per position, normalized separately',
     )
     norm: Norm = option(
         default="l2",
@@ -224,7 +224,7 @@ class TwoPassAttack(TwoPasses, AdversarialLoss, EmbeddingAttack):
     fraction: float = option(
         default=1.0,
         check=check_fraction,
-        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step; the "
+        doc="the fraction of a batch's examples to attack, drawn at random in each step, at least one; the "
         "passes that attack run on those only. With ``replace``, the others are trained on the clean input",
     )
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..method import Cost, SharesDropout
-from ..options import check_count, check_flag, check_number, option, options
+from ..options import check_count, check_flag, check_fraction, check_number, option, options
 from ..random_state import Noise
 from ..taps import EmbeddingTap, Lookup
 from .base import Pass
 from .embedding import EmbeddingAttack
+from .passes import check_masks_fit
 
 
 @options
@@ -35,7 +36,9 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     ``steps`` plain ones.
 
     The definition has no clean pass. With ``clean`` the model trains on :math:`L(e) + \frac{1}{K}\sum_t L(e + d_t)`, at
-    one pass more: the weights of :class:`~fastnlp_adv.FGM`, 1 for the clean loss and 1 for the adversarial ones.
+    one pass more: the weights of :class:`~fastnlp_adv.FGM`, 1 for the clean loss and 1 for the adversarial ones. With a
+    ``fraction`` f as well, the clean pass is on the whole batch and the others are on the attacked rows: 1 + f K plain
+    steps.
 
     :param model: the model, or ``None`` to :meth:`attach` it later; its weights are never written.
     :options:
@@ -68,8 +71,23 @@ class FreeLB(SharesDropout, EmbeddingAttack):
         check=check_flag,
         doc="train on the clean loss as well, in a pass before the others; it is added to their mean",
     )
+    fraction: float = option(
+        default=1.0,
+        check=check_fraction,
+        doc="the fraction of a batch's examples that is attacked, at least one example, drawn in each step; below "
+        "1 it needs ``clean``, the pass on the whole batch",
+    )
 
     paper = "https://arxiv.org/abs/1909.11764"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.fraction < 1 and not self.clean:
+            raise ValueError(
+                f"Expected `clean` to be True with a `fraction` below 1, but got {self.clean}: nothing would train on "
+                "the examples that are not attacked. Use `clean=True`, or `fraction=1`."
+            )
+        check_masks_fit(self.fraction, self.dropout_mask)
 
     @property
     def has_two_losses(self) -> bool:  # type: ignore[override]
@@ -85,7 +103,7 @@ class FreeLB(SharesDropout, EmbeddingAttack):
         for tap in self.embedding_taps:
             tap.start = partial(self._start, tap)
         for left in reversed(range(self.steps)):
-            yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0)
+            yield Pass(weight=1 / self.steps, adversarial=True, last=left == 0, part=True)
             if left:
                 self._move()
         if self.steps == 1 and not self.clean:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..method import Cost, Method, SharesDropout
+from ..method import Cost, DropoutMask, Method, SharesDropout
 from ..options import Options, check_flag, check_number, option, optional, options
 
 
@@ -51,8 +51,8 @@ class InnerPrecision(Method):
         super().validate()
         if self.inner_autocast is not None and not self.cost.inner:
             raise ValueError(
-                f"Expected `inner_autocast` to be None where every pass of a step trains, but got "
-                f"{self.inner_autocast!r}. Leave it out, or use `replace=True`, or PGD with more `steps`."
+                f"Expected `inner_autocast` to be None, since every pass of a step trains, but got "
+                f"{self.inner_autocast!r}. Remove it, or use `replace=True`, or PGD with more `steps`."
             )
 
 
@@ -69,11 +69,16 @@ class TwoPasses(SharesDropout, InnerPrecision):
 
     def validate(self) -> None:
         super().validate()
-        if self.fraction < 1 and self.dropout_mask != "new":
-            raise ValueError(
-                f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {self.dropout_mask!r}: a part "
-                "of the batch and the whole have masks of different shapes. Leave it out, or use `fraction=1`."
-            )
+        check_masks_fit(self.fraction, self.dropout_mask)
+
+
+def check_masks_fit(fraction: float, dropout_mask: DropoutMask) -> None:
+    """Raise ``ValueError`` if passes on the whole batch and on a part of it are to share a dropout mask."""
+    if fraction < 1 and dropout_mask != "new":
+        raise ValueError(
+            f"Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got {dropout_mask!r}: the "
+            "attacked rows and the batch have masks of different shapes. Remove it, or use `fraction=1`."
+        )
 
 
 def run_closure(closure: Any, *args: Any) -> Tensor:

@@ -44,7 +44,7 @@ class TAVAT(FreeLB):
 
     the maximum being over the example's tokens; then, where an example's :math:`\lVert \delta + \eta \rVert_2` is above
     ``epsilon``, both parts are scaled down to it. After the last pass the row of each token of the batch becomes its
-    :math:`\eta`, the mean over its positions. A step costs as much as ``steps`` plain ones, whatever the
+    :math:`\eta`, the mean over its positions. A step costs as much as ``steps`` plain ones, for any
     size of the vocabulary; with ``clean``, which adds the clean loss as in FreeLB, one more.
 
     The table starts uniform in :math:`(-1, 1)` times ``init`` :math:`/ \sqrt{H}`. It is as large as the embedding, in

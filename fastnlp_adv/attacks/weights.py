@@ -22,7 +22,9 @@ _ETA = 0.01
 
 def _params(default: str, doc: str) -> Any:
     check = must_be("part of a parameter's name or a glob", lambda value: isinstance(value, str) and value != "")
-    return option(default=default, check=check, doc=f"part of a parameter's name, or a glob: which move. {doc}")
+    return option(
+        default=default, check=check, doc=f"part of a parameter's name, or a glob: the parameters that move. {doc}"
+    )
 
 
 @options
@@ -31,7 +33,7 @@ class _OnParameters(Options):
     fraction: float = option(
         default=1.0,
         check=check_fraction,
-        doc="the fraction of a batch's examples that is attacked, at least one example, drawn anew in each step. Where "
+        doc="the fraction of a batch's examples to attack, drawn at random in each step, at least one. Where "
         "the first pass only gives the direction, it runs on those, and the second trains on the whole batch; else the "
         "first trains on the whole batch, and the second on those",
     )
@@ -46,8 +48,8 @@ class _OnParameters(Options):
 
 class WeightAttack(_OnParameters, TwoPasses, Attack):
     """
-    An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and put
-    back bit for bit when the step ends, however it ends.
+    An attack that moves weights along their gradient in a pass, for the next one. They are written in place, and
+    restored bit for bit when the step ends, also after an exception.
     """
 
     # Attributes of attacks without the argument.
@@ -133,8 +135,9 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
             return True
         if not any(tap.had_grad for tap in self.taps):
             raise RuntimeError(
-                f"Expected the first pass to bring a gradient to a parameter that matches `params={self.params!r}`, "
-                "but got none. See that the loss depends on it and that it requires gradients, or give other `params`."
+                f"Expected the first pass to compute a gradient for a parameter that matches `params={self.params!r}`, "
+                "but got none. Check that the loss depends on it and that it requires gradients, or give other "
+                "`params`."
             )
         return False
 
@@ -152,9 +155,10 @@ class AWP(AdversarialLoss, WeightAttack):
         v = \gamma\, \lVert w \rVert_2\, g / \lVert g \rVert_2, \quad g = \nabla_w L(w),
 
     with :math:`g` of this micro-batch only. The gradient of the second term is taken at :math:`w + v`, with :math:`v`
-    held constant; the weights are written in place and put back bit for bit when the step ends, however it ends. A
-    parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the clean pass or
-    that is zero. Two forward and two backward passes: 2 plain steps, or 1 + f with a ``fraction`` f of the batch.
+    held constant; the weights are written in place and restored bit for bit when the step ends, also after an
+    exception. A parameter with a zero, infinite or NaN gradient does not move, nor does one that took no part in the
+    clean pass or that is zero. Two forward and two backward passes: 2 plain steps, or 1 + f with a ``fraction`` f of
+    the batch.
 
     A backup of each matched weight is held from the first step on, until :meth:`close`.
 
@@ -179,8 +183,8 @@ class AWP(AdversarialLoss, WeightAttack):
     gamma: float = option(
         default=0.001,
         check=check_number,
-        doc="the size of the perturbation of a parameter, as a fraction of the parameter's norm. Over all of a deep "
-        "model even a small one weighs: at 0.01 some models stayed where they began. The paper's 0.005 to 0.01 are for "
+        doc="the size of the perturbation of a parameter, as a fraction of the parameter's norm. In a deep "
+        "model even a small value matters: at 0.01 some models did not converge. The paper's 0.005 to 0.01 are for "
         "convolutional networks on images",
         kw_only=False,
     )
@@ -234,9 +238,9 @@ class SAM(WeightAttack):
     as biases, unchanged. As in the authors' code, a weight is a parameter with ``weight`` in its
     name.
 
-    :math:`g` is of this micro-batch only. The weights are written in place and put back bit for bit when the step
-    ends, however it ends. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain one.
-    Two forward and two backward passes, of which the first adds nothing to ``.grad``. With a ``fraction`` f of the
+    :math:`g` is of this micro-batch only. The weights are written in place and restored bit for bit when the step ends,
+    also after an exception. If one gradient is infinite or NaN, or all are zero, nothing moves: the step is a plain
+    one. Two forward and two backward passes, of which the first adds nothing to ``.grad``. With a ``fraction`` f of the
     batch a step costs 1 + f plain ones (Bahri et al. 2022, https://arxiv.org/abs/2110.08529). A backup of the weights
     is held from the first step on, until :meth:`close`.
 

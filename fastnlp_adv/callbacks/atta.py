@@ -14,7 +14,7 @@ from .base import AttackCallback, takes
 
 class ATTACallback(AttackCallback):
     r"""
-    Train with :class:`~fastnlp_adv.ATTA`: each example with its perturbation from the epochs before, at the price of
+    Train with :class:`~fastnlp_adv.ATTA`: each example with its perturbation from the epochs before, at the cost of
     plain training.
 
     It needs fastNLP's ``TorchDataLoader``, which gives the indices of a batch's examples; call ``compat.repair()``

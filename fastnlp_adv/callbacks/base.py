@@ -18,8 +18,7 @@ from ..method import Method
 from ..model_method import refuse_wrappers
 from ..options import check_assignment, unknown, with_options
 from ..regularizers import RDrop, Regularizer
-from ..regularizers.rdrop_mixin import check_wrapped
-from ..schedule import Growing
+from ..regularizers.rdrop_mixin import check_called
 from ..versions import has_compiled_parts
 from .step import BatchStep, tell_progress
 
@@ -122,7 +121,11 @@ class MethodCallback(Callback):
         self.method.detach().attach(model)  # with the state of a checkpoint, or of an earlier run
         self.method.close()  # hooks are on during a step only
         tell_progress(self.method, trainer)
-        self._describe(trainer)
+        line, *warnings = self.method.introduce(type(self).__name__)
+        if line:
+            _log(trainer, line)
+        for warning in warnings:
+            logger.rank_zero_warning(warning)
         if has_compiled_parts(model):
             self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
         # before other callbacks, which may raise
@@ -154,36 +157,8 @@ class MethodCallback(Callback):
         if isinstance(step, BatchStep) and self.method in step.methods:
             raise ValueError(
                 f"Expected {type(self).__name__} to train one Trainer at a time, but got a second one while the first "
-                "is running. Give each Trainer a callback of its own."
+                "is running. Give each Trainer its own callback."
             )
-
-    def _describe(self, trainer: Any) -> None:
-        """Log what is perturbed, and warn where the training is too short for the schedule."""
-        method, progress, name = self.method, self.method.progress, type(self).__name__
-        steps, first = int(progress.total_steps or 0), method.first_step(progress)
-        warmup = self.values().get("warmup", 0)
-        growing = method.growing_steps(progress) if isinstance(method, Growing) else 0.0
-        if 0 < steps <= first:
-            logger.rank_zero_warning(
-                f"Expected `start` to be within the training of {steps} optimizer steps, but got {method.start}: "
-                f"{name} will never act. Give a smaller one, or a fraction of the training below 1.",
-                once=True,
-            )
-        elif 0 < steps - first < int(growing):
-            logger.rank_zero_warning(
-                f"Expected `warmup` to end within the training of {steps} optimizer steps, but got {warmup}: "
-                f"{name} will only reach {(steps - first) / growing:.2g} of its perturbation. Give a smaller one, or a "
-                "fraction of the training, at most 1.0.",
-                once=True,
-            )
-        (line, warning), method.opening = method.opening, ("", "")
-        if line and warmup:
-            how = "as the loss falls" if warmup == "auto" else f"over {growing:.4g} optimizer steps"
-            line += f", growing to that {how}"
-        if line:
-            _log(trainer, line)
-        if warning:
-            logger.rank_zero_warning(warning)
 
 
 class AttackCallback(MethodCallback):
@@ -227,13 +202,13 @@ def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:
     callbacks = [each for each in trainer.callback_manager.class_callbacks if isinstance(each, MethodCallback)]
     if type(driver) is TorchFSDPDriver and driver.fp16:
         raise ValueError(
-            "Expected `fp16` to be False for a sharded model, since each rank would skip other steps than the others, "
+            "Expected `fp16` to be False for a sharded model, since ranks would skip different steps, "
             "but got True. Give FullyShardedDataParallel a `mixed_precision` instead."
         )
     refuse_wrappers(driver.model)
     has_rdrop = any(isinstance(each.method, RDrop) for each in callbacks)
     if getattr(driver, "outside_ddp", False) and not has_rdrop:
-        check_wrapped(driver.unwrap_model())
+        check_called(driver.unwrap_model(), "add `RDropCallback()`, which drives the model")
     loop = trainer.train_batch_loop
     step = trainer.batch_step_fn or getattr(loop, "batch_step_fn", None)
     own_step = step is not TrainBatchLoop.batch_step_fn and not isinstance(step, BatchStep)

@@ -59,8 +59,8 @@ class LogCallback(Callback):
     def on_after_trainer_initialized(self, trainer: Any, driver: Any) -> None:
         if not any(isinstance(other, MethodCallback) for other in trainer.callback_manager.class_callbacks):
             logger.rank_zero_warning(
-                "LogCallback has nothing to log: it logs what this package's callbacks measure, and the Trainer has "
-                "none of them. (A model with RDropMixin is measured once it has an RDropCallback as well.)"
+                "LogCallback has nothing to log: the Trainer has no callback of a method of this package. Add one (for "
+                "a model with RDropMixin, RDropCallback), or remove LogCallback."
             )
 
     def on_train_batch_end(self, trainer: Any) -> None:

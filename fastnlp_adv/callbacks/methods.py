@@ -189,7 +189,7 @@ class RDropCallback(RegularizerCallback):
         if not has_dropout(driver.unwrap_model()):
             logger.rank_zero_warning(
                 "R-Drop compares two dropout masks, but this model has no dropout above 0, so the divergence is 0 and "
-                "training is plain, at twice the price. Give the model dropout, or remove RDropCallback."
+                "training is plain, at twice the cost. Give the model dropout, or remove RDropCallback."
             )
 
 

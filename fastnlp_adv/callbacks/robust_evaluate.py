@@ -1,4 +1,4 @@
-"""Robust evaluation in the course of a training."""
+"""Robust evaluation during training."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
         if type(driver) is not TorchSingleDriver or isinstance(driver.model, nn.DataParallel):
             raise ValueError(
                 "Expected RobustEvaluateCallback to run on fastNLP's torch driver on one device, but got "
-                f"{type(driver).__name__}. Evaluate in a process of its own, with `robust_evaluate`."
+                f"{type(driver).__name__}. Evaluate in a separate process, with `robust_evaluate`."
             )
         if self._takes_data:
             self.dataloaders = trainer.evaluate_dataloaders
@@ -142,7 +142,7 @@ class RobustEvaluateCallback(MoreEvaluateCallback):
             self.topk_saver.get_monitor_value(self.evaluator.run(num_eval_batch_per_dl=self._sanity_batches))
 
     def _evaluate(self, num_eval_batch_per_dl: int = -1) -> dict[str, Any]:
-        """Take the place of the evaluator's ``run``: begin the attack anew, and print the results under a title."""
+        """Replace the evaluator's ``run``: restart the attack, and print the results under a title."""
         self._attack.begin()
         with modes_kept(self._attack.attached):
             results: dict[str, Any] = self._run(num_eval_batch_per_dl)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from typing import Any
 
 from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from torch import Tensor
 
-from .. import forwards
 from ..attacks import Attack, Pass
 from ..method import Method
-from ..regularizers import RDrop, RDropMixin, Regularizer
+from ..regularizers import RDropMixin, Regularizer
+from ..regularizers.base import nesting, regularized
 
 
 def tell_progress(method: Method, trainer: Any) -> None:
@@ -28,7 +27,7 @@ class BatchStep:
 
     def __init__(self, original: Callable[..., Any], has_terms: bool):
         self.original = original
-        self.has_terms = has_terms  # also without a regularizer, if the model runs R-Drop by itself
+        self.has_terms = has_terms  # also without a regularizer, if the model itself runs R-Drop
         self.methods: list[Method] = []
 
     def __call__(self, trainer: Any, batch: Any) -> None:
@@ -43,14 +42,10 @@ class BatchStep:
         with ExitStack() as stack:
             objective: Callable[[Any], Any] = trainer.train_step
             acting: list[Regularizer] = []
-            if regularizers:
-                objective, acting = _objective(trainer, regularizers)
-            for regularizer in acting:
-                if regularizer.taps:
-                    stack.enter_context(regularizer.running())
             terms: dict[str, Tensor] = {}
-            if acting or self.has_terms:
-                stack.enter_context(forwards.scoped(terms=terms))
+            if regularizers or self.has_terms:
+                no_sync = trainer.driver.get_model_no_sync_context()
+                objective, acting, terms = regularized(objective, regularizers, no_sync, stack)
             _train(trainer, batch, objective, attack, terms)
         acted = attack is not None and attack.current.acts
         skipped = attack.skipped if attack is not None and acted else 0
@@ -75,7 +70,7 @@ class BatchStep:
                 trainer.driver.get_model_no_sync_context = lambda: nullcontext
         if method not in loop.batch_step_fn.methods:
             loop.batch_step_fn.methods.append(method)
-            loop.batch_step_fn.methods.sort(key=_nesting)
+            loop.batch_step_fn.methods.sort(key=nesting)
 
     @staticmethod
     def uninstall(trainer: Any, method: Method) -> None:
@@ -87,11 +82,6 @@ class BatchStep:
                 trainer.train_batch_loop.batch_step_fn = step.original
                 if isinstance(trainer.driver, TorchFSDPDriver):
                     vars(trainer.driver).pop("get_model_no_sync_context", None)
-
-
-def _nesting(method: Method) -> tuple[bool, str]:
-    """Order regularizers from the innermost to the outermost, so that the order of callbacks does not matter."""
-    return (not method.innermost, method.name) if isinstance(method, Regularizer) else (False, "")
 
 
 def _train(
@@ -136,24 +126,3 @@ def _train(
         unit = accumulation_steps if scale is None else accumulation_steps / scale
         state["grad_norm"] = attack.norms["grad"] * unit
         state["perturbation_norm"] = attack.norms["perturbation"]
-
-
-def _objective(trainer: Any, regularizers: list[Regularizer]) -> tuple[Callable[[Any], Any], list[Regularizer]]:
-    """Return the training step, wrapped by each regularizer that acts on this batch, and these."""
-    acting, bare = [], False
-    for method in regularizers:
-        if not (method.start or method.every > 1) or method.is_due(method.progress):
-            acting.append(method)
-        elif isinstance(method, RDrop):
-            bare = True  # a model with R-Drop of its own runs once then
-    no_sync = trainer.driver.get_model_no_sync_context()
-
-    def train_step(batch: Any) -> Any:
-        forward = forwards.scope.forward
-        with nullcontext() if forward is None or forward.last else no_sync():
-            return trainer.train_step(batch)
-
-    objective: Callable[[Any], Any] = partial(forwards.run, train_step, bare=True) if bare else train_step
-    for method in acting:
-        objective = partial(method.regularize, objective, forward=train_step)
-    return objective, acting

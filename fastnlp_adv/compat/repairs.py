@@ -135,7 +135,7 @@ def _saves_to_missing_folder() -> bool:
 def save_to_new_folder(original: Any, *args: Any, **kwargs: Any) -> None:
     """Let ``Trainer.save_model`` make its folder, and those above it, where they do not exist.
 
-    fastNLP hands the path to torch, which raises. A ``model_save_fn`` still makes its own folder.
+    fastNLP passes the path to torch, which raises. A ``model_save_fn`` still makes its own folder.
     """
     given = inspect.signature(original).bind(*args, **kwargs).arguments
     if given.get("model_save_fn") is None and isinstance(given["folder"], (str, Path)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -93,6 +94,48 @@ class Regularizer(Method, ABC):
         """Follow a step of the optimizer."""
 
 
+def nesting(method: Method) -> tuple[bool, str]:
+    """Order regularizers from the innermost to the outermost, so that the order in which they are given is free."""
+    return (not method.innermost, method.name) if isinstance(method, Regularizer) else (False, "")
+
+
+def regularized(
+    train_step: Forward,
+    regularizers: Iterable[Regularizer],
+    no_sync: Callable[[], AbstractContextManager[Any]],
+    stack: ExitStack,
+) -> tuple[Forward, list[Regularizer], dict[str, Tensor]]:
+    """
+    Return the training step of one batch, wrapped by each regularizer that acts; these; and the terms of the loss, once
+    the step has run. For trainers, which set ``progress``.
+
+    :param regularizers: in the order of :func:`nesting`.
+    :param no_sync: a context without gradient reduction, for all forwards of a pass but the last.
+    :param stack: takes the hooks off at the end of the batch.
+    """
+    acting: list[Regularizer] = []
+    bare = False
+    for method in regularizers:
+        if not (method.start or method.every > 1) or method.is_due(method.progress):
+            acting.append(method)
+        elif method.innermost:
+            bare = True  # a model with R-Drop of its own runs once then
+
+    def step(batch: Any) -> Any:
+        forward = forwards.scope.forward
+        with nullcontext() if forward is None or forward.last else no_sync():
+            return train_step(batch)
+
+    objective: Forward = functools.partial(forwards.run, step, bare=True) if bare else step
+    terms: dict[str, Tensor] = {}
+    for method in acting:
+        objective = functools.partial(method.regularize, objective, forward=step)
+        if method.taps:
+            stack.enter_context(method.running())
+    stack.enter_context(forwards.scoped(terms=terms))
+    return objective, acting, terms
+
+
 def add_term(outputs: dict[str, Any], name: str, weight: float, term: Tensor) -> dict[str, Any]:
     """Return the outputs with a weighted term in ``loss``, and under ``name`` unless the model itself uses it."""
     loss, unweighted = outputs.get("loss"), term.detach()
@@ -127,8 +170,8 @@ class Predictions(Regularizer):
     mask: Mask = option(
         default=None,
         check=check_mask,
-        doc="which positions count: the key of a batch field, or a callable that takes the batch and the outputs (of "
-        "one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
+        doc="the positions that count: the key of a batch field, or a callable that takes the batch and the outputs "
+        "(of one copy of the batch); either gives a bool or 0-1 tensor of shape ``pred.shape[:-1]``, for several "
         "predictions a callable may give several. With ``None``, predictions of three or more dimensions leave out the "
         "positions whose integer ``labels`` (or ``label``, ``targets``, ``target``), of shape ``pred.shape[:-1]``, are "
         "-100; in a causal language model of transformers, the positions whose next label is -100. R-Drop "
@@ -170,6 +213,6 @@ def _refuse_multi_label(batch: Any, preds: list[Tensor]) -> None:
         if fits and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() < 0.01)).all()):
             raise ValueError(
                 f"Expected `divergence` to be 'bernoulli' for labels of shape {tuple(labels.shape)} that are no "
-                "distributions over classes, but got 'categorical', which does not notice a shift of all logits. "
+                "distributions over classes, but got 'categorical', which ignores a shift of all logits. "
                 "Use divergence='bernoulli' for multi-label classification, 'mse' for a regression."
             )

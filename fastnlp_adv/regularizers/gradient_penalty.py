@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional import nodes_of
 from ..method import Cost, OnEmbeddings
 from ..options import check_number, option, options
 from ..taps import Tap, refuse_sharded, taps_on
@@ -96,7 +97,7 @@ class GradientPenalty(OnEmbeddings, Regularizer):
         return add_term(outputs, self.name, self.weight, penalty)
 
     def _refuse(self, penalty: Tensor) -> None:
-        """Raise the error of the backward pass now, with a way out."""
+        """Raise the error of the backward pass now, with a solution."""
         cause = None
         try:
             torch.autograd.grad(penalty, [leaf for tap in self.taps for leaf in tap.leaves], allow_unused=True)
@@ -113,13 +114,4 @@ class GradientPenalty(OnEmbeddings, Regularizer):
 
 def _dead_ends(penalty: Tensor) -> bool:
     """Tell whether a backward pass would run a kernel without a second derivative."""
-    seen, waiting = set(), [penalty.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ in _DEAD_ENDS:
-            return True
-        seen.add(node)
-        waiting.extend(before for before, _ in node.next_functions)
-    return False
+    return any(type(node).__name__ in _DEAD_ENDS for node in nodes_of(penalty))

@@ -72,6 +72,17 @@ def by_name(outputs: Any) -> Any:
     return {"loss": outputs[0], **pred, **named}
 
 
+def named_with(loss: Tensor, outputs: Any) -> dict[str, Any]:
+    """
+    Return outputs by name, beside whose loss a trainer has one of its own. A tuple begins with the loss, or, where the
+    model got no labels, with a prediction.
+    """
+    if isinstance(outputs, tuple) and outputs:
+        has_loss = isinstance(outputs[0], Tensor) and outputs[0].ndim == 0
+        outputs = by_name(outputs if has_loss else (loss, *outputs))
+    return {**({"logits": outputs} if isinstance(outputs, Tensor) else _as_dict(outputs)), "loss": loss}
+
+
 def like(returned: Any, entries: dict[str, Any]) -> Any:
     """Return the model's outputs, in their own type, with R-Drop's loss; and with ``kl`` in a mapping."""
     if isinstance(returned, tuple):
@@ -82,7 +93,9 @@ def like(returned: Any, entries: dict[str, Any]) -> Any:
     made = copy.copy(returned)
     if isinstance(returned, Mapping):
         own = {name: entries[name] for name in [*returned, *({"kl"} & entries.keys())]}
-        if dataclasses.is_dataclass(returned):  # a ModelOutput, which DistributedDataParallel makes anew of its fields
+        if dataclasses.is_dataclass(
+            returned
+        ):  # a ModelOutput, which DistributedDataParallel builds again from its fields
             return _output_with_kl(type(returned))(**own)
         for name, value in own.items():
             made[name] = value

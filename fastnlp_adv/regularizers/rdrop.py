@@ -84,7 +84,7 @@ class RDrop(Predictions):
         if not self.has_looked and self.divergence == "categorical" and _are_probabilities(outputs["pred"]):
             warnings.warn(
                 "R-Drop expects `pred` to hold logits, but got rows that are positive and sum to 1, as after a "
-                "softmax. A second softmax, in the divergence, makes all predictions nearly alike. Return the logits.",
+                "softmax. A second softmax, in the divergence, makes all predictions nearly equal. Return the logits.",
                 stacklevel=2,
             )
         kl = self.distance(outputs["pred"], pred2, self.masks(batch, outputs, returned))
@@ -116,8 +116,8 @@ class RDrop(Predictions):
                 )
         if not self.has_looked and scaled is doubled and _doubles(outputs, doubled, forward, batch):
             warnings.warn(
-                "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got one that the "
-                "doubled batch makes twice as large, as a sum. Return the mean, or use mode='two_pass'.",
+                "R-Drop with mode='concat' expects a loss that is a mean over the examples, but got one that is "
+                "twice as large on the doubled batch, such as a sum. Return the mean, or use mode='two_pass'.",
                 stacklevel=2,
             )
         return first_half(outputs, rows), _second_half(outputs["pred"], rows), returned

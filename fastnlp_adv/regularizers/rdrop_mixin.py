@@ -145,14 +145,13 @@ class RDropMixin:
         return regularizer
 
 
-def check_wrapped(model: nn.Module) -> None:
-    """Raise ``ValueError`` if R-Drop acts in the ``train_step`` of a model that a Trainer calls in its wrapper."""
+def check_called(model: nn.Module, way_out: str) -> None:
+    """Raise ``ValueError`` if R-Drop acts in the ``train_step`` of a model whose ``forward`` a Trainer calls."""
     if isinstance(model, RDropMixin) and model.rdrop_in != "forward":
         name = type(model).__name__
         raise ValueError(
-            f"Expected `rdrop_in` of {name} to be 'forward' in a model that is already wrapped, whose `forward` is "
-            f'called and not its `train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or '
-            "add `RDropCallback()`, which drives the model."
+            f"Expected `rdrop_in` of {name} to be 'forward', since the Trainer calls the model and not its "
+            f'`train_step`, but got {model.rdrop_in!r}. Set `rdrop_in = "forward"` in {name}, or {way_out}.'
         )
 
 

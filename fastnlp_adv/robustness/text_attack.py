@@ -225,7 +225,7 @@ class TextAttack(EvaluationAttack, ABC):
         return [texts] if self.side is None else [texts, others] if self.side == "first" else [others, texts]
 
     def _field(self, encoded: Mapping[str, Any], name: str) -> str:
-        """Return the field of the attacked text, where the tokenizer reads the texts of a pair by themselves."""
+        """Return the field of the attacked text, if the tokenizer reads the texts of a pair separately."""
         return f"pair_{name}" if self.side == "second" and f"pair_{name}" in encoded else name
 
     def _encode(self, asked: list[tuple[Search, str]]) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:

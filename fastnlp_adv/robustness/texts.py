@@ -14,7 +14,7 @@ from torch import Tensor
 from ..options import check_count, must_be, optional
 from .results import Attacked
 
-# Chinese and Japanese, which are written without spaces and whose characters mean something by themselves
+# Chinese and Japanese, which are written without spaces and whose single characters have a meaning
 _SPACELESS = (
     "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0002fa1f\U00030000-\U000323af"
@@ -156,7 +156,7 @@ class VocabularyTokenizer:
     that :class:`HotFlip`, :class:`Typos` and other attacks on text use.
 
     The batch that an attack makes with it holds ``input_ids`` and ``attention_mask``. Give the attack a ``step`` that
-    hands them to the model by their names there. For the second texts of pairs it also holds ``pair_input_ids``
+    passes them to the model under these names. For the second texts of pairs it also holds ``pair_input_ids``
     and ``pair_attention_mask``.
 
     :param vocabulary: a ``Vocabulary`` of fastNLP with padding and an unknown entry, or a mapping from tokens to ids.
@@ -263,7 +263,7 @@ class VocabularyTokenizer:
         **_: Any,
     ) -> dict[str, Any]:
         """
-        Read texts as transformers does, but the second texts of pairs by themselves, into ``pair_input_ids`` and so on.
+        Read texts as transformers does, but the second texts of pairs separately, into ``pair_input_ids`` and so on.
         A text without tokens is read as one unknown token, since models take no less.
         """
         length = (max_length or self.model_max_length) if truncation else None

@@ -180,8 +180,8 @@ def _import_pinyin() -> Callable[..., list[str]]:
         return found
     except ImportError as error:
         raise ImportError(
-            "Expected the package `pypinyin` to be installed, which knows how Chinese characters sound, but it is not. "
-            "Run `pip install 'fastnlp_adv[chinese]'`, or leave \"homophone\" out of `slips`."
+            "Expected the package `pypinyin` to be installed, which has the sounds of Chinese characters, but it is "
+            "not. Run `pip install 'fastnlp_adv[chinese]'`, or leave \"homophone\" out of `slips`."
         ) from error
 
 

@@ -170,7 +170,7 @@ class WorstCase(EvaluationAttack):
                 raise ValueError(
                     "Expected a lookup to have one row for each example, since the worst point is chosen for each, but "
                     f"got a lookup of {len(delta.value)} rows for {len(clean.losses)} losses. Give the model ids of "
-                    "shape (examples, ...), or name with `emb_name` an embedding that is looked up so."
+                    "shape (examples, ...), or name with `emb_name` an embedding with such ids."
                 )
         losses = clean.losses.detach()
         worst = _Worst(losses, clean.errors, clean.labels, losses, [delta.value for delta in deltas])

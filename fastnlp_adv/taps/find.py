@@ -127,8 +127,8 @@ def find_embeddings(model: nn.Module, emb_name: str | None = None, *, outputs: b
             matches.embeddings.append(_checked(Embedding(name, param, _asked(model, modules))))
         elif modules and not param.requires_grad:
             raise ValueError(
-                f"Expected embedding `{name}` to be trainable, since {type(modules[0]).__name__} has a forward of its "
-                "own and its weight is perturbed in place, but got a frozen one. Unfreeze it, use NEFTune, or name "
+                f"Expected embedding `{name}` to be trainable, since {type(modules[0]).__name__} has a custom "
+                "forward and its weight is perturbed in place, but got a frozen one. Unfreeze it, use NEFTune, or name "
                 "another embedding with `emb_name`."
             )
         elif param.requires_grad and isinstance(param, nn.Parameter):

@@ -137,7 +137,7 @@ class Layout:
             raise RuntimeError(
                 f"Expected `mask` to give a tensor of shape {tuple(ids.shape)}, like the ids of embedding "
                 f"`{self._name}`, but got {shape}. Give the name of such a field of the batch, or a function of the "
-                "batch; a loop of your own hands the batch to `step(closure, batch)`, or the field to the model."
+                "batch. In your own loop, pass the batch to `step(closure, batch)`, or the field to the model."
             )
         return found != 0
 
@@ -150,8 +150,8 @@ class Layout:
             self._attacked = None
             warnings.warn(
                 f"`fraction` expects the model to look up examples in the order of the batch, but embedding "
-                f"`{self._name}` was asked for other ids of the attacked ones in another pass. A model that sorts the "
-                "batch has the wrong examples perturbed: sort before, or use `fraction=1`. Ignore this for a model "
+                f"`{self._name}` looked up different ids for the attacked rows in another pass. If the model sorts the "
+                "batch, the wrong examples are perturbed: sort before, or use `fraction=1`. Ignore this for a model "
                 "that masks words itself.",
                 stacklevel=2,
             )

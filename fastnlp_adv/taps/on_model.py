@@ -24,8 +24,8 @@ def taps_on(
     if matches.tables and granularity != "vocab":
         name, kind = next(iter(matches.tables.items()))
         raise ValueError(
-            f"Expected embedding `{name}` to look up as nn.Embedding does, but got {kind}, which has a forward of its "
-            "own: only its weight can be perturbed. Use FGM or PGD with `granularity='vocab'`, NEFTune, or another "
+            f"Expected embedding `{name}` to look up as nn.Embedding does, but got {kind}, which has a custom "
+            "forward: only its weight can be perturbed. Use FGM or PGD with `granularity='vocab'`, NEFTune, or another "
             "`emb_name`."
         )
     if matches.weights and granularity != "vocab":

@@ -125,7 +125,7 @@ class TapPass:
         self.alive.add(lookup)
 
     def count(self, lookups: Sequence[Lookup]) -> int:
-        """Return how many numbers there are, after numbering the lookups of a plain loop anew."""
+        """Return how many numbers there are, after numbering the lookups of a plain loop again."""
         if self.driven or self.announced:
             return self.total
         first = min(lookup.number for lookup in lookups)  # forwards without a backward pass may have come before
@@ -161,9 +161,9 @@ class TapPass:
         examples = len(self.part) if self.alone else self.part.of
         if not ids.dim() or len(ids) != copies * examples:
             raise RuntimeError(
-                f"Expected embedding `{name}` to be asked for ids with a row for each of the {copies * examples} "
+                f"Expected embedding `{name}` to look up ids with a row for each of the {copies * examples} "
                 f"examples of a pass, since `fraction` attacks some of them, but got ids of shape {tuple(ids.shape)}. "
-                "Use `fraction=1`, or an `emb_name` that matches none but embeddings of such ids."
+                "Use `fraction=1`, or an `emb_name` that only matches embeddings with such ids."
             )
         return None if self.alone else self.part.rows(ids.device)
 
@@ -257,7 +257,7 @@ class ByPosition:
     :param lookups: the lookups of the first pass that have a gradient.
     :param total: how many lookups a forward of this pass had, with or without a gradient.
     :param starts: the values in this pass, by number; zeros for others.
-    :param per_token: normalize each position by itself.
+    :param per_token: normalize each position separately.
     """
 
     def __init__(self, lookups: Sequence[Lookup], total: int, starts: dict[int, Tensor], *, per_token: bool):

@@ -171,7 +171,7 @@ class WeightTap(Tap):
 
     def _on_gradient(self, grad: Tensor) -> None:
         self.had_grad = True
-        if self._inner or not self._is_read:  # an inner pass hands its gradients to `receive`
+        if self._inner or not self._is_read:  # an inner pass gives its gradients to `receive`
             return
         grad = grad.detach().to_dense()
         backward, self._backward = self._backward, torch._C._current_graph_task_id()

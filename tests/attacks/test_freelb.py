@@ -146,6 +146,28 @@ def test_with_a_clean_pass_the_reported_loss_is_the_clean_one():
     assert attack.cost == (4, 4, 0)
 
 
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_with_a_fraction_the_clean_pass_is_on_all_and_the_others_on_the_attacked_rows(fraction):
+    model = classifier()
+    sizes = {"epsilon": 0.15, "alpha": 0.1, "init": 0.5, "steps": 3}
+    rows = FreeLB(classifier(), clean=True, fraction=fraction).choose(len(IDS))
+    attack, generator = attack_and_generator(model, **sizes, clean=True, fraction=fraction)
+    model.zero_grad()
+    attack.step(lambda part: loss_on(part["ids"], part["labels"])(model), {"ids": IDS, "labels": LABELS})
+    found = gradients(model)
+    model.zero_grad()
+    LOSS(model).backward()
+    reference([IDS[rows]], loss_at(model, IDS[rows], LABELS[rows]), generator, 8, **sizes)
+    assert_same(found, gradients(model))
+
+
+def test_a_fraction_needs_the_clean_pass_and_a_new_dropout_mask():
+    with pytest.raises(ValueError, match="Expected `clean` to be True with a `fraction` below 1, but got False"):
+        FreeLB(fraction=0.5)
+    with pytest.raises(ValueError, match="Expected `dropout_mask` to be 'new' with a `fraction` below 1"):
+        FreeLB(clean=True, fraction=0.5, dropout_mask="same")
+
+
 class Gradients(Callback):
     """Those of all parameters at each optimizer step."""
 

@@ -204,8 +204,6 @@ def test_the_autocast_of_a_trainer_goes_first():
     ids=["fgm", "fgsm", "awp", "pgd-1"],
 )
 def test_where_every_pass_trains_it_is_refused(attack, arguments):
-    with pytest.raises(
-        ValueError, match=r"`inner_autocast` to be None where every pass of a step trains.*Leave it out"
-    ):
+    with pytest.raises(ValueError, match=r"`inner_autocast` to be None, since every pass of a step trains.*Remove it"):
         attack(Classifier(), inner_autocast=LOW, **arguments)
     attack(Classifier(), inner_autocast=LOW, replace=True, **arguments)

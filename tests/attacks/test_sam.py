@@ -116,7 +116,7 @@ def test_a_fraction_needs_the_batch_and_a_new_dropout_mask():
     model = classifier()
     with (
         SAM(model, fraction=0.5) as sam,
-        pytest.raises(ValueError, match=r"Expected the batch, of which `fraction=0.5`"),
+        pytest.raises(ValueError, match=r"Expected the batch, since `fraction=0.5`"),
     ):
         sam.step(lambda: LOSS(model))
     with pytest.raises(
@@ -282,7 +282,10 @@ def test_a_model_without_trainable_parameters_is_refused_when_the_trainer_is_bui
 
 def test_a_loss_that_no_parameter_takes_part_in_is_refused():
     model, x = Classifier(), torch.ones(2, requires_grad=True)
-    with SAM(model) as sam, pytest.raises(RuntimeError, match="Expected the first pass to bring a gradient to a para"):
+    with (
+        SAM(model) as sam,
+        pytest.raises(RuntimeError, match="Expected the first pass to compute a gradient for a para"),
+    ):
         sam.step(lambda: x.sum())
 
 

@@ -167,6 +167,21 @@ def test_steps_in_a_row(epsilon, steps, alpha, init, clean):
         torch.testing.assert_close(kept, table, rtol=1e-5, atol=1e-7)
 
 
+def test_with_a_fraction_the_attacked_rows_keep_their_tokens():
+    model = classifier()
+    arguments = {"epsilon": 0.3, "alpha": 0.1, "steps": 2, "init": 0.5}
+    rows = TAVAT(classifier(), clean=True, fraction=0.5).choose(len(IDS))
+    attack, table, generator = attack_on(model, **arguments, clean=True, fraction=0.5)
+    model.zero_grad()
+    attack.step(lambda part: loss_on(part["ids"], part["labels"])(model), {"ids": IDS, "labels": LABELS})
+    found = gradients(model)
+    model.zero_grad()
+    LOSS(model).backward()
+    reference([IDS[rows]], table, loss_at(model, IDS[rows], LABELS[rows]), generator, **arguments)
+    assert_same(found, gradients(model), rtol=1e-5)
+    torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
+
+
 class Gradients(Callback):
     """Those of all parameters at each optimizer step, and the table at the end."""
 

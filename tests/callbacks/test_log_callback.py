@@ -254,16 +254,26 @@ def test_what_it_does_not_take():
 
 
 def test_the_examples_of_the_documentation_train(monkeypatch):
-    fitlog, board = Fitlog(), types.ModuleType("tensorboard")
+    fitlog, board, wandb, swanlab = Fitlog(), *map(types.ModuleType, ("tensorboard", "wandb", "swanlab"))
     board.SummaryWriter = lambda folder: Summary()
-    monkeypatch.setitem(sys.modules, "fitlog", fitlog)
+    logged = {"wandb": {}, "swanlab": {}}
+    run = types.SimpleNamespace(log=lambda data, step=None: logged["wandb"].update({step: data}))
+    wandb.init = lambda project: run
+    swanlab.init = lambda project: None
+    swanlab.log = lambda data, step=None: logged["swanlab"].update({step: data})
+    for name, module in {"fitlog": fitlog, "wandb": wandb, "swanlab": swanlab}.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr(fastNLP, "FitlogCallback", lambda log_loss_every: Callback())
     space, runs = {}, 0
     for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S):
         exec(compile(block, DOCS.name, "exec"), space)
-        train(Classifier(), space["callbacks"], n_batches=12)
-        runs += 1
-    assert runs == 5
+        if "callbacks" in space:
+            train(Classifier(), space.pop("callbacks"), n_batches=12)
+            runs += 1
+    assert runs == 7
     assert "adv/adv_loss" in fitlog.losses[10] and "adv/adv_loss" in space["summary"].scalars[10]
     assert [row["step"] for row in space["rows"]] == [10]
+    assert "adv_loss" in logged["swanlab"][10]
+    assert {*logged["wandb"]} == {*space["summary"].scalars} == {10, 20}  # the plain loop is the last to write
+    assert logged["wandb"][20]["perturbation_norm"] == pytest.approx(1)

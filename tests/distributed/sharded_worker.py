@@ -10,6 +10,7 @@ FOLDER/exampleN.
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import sys
@@ -182,6 +183,7 @@ def main(folder):
         found["saved", engine] = save_and_resume(saved, sharded.ENGINES[engine][0])
     torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
     dist.barrier()
+    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
     dist.destroy_process_group()
 
 

@@ -11,6 +11,7 @@ docs/distributed.md, which write to FOLDER/pageN.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -75,6 +76,7 @@ def run_all(folder):
     results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(world), *scenarios.with_noise(world)]}
     torch.save(results, Path(folder, str(world), f"rank{dist.get_rank()}.pt"))
     dist.barrier()
+    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
     dist.destroy_process_group()
 
 
@@ -112,6 +114,7 @@ def break_down(folder, method, last_forward):
 def run_page(folder):
     write_to(Path(folder, f"page{os.environ['RANK']}"))
     set_env_on_import_torch()
+    sys.path.insert(0, str(pages.ROOT / "examples"))  # for classifier.py, which the page puts beside its program
     (block,) = pages.blocks("docs/distributed.md")
     exec(compile(block, "page", "exec"), {})
 

@@ -1,8 +1,9 @@
-"""Every program of the pages runs, both languages show the same ones, and nothing is missing or leads nowhere."""
+"""Every program of the pages runs, and nothing is missing or leads nowhere; test_chinese.py compares the languages."""
 
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from pages import (
@@ -14,66 +15,22 @@ from pages import (
     papers,
     read,
     reference,
-    structure,
-    without_comments,
 )
 
 import fastnlp_adv
 from fastnlp_adv.callbacks import METHODS
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
-CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/") or name.endswith(".zh-CN.md")]
-#: with those beside the pages
-TRANSLATIONS = [*CHINESE, *sorted(path.name for path in ROOT.glob("*.zh-CN.md"))]
-#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), that of the README,
-#: and those for loggers, which tests/callbacks/test_log_callback.py runs
-SPECIAL = [
-    "docs/distributed.md",
-    "docs/how_the_step_works.md",
-    "docs/large_models.md",
-    "docs/quickstart.md",
-    "docs/logging.md",
-]
-
-
-def english(name):
-    return name.replace("docs/zh-CN/", "docs/").replace(".zh-CN.md", ".md")
-
-
-def linked(name, language):
-    """Return to which file the link below the title of a page leads."""
-    link = (ROOT / name).read_text(encoding="utf-8").splitlines()[2]
-    return ((ROOT / name).parent / re.match(rf"\[{language}\]\((.*?)\)", link)[1]).resolve()
-
-
-@pytest.mark.parametrize("name", TRANSLATIONS)
-def test_both_languages_show_the_same_code(name):
-    first, second = ([without_comments(block) for block in blocks(each)] for each in (english(name), name))
-    assert first == second
-
-
-@pytest.mark.parametrize("name", TRANSLATIONS)
-def test_both_languages_have_the_same_structure(name):
-    assert structure(name) == structure(english(name))
-
-
-@pytest.mark.parametrize("name", TRANSLATIONS)
-def test_each_language_links_to_the_other(name):
-    assert linked(name, "English") == ROOT / english(name)
-    assert linked(english(name), "(?:简体)?中文") == ROOT / name
-
-
-def test_every_page_but_the_reference_and_the_results_is_there_in_both_languages():
-    translated = {english(name) for name in CHINESE}
-    pages = {name for name in PAGES if name not in CHINESE}
-    single = {name for name in pages if name.startswith(("docs/api/", "docs/study/", "docs/benchmarks/"))}
-    assert pages - single <= translated <= pages
-    assert {"README.md", "CONTRIBUTING.md"} <= {english(name) for name in TRANSLATIONS}
+CHINESE = [name for name in PAGES if name.startswith("docs/zh-CN/")]
+#: run by other tests: excerpts of the package, programs for several processes (tests/distributed/), and programs for
+#: loggers, which tests/callbacks/test_log_callback.py runs
+SPECIAL = ["docs/distributed.md", "docs/how_the_step_works.md", "docs/large_models.md", "docs/logging.md"]
 
 
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
 def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "classifier", raising=False)  # not the model that another page trained
     space = {}
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
@@ -85,8 +42,22 @@ def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatc
         )
 
 
-def test_the_quickstart_is_that_of_the_readme():
-    assert blocks("docs/quickstart.md") == blocks("README.md")[:1]
+def test_no_class_of_a_program_is_written_twice():
+    classes = [
+        (name, found)
+        for name in ["README.md", "examples/classifier.py", *PAGES]
+        if name not in CHINESE
+        for block in ([read(name)] if name.endswith(".py") else blocks(name))
+        for found in re.findall(r"^class .*\n(?:(?: +.*)?\n)*", block, flags=re.M)
+    ]
+    models = [(name, text.strip()) for name, text in classes if "def " in text]
+    texts = [text for _, text in models]
+    assert [name for name, text in models if texts.count(text) > 1] == []
+
+
+def test_the_quickstart_links_to_the_program_of_the_readme():
+    assert "<!-- program: ../README.md -->" in read("docs/quickstart.md")
+    assert "<!-- program: ../../README.zh-CN.md -->" in read("docs/zh-CN/quickstart.md")
 
 
 def test_excerpts_of_the_package_are_up_to_date():

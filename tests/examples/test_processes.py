@@ -1,11 +1,17 @@
 """An example in several real processes."""
 
 import json
+from pathlib import Path
 
+import launch
+import pytest
 import torch
+import torch.distributed as dist
 import train_text_classification as script
 from data import load_data
 from processes import torchrun
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
@@ -28,3 +34,19 @@ def test_trains_in_two_processes_under_torchrun(reviews, bert, tmp_path):
     assert metrics["accuracy"] == accuracy(tmp_path / method, load_data(str(reviews), None))
     trained, before = map(AutoModelForSequenceClassification.from_pretrained, (tmp_path / method, bert))
     assert any(not torch.equal(*pair) for pair in zip(trained.parameters(), before.parameters(), strict=True))
+
+
+def gloo_threads():
+    return [name for name in (each.read_text() for each in Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at the threads of a Linux process")
+def test_no_thread_of_the_process_group_outlives_it():
+    before = len(gloo_threads())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    cycle = {"model": DistributedDataParallel(nn.Linear(2, 2))}
+    cycle["itself"] = cycle
+    del cycle
+    assert len(gloo_threads()) > before
+    launch.finish()
+    assert len(gloo_threads()) == before

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from fastNLP import TorchDataLoader, Trainer
-from support import distance
+from fastNLP import Callback, TorchDataLoader, TorchGradClipCallback, Trainer
+from support import Classifier, collate, distance, samples, since_torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BertConfig, BertForSequenceClassification
 
-from fastnlp_adv import FGMCallback
+from fastnlp_adv import AWP, PGD, FGMCallback
 
 FOLDER = Path(__file__).parents[2] / "examples/recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
 OTHER_TRAINERS = [name for name in RECIPES if name.startswith("in_")]
+#: those whose requirements are here
+RUN = [
+    pytest.param(name, marks=since_torch(2, 3, "torch.amp.GradScaler") if name == "in_a_plain_loop" else ())
+    for name in OTHER_TRAINERS
+]
 #: recipes that compare a loss before and after; the others end in an accuracy
 LOSSES = ["causal_lm", "lora", "regression", "seq2seq_t5"]
 
@@ -36,7 +43,7 @@ def test_lora_leaves_the_frozen_embedding_alone():
     assert torch.equal(found["embedding"], found["frozen"])
 
 
-@pytest.mark.parametrize("name", OTHER_TRAINERS)
+@pytest.mark.parametrize("name", RUN)
 def test_the_program_of_another_trainer_runs(name):
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
@@ -59,31 +66,114 @@ def adam(model):
     return torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-3)  # with a tiny eps rounding errors become steps
 
 
-def collate(samples):
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+def of_fastnlp(model, data, callbacks, **arguments):
+    """Train a copy of the model in fastNLP's Trainer."""
+    model = copy.deepcopy(model)
+    loader = TorchDataLoader(data, batch_size=8, collate_fn=collate, prefetch_factor=None)
+    arguments |= {"driver": "torch", "device": "cpu", "n_epochs": 1, "progress_bar": None}
+    Trainer(model, loader, adam(model), callbacks=callbacks, **arguments).run()
+    return model
 
 
-@pytest.mark.parametrize("name", OTHER_TRAINERS)
-def test_another_trainer_does_what_the_trainer_of_fastnlp_does(name, monkeypatch):
+@pytest.fixture
+def data():
     ids = torch.randint(5, 60, (48, 8), generator=torch.Generator().manual_seed(1))
-    data = [{"input_ids": row, "labels": (row[0] > 30).long()} for row in ids]
+    return [{"input_ids": row, "labels": (row[0] > 30).long()} for row in ids]
+
+
+@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_another_trainer_does_what_the_trainer_of_fastnlp_does(name, accumulation, data, monkeypatch):
     module, model = load(name), bert()
-    start, reference, plain = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
-    if hasattr(module, "FGMTrainer"):  # which shuffles
-        monkeypatch.setattr(module.FGMTrainer, "_get_train_sampler", lambda *_: None)
-    module.train(model, adam(model), data)
-    for other, callbacks in ((reference, [FGMCallback(epsilon=0.5)]), (plain, None)):
-        loader = TorchDataLoader(data, batch_size=8, collate_fn=collate, prefetch_factor=None)
-        Trainer(
-            model=other,
-            driver="torch",
-            device="cpu",
-            n_epochs=1,
-            train_dataloader=loader,
-            optimizers=adam(other),
-            callbacks=callbacks,
-            progress_bar=None,
-        ).run()
+    start, more = copy.deepcopy(model), {"accumulation": accumulation}
+    if hasattr(module, "FGMTrainer"):
+        if accumulation > 1:
+            pytest.skip("its own test has accumulation")
+        monkeypatch.setattr(module.FGMTrainer, "_get_train_sampler", lambda *_: None)  # which shuffles
+        more = {}
+    if name == "in_a_plain_loop":
+        more["max_norm"] = math.inf
+    module.train(model, adam(model), data, **more)
+    reference = of_fastnlp(start, data, [FGMCallback(epsilon=0.5)], accumulation_steps=accumulation)
+    plain = of_fastnlp(start, data, None, accumulation_steps=accumulation)
     assert distance(model, reference) < 1e-6
     assert distance(model, start) > 1e-2
     assert distance(model, plain) > 1e-3  # the attack counts
+
+
+class Averaging(Callback):
+    def __init__(self, model):
+        super().__init__()
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def on_after_optimizers_step(self, trainer, optimizers):
+        self.averaged.update_parameters(trainer.model)
+
+
+@since_torch(2, 3, "torch.amp.GradScaler")
+def test_the_plain_loop_clips_and_averages(data):
+    model = bert()
+    averaging, attack = Averaging(model), [FGMCallback(epsilon=0.5)]
+    clipped = of_fastnlp(model, data, [*attack, TorchGradClipCallback(0.1), averaging])
+    assert distance(clipped, of_fastnlp(model, data, attack)) > 1e-3
+    averaged = load("in_a_plain_loop").train(model, adam(model), data, max_norm=0.1)
+    assert distance(averaged.module, averaging.averaged.module) < 1e-6 < distance(averaged.module, model)
+    assert averaged.n_averaged == 6
+
+
+def test_lightning_goes_on_from_a_checkpoint(data, tmp_path):
+    """An attack that draws noise ends where one ends that was not interrupted."""
+    lightning, module = pytest.importorskip("lightning"), load("in_lightning")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+
+    def trained(epochs, name, **more):
+        model = bert()
+        learner = module.FGMModule(model, adam(model))
+        learner.fgm = PGD(epsilon=0.5, steps=2, random_init=True, warmup=9)
+        trainer = lightning.Trainer(max_epochs=epochs, enable_checkpointing=False, **quiet)
+        trainer.fit(learner, loader, **more)
+        trainer.save_checkpoint(tmp_path / name)
+        return model
+
+    whole, half = trained(2, "whole.ckpt"), trained(1, "half.ckpt")
+    resumed = trained(2, "resumed.ckpt", ckpt_path=tmp_path / "half.ckpt")
+    assert distance(resumed, whole) < 1e-7 < distance(half, whole)
+
+
+@pytest.mark.parametrize("drops", [True, False], ids=["zero_grad", "no zero_grad"])
+def test_awp_of_competitions_is_what_the_page_says(drops):
+    """A loop in the way of the class that goes around there, with `adv_lr=0.3`, `adv_eps=0.1` and `start_epoch=1`."""
+    batches = [collate(part) for part in zip(*[iter(samples())] * 4, strict=True)]
+    ours, theirs = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
+    start = copy.deepcopy(ours)
+
+    def loss_of(model, batch):
+        return model.train_step(batch["input_ids"], batch["labels"])["loss"]
+
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    weights = {name: param for name, param in theirs.named_parameters() if "weight" in name}
+    for epoch in range(2):
+        for batch in batches:
+            loss_of(theirs, batch).backward()
+            if epoch >= 1:
+                saved = {name: weight.detach().clone() for name, weight in weights.items()}
+                for name, weight in weights.items():
+                    moved = saved[name] + 0.3 * weight.grad / weight.grad.norm() * saved[name].norm()
+                    most = 0.1 * saved[name].abs()
+                    weight.data = torch.min(torch.max(moved, saved[name] - most), saved[name] + most)
+                if drops:
+                    optimizer.zero_grad()
+                loss_of(theirs, batch).backward()
+                for name, weight in weights.items():
+                    weight.data = saved[name]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.5)
+    with AWP(ours, gamma=0.3, coordinate_bound=0.1, replace=drops, start=1 * len(batches)) as awp:
+        for batch in batches * 2:
+            awp.step(lambda batch=batch: loss_of(ours, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert distance(ours, theirs) < 1e-10 < 1e-2 < distance(ours, start)

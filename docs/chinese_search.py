@@ -1,4 +1,4 @@
-"""The search of the site: English words by their stems, and runs of Chinese characters by their pairs."""
+"""The search of the Chinese site: runs of Chinese characters by their pairs, and English words by their stems."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 
 from sphinx.search.en import SearchEnglish
 
-__all__ = ["BilingualSearch"]
+__all__ = ["ChineseSearch"]
 
 #: a run of Chinese characters, or a word of anything else
 _WORDS = re.compile(r"[\u4e00-\u9fff]+|[^\W\u4e00-\u9fff]+")
 
 
-class BilingualSearch(SearchEnglish):
+class ChineseSearch(SearchEnglish):
     """
     Finds a Chinese word wherever its characters stand beside each other, without a dictionary of words.
 
     Index and query are split alike: ``splitQuery`` below is :meth:`split` in JavaScript.
     """
 
-    lang = "en-zh"
+    lang = "chinese"
     js_splitter_code = r"""
 function splitQuery(query) {
   const words = query.match(/[\u4e00-\u9fff]+|(?:(?![\u4e00-\u9fff])[\p{Letter}\p{Number}_])+/gu) || [];
