@@ -267,7 +267,7 @@ def worker(folder):
 
 
 def resumed(folder):
-    """The weights of a training with noise of its own and perturbations of its examples, and of the same one resumed."""
+    """The weights of a training with noise and perturbations of its examples, and of the same one resumed."""
     import fastnlp_adv
 
     weights = []
