@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from support import VOCAB, bert_config
@@ -282,7 +282,6 @@ def resumed(folder):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     import transformers  # noqa: F401 - before the ranks are forked
     from forked import launch
 
