@@ -815,7 +815,7 @@ def max_norm_is_accepted():
     as_seen_by_package(nn.Embedding, "max_norm", None)
 
 
-@lookups("attacks/test_special_lookups.py", "attacks/test_transformers.py")
+@lookups("attacks/test_special_lookups.py", "test_architectures.py")
 def scaled_lookups_are_not_scaled():
     """The perturbation of an embedding that scales its rows is not scaled."""
     from torch import nn

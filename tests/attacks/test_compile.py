@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch._dynamo
 from references import ATTACKS, assert_same, batch, loss_on, step
-from support import CLASSES, TORCH, VOCAB
+from support import CLASSES, VOCAB
 from torch import nn
-
-from fastnlp_adv import FGM, PGD
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)
@@ -54,19 +52,3 @@ def test_a_compiled_model(build, reference, backend, granularity):
     with torch.no_grad():
         assert torch.allclose(model(IDS), plain(IDS))
     assert_same(plain_names(step(build(model, granularity=granularity), model, LOSS)), expected)
-
-
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_a_model_that_was_compiled_and_run_before_the_attack(attack):
-    """Its graphs do not know of the hook; after a reset they do."""
-    plain = Mlp()
-    expected = step(attack(plain), plain, LOSS)
-    model = torch.compile(Mlp(), backend="eager")
-    LOSS(model).backward()
-    attack = attack(model)
-    if TORCH >= (2, 3):  # before, graphs notice hooks that come later
-        with pytest.raises(RuntimeError, match=r"`torch.compiler.reset\(\)` if the model was compiled and run before"):
-            attack.step(lambda: LOSS(model))
-    torch._dynamo.reset()
-    found = step(attack, model, LOSS)
-    assert_same(plain_names(found), expected)

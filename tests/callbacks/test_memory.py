@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import Classifier, build, distance, train, weights
+from support import Classifier, build, distance, train
 
 from fastnlp_adv import ATTACallback, FreeLBCallback, SMARTCallback, TAVATCallback
 
@@ -14,18 +14,6 @@ MEMORIES = {
     "SMART": lambda: SMARTCallback(bregman_weight=1.0),
     "FreeLB": lambda: FreeLBCallback(),
 }
-
-
-@pytest.mark.parametrize("name", MEMORIES)
-def test_a_second_run_goes_on_with_what_the_first_remembers(name):
-    whole, parts = Classifier(), Classifier()
-    train(whole, [MEMORIES[name]()], n_epochs=2, n_batches=-1)
-    trainer = build(parts, [MEMORIES[name]()], n_epochs=1, n_batches=-1)
-    torch.manual_seed(1)
-    trainer.run()
-    trainer.n_epochs, trainer.n_batches = 2, -1
-    trainer.run()
-    assert torch.equal(weights(whole), weights(parts))
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -39,11 +27,3 @@ def test_a_checkpoint_after_the_run_holds_what_it_remembers(name, tmp_path):
     torch.set_rng_state(rng)
     other.run(resume_from=str(tmp_path))
     assert distance(resumed, whole) < 1e-6
-
-
-def test_another_trainer_begins_with_an_empty_memory():
-    callback = ATTACallback()
-    train(Classifier(), [callback], n_batches=6)
-    again = train(Classifier(), [callback], n_batches=6)
-    alone = train(Classifier(), [ATTACallback()], n_batches=6)
-    assert torch.equal(weights(again.driver.model), weights(alone.driver.model))

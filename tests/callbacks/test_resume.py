@@ -4,10 +4,10 @@ import pytest
 import torch
 from fastNLP import CheckpointCallback
 from rows import ROWS, Row
-from support import Classifier, build, distance, loader, train, weights
+from support import Classifier, build, distance, loader, weights
 from torch import nn
 
-from fastnlp_adv import FGMCallback, RDropCallback
+from fastnlp_adv.callbacks import METHODS
 
 SCHEDULED = {
     "FGM-start": Row("FGM", {"start": 7}),
@@ -15,7 +15,7 @@ SCHEDULED = {
     "FGM-every": Row("FGM", {"start": 1, "every": 4}),
     "RDrop-start": Row("RDrop", {"start": 7}),
 }
-ALL = {**ROWS, **SCHEDULED}
+ALL = {**{name: ROWS[name] for name in METHODS}, "SMART-bregman": ROWS["SMART-bregman"], **SCHEDULED}
 
 
 class CountedDropout(nn.Module):
@@ -72,27 +72,3 @@ def test_resumed_training_ends_in_the_same_weights(row, tmp_path):
         trainer = run(resumed, [row.callback()], resume_from=checkpoint(tmp_path / stop, stop))
         assert trainer.global_forward_batches == 12
         assert torch.equal(weights(resumed), weights(whole))
-
-
-def test_resumed_training_with_accumulation_ends_in_the_same_weights(tmp_path):
-    models = [make_model(dropout=False), make_model(dropout=False)]
-    run(models[0], [FGMCallback(start=3), saver(tmp_path, every_n_batches=4)], accumulation_steps=2)
-    run(models[1], [FGMCallback(start=3)], resume_from=checkpoint(tmp_path, "batch_4"), accumulation_steps=2)
-    assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-def test_attack_can_be_added_when_training_resumes(tmp_path):
-    plain, resumed, started = make_model(False), make_model(False), make_model(False)
-    run(plain, [saver(tmp_path / "plain", every_n_batches=4)])
-    run(resumed, [FGMCallback()], resume_from=checkpoint(tmp_path / "plain", "batch_4"))
-    run(started, [FGMCallback(start=4), saver(tmp_path / "started")])  # which gives it the same order of batches
-    assert torch.equal(weights(resumed), weights(started))
-    assert distance(resumed, plain) > 1e-6
-
-
-def test_saved_model_loads_into_a_plain_trainer(tmp_path):
-    model, other = Classifier(), Classifier(seed=1)
-    trainer = train(model, [FGMCallback(), RDropCallback()])
-    trainer.save_model(tmp_path, only_state_dict=True)
-    build(other).load_model(tmp_path, only_state_dict=True)
-    assert torch.equal(weights(other), weights(model))

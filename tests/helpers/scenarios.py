@@ -201,8 +201,8 @@ PATTERNS = ("none", "fgm", "pgd", "freelb", "rdrop two_pass", "smart bregman")
 
 def scenarios(world):
     """
-    (method, model, accumulation_steps) for every method: on two ranks with accumulation, on three without it and
-    on the model that makes it hardest.
+    (method, model, accumulation_steps): on two ranks every method with accumulation, on three one of each pattern of
+    passes, on the model that makes it hardest.
     """
     if world == 2:
         for method in (*METHODS, *BETWEEN_PASSES):
@@ -211,10 +211,8 @@ def scenarios(world):
         yield "fgm", "mixin", 2
         yield "rdrop two_pass", "mixin", 2
     else:
-        for method in METHODS:
+        for method in PATTERNS:
             yield method, "buffers and unused", 1
-        for method in BETWEEN_PASSES:
-            yield method, differing(method), 1
     for method in PATTERNS:
         yield method, "plain" if world == 2 else "buffers", 1
 

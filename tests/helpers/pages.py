@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastnlp_adv.callbacks import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def read(name):

@@ -60,10 +60,6 @@ def byte_level(add_prefix_space=False):
     return trained(pre_tokenizers.ByteLevel(**prefix), decoders.ByteLevel(), **prefix)
 
 
-def sentence_piece():
-    return trained(pre_tokenizers.Metaspace(), decoders.Metaspace())
-
-
 def trained(pre_tokenizer, decoder, **kwargs):
     """Subwords that begin with a mark where a word begins, by byte pair encoding."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))

@@ -274,26 +274,3 @@ class Siamese(nn.Module):
     def compare(self, left, right):
         left, right = (torch.tanh(self.layer(e)).mean(-2) for e in (left, right))
         return ((left - right) ** 2).sum(-1).mean()
-
-
-def step_at_moved_weights(model, moved, *, replace):
-    """
-    A batch step that trains where ``moved`` says, by name, from a function of the model that returns its loss. The
-    gradient that moves the weights is this micro-batch's own.
-    """
-
-    def batch_step_fn(trainer, batch):
-        by = moved(model, lambda model: trainer.train_step(batch)["loss"])
-        if not replace:
-            trainer.backward(trainer.train_step(batch))
-        params = {name: p for name, p in model.named_parameters() if name in by}
-        saved = {name: p.detach().clone() for name, p in params.items()}
-        for name, p in params.items():
-            p.data += by[name]
-        trainer.backward(trainer.train_step(batch))
-        for name, p in params.items():
-            p.data = saved[name]
-        trainer.step()
-        trainer.zero_grad()
-
-    return batch_step_fn

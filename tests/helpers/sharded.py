@@ -173,7 +173,6 @@ TRAINED = {
     "vat": 3,
     "awp": 1,
 }
-TRAINER_ENGINES = ("fsdp", "fsdp, flat, embeddings alone")
 TRAINER_REDUCTIONS = {"fgm": 2, "pgd": 2, "freelb": 3, "fgm + rdrop": 2, "pgd + rdrop two_pass": 2}
 
 
