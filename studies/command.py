@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, tr
 
 from fastnlp_adv import __version__
 from studies import page
-from studies.methods import add_methods, callbacks_of
+from studies.methods import PLAIN, add_methods, callbacks_of
 from studies.runs import Key, Runs, machine, read_runs
 from studies.tasks import TASKS, Task
 
@@ -99,8 +99,9 @@ def study(args: argparse.Namespace, command: str) -> Runs:
     missing = [key for key in wanted if key not in runs.rows]
     runs.about.update(command=command, machine=machine())
     complete(runs, missing, args)
-    if kind.timed and runs.step_seconds.keys() != set(runs.methods):
-        runs.step_seconds = take_turns(runs.methods, task)
+    untimed = [method for method in runs.methods if not runs.cost(method)]
+    if kind.timed and untimed:
+        runs.rounds += take_turns([*dict.fromkeys([PLAIN, *untimed])], task)
     runs.save()
     page.write(runs)
     return runs
@@ -157,9 +158,9 @@ def run(model: str, method: str, seed: int) -> tuple[dict, dict]:
     return {**named, "method": method, "seed": seed, "version": __version__, **measured}, outcomes
 
 
-def take_turns(methods: list[str], task: Task) -> dict[str, list[float]]:
+def take_turns(methods: list[str], task: Task) -> list[dict[str, float]]:
     """Time steps when no run is under way, all methods in each round: what slows a whole round drops out of ratios."""
-    found: dict[str, list[float]] = {method: [] for method in methods}
-    for method in track([*methods] * TIMED_ROUNDS, description="time of a step"):
-        found[method].append(task.step_seconds(method))
-    return found
+    rounds: list[dict[str, float]] = [{} for _ in range(TIMED_ROUNDS)]
+    for times, method in track([*itertools.product(rounds, methods)], description="time of a step"):
+        times[method] = task.step_seconds(method)
+    return rounds

@@ -52,7 +52,7 @@ def _described(runs: Runs, task: type[Task]) -> str:
 
 def _key(runs: Runs, task: type[Task]) -> str:
     """Say how to read the tables."""
-    cost = "The cost is the time of a step in plain steps: the median of rounds in which all methods took turns. "
+    cost = "The cost is the time of a step in plain steps: the median of rounds in which methods took turns. "
     least = "that of tagging nothing" if task.metric == "F1" else "the share of the most frequent label"
     over = ", over seeds alone for clean texts" if runs.over_texts() else ""
     drawn = f"seeds and {task.unit} together" if runs.over_texts() else "seeds, and texts where they are recorded"

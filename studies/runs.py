@@ -57,14 +57,14 @@ class Runs:
     :param about: ``task``, ``command``, ``machine``, and under ``settings`` what all rows have in common.
     :param rows: the rows, in the order in which they were run.
     :param outcomes: the counts of each attacked text, by column, for each run.
-    :param step_seconds: the time of a step of each method, in rounds in which all methods took turns.
+    :param rounds: the time of a step of each method, in rounds in which methods took turns.
     """
 
     folder: Path
     about: dict
     rows: dict[Key, dict] = field(default_factory=dict)
     outcomes: dict[Key, dict[str, list[Counts]]] = field(default_factory=dict)
-    step_seconds: dict[str, list[float]] = field(default_factory=dict)
+    rounds: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def settings(self) -> dict:
@@ -79,7 +79,7 @@ class Runs:
     def save(self) -> None:
         """Write the files."""
         report.save_rows(list(self.rows.values()), self.folder / "runs.csv")
-        about = json.dumps({**self.about, "step_seconds": self.step_seconds}, indent=2, ensure_ascii=False)
+        about = json.dumps({**self.about, "rounds": self.rounds}, indent=2, ensure_ascii=False)
         _write(self.folder / "study.json", (about + "\n").encode())
         if self.outcomes:
             packed = json.dumps([[*key, found] for key, found in self.outcomes.items()]).encode()
@@ -105,9 +105,7 @@ class Runs:
 
     def cost(self, method: str) -> list[float]:
         """Return what a step costs in plain steps, in each round; empty if it was not timed."""
-        if method in self.step_seconds and PLAIN in self.step_seconds:
-            return list(np.divide(self.step_seconds[method], self.step_seconds[PLAIN]))
-        return []
+        return [times[method] / times[PLAIN] for times in self.rounds if method in times]
 
     def difference(self, base: str, method: str, column: str) -> tuple[float, float, float] | None:
         """
@@ -141,12 +139,12 @@ def read_runs(folder: Path, task: str = "", settings: Mapping | None = None) -> 
     :return: the runs so far.
     :raises ValueError: the runs there have other settings.
     """
-    rows, outcomes, step_seconds, known = {}, {}, {}, folder / "study.json"
+    rows, outcomes, rounds, known = {}, {}, [], folder / "study.json"
     if settings is not None:
         about = {"task": task, "settings": {**settings, **{name: version(name) for name in VERSIONS}}}
     if known.is_file():
         others = json.loads(known.read_text(encoding="utf-8"))
-        step_seconds = others.pop("step_seconds")
+        rounds = others.pop("rounds")
         if settings is not None:
             old, new = ({"task": each["task"], **each["settings"]} for each in (others, about))
             if wrong := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
@@ -165,7 +163,7 @@ def read_runs(folder: Path, task: str = "", settings: Mapping | None = None) -> 
     if (folder / "outcomes.json.gz").is_file():
         packed = json.loads(gzip.decompress((folder / "outcomes.json.gz").read_bytes()))
         outcomes = {tuple(key): found for *key, found in packed}
-    return Runs(folder, about, rows, outcomes, step_seconds)
+    return Runs(folder, about, rows, outcomes, rounds)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -21,11 +21,11 @@ from fastnlp_adv import (
     robust_accuracy,
     robust_evaluate,
 )
-from studies.command import main
+from studies.command import TIMED_ROUNDS, main
 from studies.methods import CALLBACKS, add_methods, callbacks_of
 from studies.runs import read_runs, share
-from studies.tasks.base import load_part
-from studies.tasks.encoder import TIMED_STEPS, by_changes, under_perturbations
+from studies.tasks.base import TIMED_STEPS, load_part
+from studies.tasks.encoder import by_changes, under_perturbations
 
 FALLING = {  # the more an attack may do, the less is left
     "attacked": ("attacked_0.5", "attacked_2"),
@@ -102,8 +102,7 @@ def test_the_page_has_the_tables_and_the_figures(finished):
     plain = [100 * each for each in runs.values("plain", "clean").values()]
     assert f"| plain | 3 | {runs.learned('plain')} | {np.mean(plain):.1f} ± {np.std(plain, ddof=1):.1f} |" in text
     assert "| method | seeds | learned | clean | ε = 0 | ε = 0.5 | ε = 2 | 1 flip | 3 flips |" in text
-    assert runs.step_seconds.keys() == {"FGM", "plain"}
-    cost = np.median([ours / plain for ours, plain in zip(*map(runs.step_seconds.get, ("FGM", "plain")), strict=True)])
+    cost = np.median([times["FGM"] / times["plain"] for times in runs.rounds])
     assert re.search(rf"\| FGM \| 3 .*\| {cost:.2f} \|\n", text)
     for name in ("accuracy_by_epsilon.png", "cost_and_robust.png"):
         assert f"({name})" in text
@@ -127,8 +126,9 @@ def test_finished_runs_are_not_repeated(finished):
     for name in files[:2]:
         assert (folder / name).read_bytes() == before[name]
     main([*arguments, "--methods", "FGM, plain, FGM every=4", "--jobs", "1", "--seeds", "1"])
-    assert len(read_runs(folder).rows) == 7 and read_runs(folder).step_seconds.keys() == {"FGM", "plain", "FGM every=4"}
-    assert TIMED_STEPS % 4 == 0
+    runs = read_runs(folder)
+    assert len(runs.rows) == 7 and len(runs.cost("FGM")) == len(runs.cost("FGM every=4")) == TIMED_ROUNDS
+    assert len(runs.rounds) == 2 * TIMED_ROUNDS and TIMED_STEPS % 4 == 0  # timed beside plain training alone
 
 
 def test_other_settings_do_not_go_into_the_same_table(finished, capsys):

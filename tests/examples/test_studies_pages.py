@@ -83,7 +83,7 @@ def study(table, clean, left, cost, seeds=5):
     for method, seed in itertools.product(clean, range(seeds)):
         add(table, method, seed, {name: [1.0] * left[method] + [0.0] * (1000 - left[method]) for name in columns})
         table.rows["", method, seed]["clean"] = clean[method] + seed / 1000
-    table.step_seconds = {method: [seconds] for method, seconds in cost.items()}
+    table.rounds = [cost]
     return page.page(table, [])
 
 
@@ -110,7 +110,7 @@ def test_the_question_about_a_quarter_is_answered_from_the_rows(clean, left, cos
 def test_figures_say_what_the_runs_hold_and_leave_out_methods_that_learned_nothing(table):
     for method, clean, left in (("plain", 0.8, 0.2), ("FGM", 0.81, 0.3), ("PGD", 0.78, 0.4), ("AWP", 0.5, 0.5)):
         add(table, method, 0, {}, clean=clean, learned=int(clean > 0.5), **{"attacked_0.1": left})
-    table.step_seconds = {"plain": [1.0, 2.0], "FGM": [2.0, 4.0], "PGD": [3.0, 6.0], "AWP": [2.0, 4.0]}
+    table.rounds = [{"plain": n, "FGM": 2 * n, "PGD": 3 * n, "AWP": 2 * n} for n in (1.0, 2.0)]
     assert table.cost("PGD") == [3.0, 3.0] and table.cost("NEFTune") == []
     (axes,) = figures.cost_and_robust(table, "attacked_0.1", "ε = 0.1").axes
     title = axes.get_title(loc="left").replace("\n", " ")
