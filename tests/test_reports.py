@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 
 import pytest
@@ -21,6 +22,7 @@ from fastnlp_adv import (
     FGM,
     FGSM,
     PGD,
+    R3F,
     SAM,
     SMART,
     TAVAT,
@@ -29,6 +31,7 @@ from fastnlp_adv import (
     GradientPenalty,
     NEFTune,
     RDrop,
+    robust_evaluate,
 )
 from fastnlp_adv.callbacks import METHODS
 
@@ -141,6 +144,18 @@ def test_the_gradient_penalty_where_the_examples_are_second(kind):
     torch.testing.assert_close(found.detach(), expected)
 
 
+@SECOND
+@pytest.mark.parametrize("method", [NEFTune, FreeLB], ids=["neftune", "freelb"])
+def test_noise_is_of_the_size_of_an_example_where_the_examples_are_second(kind, method):
+    batch, model = batch_of(kind, 3, 40), kind()
+    attack = NEFTune(model, alpha=5.0) if method is NEFTune else FreeLB(model, init=5.0, steps=1)
+    added = Added(table_of(model))
+    attack.step(lambda b: loss_of(model, b), batch)
+    bound = 5.0 / math.sqrt(40 * added.by_example.shape[-1])
+    assert 0.95 * bound < added.by_example.abs().max() <= bound
+    assert added.by_example.norm(dim=(1, 2)).sub(5 / math.sqrt(3)).abs().max() < 0.4
+
+
 @pytest.mark.parametrize(("kind", "shape"), [(xlnet, (4, 7)), (xlnet, (5, 5)), (TimeMajor, (4, 7))])
 def test_vat_perturbs_each_example_by_epsilon_where_the_examples_are_second(kind, shape):
     model = kind()
@@ -148,6 +163,14 @@ def test_vat_perturbs_each_example_by_epsilon_where_the_examples_are_second(kind
     added = Added(table_of(model))
     vat(lambda b: model(**b), batch_of(kind, *shape))
     torch.testing.assert_close(added.by_example.norm(dim=(1, 2)), torch.full(shape[:1], 0.7, dtype=torch.float64))
+
+
+def test_a_part_of_the_examples_where_they_are_second():
+    batch, model = batch_of(xlnet, 6, 5), xlnet()
+    fgm = FGM(model, 0.7, granularity="sequence", fraction=0.5, replace=True)
+    added = Added(table_of(model))
+    fgm.step(lambda b: loss_of(model, b), batch)
+    assert sorted(added.by_example.norm(dim=(1, 2)).round(decimals=9).tolist()) == [0.0] * 3 + [0.7] * 3
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (5, 5), (5, 10), (8, 4)], ids=str)
@@ -180,6 +203,22 @@ def test_atta_keeps_a_perturbation_per_example_where_the_examples_are_second(kin
     clean = model_gradient(kind, whole)
     found = torch.cat([value.transpose(0, 1) for value in added.values[2:]])
     torch.testing.assert_close(found, 0.5 * clean / clean.norm(dim=(1, 2), keepdim=True))
+
+
+@pytest.mark.parametrize("kind", [xlnet, TimeMajor])
+def test_the_worst_case_is_that_of_each_example_alone_where_the_examples_are_second(kind):
+    """With so many steps that the random starts hardly matter."""
+    model, batch = kind().eval(), batch_of(kind, 4, 7)
+
+    def worst(batches):
+        options = {"epsilons": (6.0,), "relative": kind is xlnet, "steps": 60, "restarts": 2}
+        found = robust_evaluate(model, batches, step=lambda b: model(**b), **options)
+        return found[0.0]["loss"], found[6.0]["loss"]
+
+    together, alone = worst([batch]), worst([example(kind, batch, i) for i in range(4)])
+    assert together[0] == pytest.approx(alone[0], rel=1e-9)
+    assert together[1] - together[0] == pytest.approx(alone[1] - alone[0], rel=0.05)
+    assert together[1] > 1.01 * together[0]
 
 
 class Towers(nn.Module):
@@ -236,6 +275,44 @@ def test_a_frozen_teacher_is_left_alone():
     assert len(added.values) == 2 and all(value.abs().max() == 0 for value in added.values)
 
 
+def test_the_routes_of_sentence_transformers_are_towers():
+    pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+
+    class Encoder(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.auto_model = model
+
+        def forward(self, features):
+            return {**features, "sentence_embedding": self.auto_model(input_ids=features["input_ids"]).pooler_output}
+
+    towers = Towers(2).towers
+    router = modules.Router({"query": [Encoder(towers[0])], "document": [Encoder(towers[1])]})
+    texts, labels = texts_of(2)
+
+    def loss(model):
+        parts = zip(("query", "document"), texts, strict=True)
+        query, document = (model({"input_ids": t}, task=task)["sentence_embedding"] for task, t in parts)
+        return cross_entropy(20 * normalize(query, dim=-1) @ normalize(document, dim=-1).T, labels)
+
+    names = [name for name, _ in router.named_parameters() if "word_embeddings" in name]
+    fgm = FGM(router, 0.7)
+    assert [tap.name for tap in fgm.taps] == names and len(names) == 2
+    fgm.step(lambda: loss(router))
+    assert_same(gradients(router), on_weights(router, loss, names, steps=[0.7]))
+
+
+@pytest.mark.parametrize("towers", [2, 3])
+def test_the_worst_case_of_towers_is_the_same_by_name(towers):
+    model, (texts, labels) = Towers(towers), texts_of(towers)
+    batch = {"texts": texts, "labels": labels}
+    options = {"epsilons": (0.5,), "steps": 5, "restarts": 1}
+    found = [robust_evaluate(model, [batch], emb_name=name, **options) for name in (None, "word_embeddings")]
+    first = robust_evaluate(model, [batch], emb_name="towers.0.embeddings.word_embeddings", **options)
+    assert found[0][0.5]["loss"] == found[1][0.5]["loss"] > first[0.5]["loss"]
+
+
 class Normed(nn.Embedding):
     """Its forward does more than a lookup."""
 
@@ -265,6 +342,16 @@ def mean_loss(model):
     return cross_entropy(model(IDS), LABELS)
 
 
+def test_noise_on_the_output_of_a_table_with_a_forward_of_its_own():
+    model = Mean(Normed(VOCAB, 16))
+    clean, seen = model.embed_tokens(IDS).detach(), []
+    neftune = NEFTune(model, alpha=5.0)
+    model.embed_tokens.register_forward_hook(lambda m, a, out: seen.append(out.detach()))
+    neftune.step(lambda: mean_loss(model))
+    bound = 5.0 / math.sqrt(9 * 16)
+    assert 0.9 * bound < (seen[0] - clean).abs().max() <= bound
+
+
 @pytest.mark.parametrize("attack", [FGM, PGD])
 def test_the_weight_of_a_table_with_a_forward_of_its_own(attack):
     model = Mean(Normed(VOCAB, 16))
@@ -273,6 +360,17 @@ def test_the_weight_of_a_table_with_a_forward_of_its_own(attack):
     fgm = FGM(model, 0.7, emb_name="*tokens.weight")
     fgm.step(lambda: mean_loss(model))
     assert_same(gradients(model), on_weights(model, mean_loss, ["embed_tokens.weight"], steps=[0.7]))
+
+
+def test_a_frozen_table_with_a_forward_of_its_own_is_refused_by_name():
+    model = Mean(Normed(VOCAB, 16))
+    model.embed_tokens.requires_grad_(False)
+    for name in (None, "embed_tokens.weight"):
+        with pytest.raises(
+            ValueError, match=r"`embed_tokens.weight` to be trainable, since Normed has a custom forward"
+        ):
+            FGM(model, emb_name=name)
+    NEFTune(model).close()
 
 
 @pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
@@ -395,6 +493,19 @@ def test_batch_norm_counts_passes_that_train(name):
     assert model.norm.track_running_stats
 
 
+@pytest.mark.parametrize("method", [lambda m: VAT(m, steps=2), SMART, R3F], ids=["VAT", "SMART", "R3F"])
+def test_batch_norm_counts_two_forwards_of_a_regularizer(method):
+    """That of the objective and that of the term; not those that look for the direction."""
+    model = Convolution()
+
+    def step(batch):
+        pred = model(batch)
+        return {"loss": cross_entropy(pred, LABELS), "pred": pred}
+
+    method(model)(step, IDS)
+    assert model.norm.num_batches_tracked == 2
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_the_statistics_of_batch_norm_are_those_of_the_passes_that_train(replace):
     model, other = Convolution(), Convolution()
@@ -449,14 +560,9 @@ BATCH = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "rdrop"),
-    [
-        *((name, str, name not in ("FGM, token", "PGD")) for name in MASKED),
-        ("FGM, token", bool, 0),
-        ("PGD", callable, 0),
-    ],
-)
+@pytest.mark.parametrize("rdrop", [False, True], ids=["alone", "with R-Drop"])
+@pytest.mark.parametrize("kind", [str, bool, callable], ids=["named", "of bool", "computed"])
+@pytest.mark.parametrize("name", MASKED)
 def test_a_mask_tells_which_positions_are_perturbed(name, kind, rdrop):
     make, norm = MASKED[name]
     model, batch = Kept(), {**BATCH, "kept": BATCH["kept"].bool() if kind is bool else BATCH["kept"]}
@@ -487,6 +593,21 @@ def test_a_mask_tells_which_positions_are_perturbed(name, kind, rdrop):
         assert torch.equal(*added.chunk(2))
 
 
+def test_the_norm_of_a_masked_step_is_of_what_is_kept():
+    """Against the weights: tokens that are left out do not move, and do not count."""
+    model = Kept()
+    outputs = []
+    handle = model.embedding.register_forward_hook(lambda m, a, out: outputs.append(out))
+    (grad,) = torch.autograd.grad(model(**BATCH)["loss"], outputs)
+    handle.remove()
+    grad = grad * BATCH["kept"].unsqueeze(-1)
+    total = torch.zeros(VOCAB, 16).double().index_add_(0, BATCH["ids"].flatten(), grad.flatten(0, 1))
+    fgm = FGM(model, 0.7, mask="kept")
+    added = Added(model.embedding)
+    fgm.step(lambda b: model(**b)["loss"], BATCH)
+    torch.testing.assert_close(added.values[-1], (0.7 * total / total.norm())[BATCH["ids"]])
+
+
 @pytest.mark.parametrize("mask", ["nothing", lambda batch: batch["kept"][:, :3]], ids=["no field", "of another shape"])
 def test_a_mask_that_does_not_fit_is_refused(mask):
     model = Kept()
@@ -506,7 +627,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
     ],
     ids=["logits", "dict", "float", "nothing", "tensor", "None"],
 )
-@pytest.mark.parametrize("method", [PGD, FreeLB, ATTA, AWP])
+@pytest.mark.parametrize("method", [FGM, PGD, FreeLB, TAVAT, NEFTune, ATTA, SAM, AWP])
 def test_closures_that_return_no_loss_say_so(method, closure, found):
     model = Mean(nn.Embedding(VOCAB, 16))
     attack = method(model)
@@ -514,6 +635,36 @@ def test_closures_that_return_no_loss_say_so(method, closure, found):
         attack.step(closure(model), *([range(4)] if method is ATTA else []))
     attack.close()
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("attack", [FGM, PGD])
+@pytest.mark.parametrize(
+    ("closure", "found"),
+    [
+        (lambda model: lambda: model(IDS), r"a tensor of shape \(4, 2\)"),
+        (lambda model: lambda: 1.0, "got float"),
+        (lambda model: mean_loss(model), "`closure` to be a function that returns the loss, but got Tensor"),
+    ],
+    ids=["logits", "float", "tensor"],
+)
+def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure, found):
+    model = Mean(nn.Embedding(VOCAB, 16))
+    adversary = attack(model, replace=True)
+    with pytest.raises(TypeError, match=found):
+        adversary.attack(closure=closure(model))
+
+
+def test_an_attack_before_any_backward_pass_says_so():
+    model = Mean(nn.Embedding(VOCAB, 16))
+    fgm = FGM(model)
+    with pytest.raises(RuntimeError, match=r"Call `loss.backward\(\)` before `attack\(\)`"):
+        fgm.attack()
+    mean_loss(model)
+    with pytest.raises(RuntimeError, match=r"Call `loss.backward\(\)` first"):
+        fgm.attack()
+    mean_loss(model).backward()
+    with fgm.attack():
+        mean_loss(model).backward()
 
 
 def test_a_callback_takes_no_model_and_a_method_no_callback():
@@ -557,6 +708,19 @@ def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part
         method.step(closure, batch)
     assert len(seen) >= 2
     assert [found for found, _ in seen] == pytest.approx([expected for _, expected in seen], rel=1e-5)
+
+
+@pytest.mark.parametrize("attack", [FreeLB, NEFTune], ids=lambda attack: attack.__name__)
+def test_a_forward_inside_the_backward_pass_is_named_for_attacks_that_start_at_noise(attack):
+    model = nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(12, 2))
+    ids = torch.randint(60, (3, 3))
+
+    def loss():
+        one = torch.ones(1, requires_grad=True)
+        return checkpoint(lambda x: model(ids).sum() * x, one, use_reentrant=True).sum()
+
+    with pytest.raises(RuntimeError, match="only looked up inside it, as gradient caching"):
+        attack(model).step(loss)
 
 
 @pytest.mark.parametrize("regularizer", [VAT, RDrop], ids=lambda each: each.__name__)

@@ -1,4 +1,4 @@
-"""What every trainer checks of the methods that it is given."""
+"""Checks of the methods that a trainer is given."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_methods(methods: Any) -> None:
         name, kind = type(method).__name__, Attack if isinstance(method, Attack) else type(method)
         if not isinstance(method, (Attack, Regularizer)):
             raise TypeError(
-                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give `FGM(epsilon=1.0)` and the "
-                "like; callbacks of fastNLP are for its Trainer."
+                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give methods, such as "
+                "`FGM(epsilon=1.0)`; callbacks of fastNLP are for its Trainer."
             )
         if method.model is not None:
             raise ValueError(

@@ -81,7 +81,7 @@ class MethodsMixin(_Base):
         self.methods = [*methods]
         self._attack: Attack | None = next((each for each in methods if isinstance(each, Attack)), None)
         self._regularizers = sorted((each for each in methods if isinstance(each, Regularizer)), key=nesting)
-        #: what the methods measured last, as in fastNLP's ``trainer.state["adv"]``
+        #: the latest values that the methods measured, as in fastNLP's ``trainer.state["adv"]``
         self.adv: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         _check_trainer(self)
@@ -151,7 +151,7 @@ class MethodsMixin(_Base):
         return loss.detach() / self._divisor
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what the methods measured beside the loss; see transformers."""
+        """Log the values of the methods beside the loss; see transformers."""
         if "loss" in logs:
             logs.update({f"adv/{name}": float(value) for name, value in self.adv.items()})
         super().log(logs, *args, **kwargs)
@@ -209,7 +209,7 @@ class MethodsMixin(_Base):
         divided = (self.model_accepts_loss_kwargs and count is not None) or self.compute_loss_func is not None
         decided = getattr(self, "loss_is_scaled_for_ga", None)
         self._is_divided: bool = divided if decided is None else decided
-        #: what the mean loss of a batch is divided by before the backward pass
+        #: the number that the mean loss of a batch is divided by before the backward pass
         self._divisor = self.current_gradient_accumulation_steps
         if self._is_divided and self._uses_count is False:
             self._divisor = 1
@@ -228,7 +228,7 @@ class MethodsMixin(_Base):
                 )
 
     def _end_batch(self, acting: list[Regularizer]) -> None:
-        """Note what the methods measured."""
+        """Note the values that the methods measured."""
         attack = self._attack
         acts = attack is not None and attack.current.acts
         skipped: Tensor | int = sum(method.without_grad for method in acting)
@@ -319,11 +319,11 @@ def _replaced(thing: Any, values: dict[str, Callable[..., Any]]) -> Iterator[Non
 
 
 def _load(folder: str, process: int) -> dict[str, Any]:
-    """Return the states of the methods in a checkpoint; those of the first process for one that it does not know."""
+    """Return the states of the methods in a checkpoint; the first process's where this one has left none."""
     for number in (process, 0):
         file = os.path.join(folder, _FILE.format(number))
         if os.path.isfile(file):
             states: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             return states
-    say("", f"The checkpoint {folder} holds no state of methods, which begin anew.")
+    say("", f"The checkpoint {folder} holds no state of methods, which start from the beginning.")
     return {}

@@ -65,7 +65,9 @@ def evaluate(model, how):
 
 @ATTACKS
 @GRANULARITY
-@pytest.mark.parametrize("how", ["inference", "grad, twice, and kept", "backward"])
+@pytest.mark.parametrize(
+    "how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"]
+)
 def test_forwards_before_and_between_steps(build, reference, granularity, how):
     model = classifier()
     attack = build(model, granularity=granularity)
@@ -75,6 +77,49 @@ def test_forwards_before_and_between_steps(build, reference, granularity, how):
         run(attack, model, number)
         assert_same(gradients(model), expected_of(model, number, granularity, reference))
         del kept
+
+
+@GRANULARITY
+@pytest.mark.parametrize("how", ["no_grad", "inference", "grad", "grad, twice, and kept"])
+def test_forwards_between_the_backward_pass_and_the_attack(granularity, how):
+    """The accuracy of the batch, say. The attack goes along the gradient of the last backward pass."""
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    kept = evaluate(model, how)
+    with fgm.attack():
+        loss(model).backward()
+    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
+    del kept
+
+
+@GRANULARITY
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_evaluation_inside_the_block(granularity, how):
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    with fgm.attack():
+        evaluate(model, how)
+        loss(model).backward()
+    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
+
+
+@GRANULARITY
+def test_two_backward_passes_under_one_perturbation(granularity):
+    """Each is as the first."""
+    model = classifier()
+    fgm = FGM(model, 0.7, granularity=granularity)
+    loss = loss_on(*BATCHES[0])
+    loss(model).backward()
+    clean = gradients(model)
+    with fgm.attack():
+        loss(model).backward()
+        loss(model).backward()
+    once = add(expected_of(model, 0, granularity, {"steps": [0.7]}), clean, -1.0)
+    assert_same(gradients(model), add(clean, once, 2.0))
 
 
 @ATTACKS
@@ -91,6 +136,52 @@ def test_micro_batches_go_along_their_own_gradients(build, reference, granularit
             attack.step(lambda number=number: loss_on(*BATCHES[number])(model))
         own = expected_of(model, number, granularity, reference)
         expected = own if expected is None else add(expected, own)
+    assert_same(gradients(model), expected)
+
+
+@ATTACKS
+@pytest.mark.parametrize("emb_name", [None, "head.weight"])
+def test_an_attack_every_second_step(build, reference, emb_name):
+    model, plain = classifier(), classifier()
+    attack = build(model, emb_name)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    for number in range(4):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = loss_on(*BATCHES[number])
+        if number % 2:
+            run(attack, model, number)
+            expected = on_weights(plain, loss, [emb_name or "word_embeddings.weight"], **reference)
+            for name, p in plain.named_parameters():
+                p.grad = expected[name]
+        else:
+            loss(model).backward()
+            loss(plain).backward()
+        assert_same(gradients(model), gradients(plain))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@ATTACKS
+def test_a_second_backward_pass_through_the_same_graph(build, reference):
+    """Two losses, one forward pass: the gradients add up."""
+    if isinstance(build(classifier()), PGD):
+        reference = {"steps": [0.7]}
+
+    model = classifier()
+    fgm = FGM(model, 0.7)
+    ids, labels = BATCHES[0]
+
+    def losses(m):
+        logits = m(ids)
+        return torch.nn.functional.cross_entropy(logits, labels), 0.1 * logits.square().sum()
+
+    first, second = losses(model)
+    first.backward(retain_graph=True)
+    second.backward()
+    with fgm.attack():
+        sum(losses(model)).backward()
+    expected = on_weights(model, lambda m: sum(losses(m)), ["word_embeddings.weight"], **reference)
     assert_same(gradients(model), expected)
 
 
@@ -113,3 +204,76 @@ def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, 
         with torch.no_grad():
             model(BATCHES[1][0].clone())
     assert tensors_alive() <= alive
+
+
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+def test_steps_leave_nothing(granularity, young_heap):
+    model = classifier()
+    attacks = [FGM(model, granularity=granularity), PGD(model, granularity=granularity), FGM(model, emb_name="head")]
+
+    def steps(numbers):
+        for number in numbers:
+            for attack in attacks:
+                attack.step(lambda: loss_on(*BATCHES[number])(model))  # noqa: B023
+        return tensors_alive()
+
+    filled = 50  # losses of the beginning and of late are kept
+    assert steps([0] * filled) >= steps([1, 2, 3])
+
+
+@pytest.fixture
+def uncollected(young_heap):
+    """Without the cyclic collector: what is in no cycle goes at once."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def tensors():
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+@pytest.mark.parametrize("attack", [FGM, PGD])
+@pytest.mark.parametrize("api", ["block", "step"])
+def test_no_tensor_waits_for_the_cyclic_collector(attack, granularity, api, uncollected):
+    model = classifier()
+    attack = attack(model, granularity=granularity)
+
+    def steps(number):
+        for _ in range(number):
+            model.zero_grad()
+            if api == "block":
+                run(attack, model, 0)
+            else:
+                attack.step(lambda: loss_on(*BATCHES[0])(model))
+            attack.learning = type(attack.learning)("", "")  # which keeps losses
+        return tensors()
+
+    assert steps(3) == steps(10)
+
+
+@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+@pytest.mark.parametrize("perturbed", [False, True])
+def test_a_thousand_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, uncollected):
+    """Neither tensors nor what else a tap could note of each."""
+    model = classifier()
+    fgm = FGM(model, granularity=granularity)
+    ids = BATCHES[0][0]
+
+    def objects(number):
+        for _ in range(number):
+            if perturbed:
+                with fgm.attack():
+                    model(ids)
+                loss_on(*BATCHES[0])(model).backward()
+                model.zero_grad()
+            model(ids)
+        return len(gc.get_objects())
+
+    if perturbed:
+        loss_on(*BATCHES[0])(model).backward()
+    fgm.learning = type(fgm.learning)("", "")
+    objects(5)
+    # A tap that noted each forward would hold an object of its own for each.
+    assert objects(1000 // (1 + 9 * perturbed)) - objects(1) < 50

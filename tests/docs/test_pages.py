@@ -30,6 +30,8 @@ SPECIAL = ["docs/distributed.md", "docs/how_the_step_works.md", "docs/large_mode
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in [*CHINESE, *SPECIAL] and blocks(n)])
 def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name == "docs/transformers_trainer.md":
+        pytest.importorskip("fastnlp_adv.trainers.transformers", exc_type=ImportError)  # transformers may be too old
     monkeypatch.delitem(sys.modules, "classifier", raising=False)  # not the model that another page trained
     space = {}
     for block in blocks(name):

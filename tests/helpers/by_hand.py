@@ -87,32 +87,33 @@ def data(task, n):
     return [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
 
 
+#: of one epoch that leaves nothing behind
+SHORT = {
+    "num_train_epochs": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "use_cpu": True,
+}
+
+
 def arguments(folder, **changed):
     from transformers import TrainingArguments
 
-    settings = {
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": SIZE,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "max_grad_norm": 0.0,
-        "average_tokens_across_devices": True,
-        "use_cpu": True,
-    }
-    return TrainingArguments(folder, **{**settings, **changed})
+    settings = {"per_device_train_batch_size": SIZE, "max_grad_norm": 0.0, "average_tokens_across_devices": True}
+    return TrainingArguments(folder, **{**SHORT, **settings, **changed})
 
 
-def trainer_of(model, methods, folder, dataset, base=None, optimizer=None, **changed):
+def trainer_of(model, methods, folder, dataset, **changed):
     """A Trainer that takes the data in their order, and trains by gradient descent."""
-    from fastnlp_adv.trainers import transformers as trainers
+    from fastnlp_adv.trainers.transformers import AdversarialTrainer
 
-    class Trainer(base or trainers.AdversarialTrainer):
+    class Trainer(AdversarialTrainer):
         def _get_train_sampler(self, *_):
             return SequentialSampler(self.train_dataset)
 
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=RATE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     args = arguments(folder, **changed)
     return Trainer(model=model, args=args, train_dataset=dataset, methods=methods, optimizers=(optimizer, constant))
@@ -162,7 +163,7 @@ def by_hand(method, accumulation, smoothing, processes, task, clip):
 
 
 def targets(task, labels):
-    """The label of each prediction: in a language model that of the next position."""
+    """The label of each prediction: in a language model the next position's."""
     return labels if task == "classes" else torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 
 
@@ -261,7 +262,23 @@ def worker(folder):
     for row in (row for row in TABLE if row[3] == 2):
         counts = []
         results[row] = {"weights": train(*row, watch=Watch).state_dict(), "reductions": len(counts)}
+    results["resumed"] = resumed(Path(folder) / "checkpoints")
     torch.save(results, Path(folder) / f"{os.environ['RANK']}.pt")
+
+
+def resumed(folder):
+    """The weights of a training with noise and perturbations of its examples, and of the same one resumed."""
+    import fastnlp_adv
+
+    weights = []
+    for checkpoint in (None, str(folder / "checkpoint-3")):
+        model = build("classes", seed=1)
+        dataset = [{**sample, "index": torch.tensor(i)} for i, sample in enumerate(data("classes", 6 * SIZE))]
+        methods = [fastnlp_adv.ATTA(epsilon=0.5, alpha=0.3), fastnlp_adv.VAT()]
+        settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+        trainer_of(model, methods, str(folder), dataset, **settings).train(resume_from_checkpoint=checkpoint)
+        weights.append(model.state_dict())
+    return weights
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The weights that the Trainer of transformers ends with are those of the same training written out."""
+"""The Trainer of transformers ends with the same weights as its training written out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import by_hand
 import pytest
 import torch
 from processes import run
+
+pytest.importorskip("fastnlp_adv.trainers.transformers", exc_type=ImportError)  # transformers may be too old
 
 
 def test_the_table_pairs_every_level_with_every_other():
@@ -39,3 +41,9 @@ def test_the_trainer_trains_the_weights_of_a_loop_by_hand(row, request):
         model = by_hand.train(*row)
     assert by_hand.distance(model, expected) < 1e-6
     assert by_hand.distance(model, plain) > 1e-5 and by_hand.distance(model, start) > 1e-3
+
+
+def test_ranks_go_on_from_a_checkpoint(ranks):
+    for results in ranks:
+        whole, resumed = results["resumed"]
+        assert all(torch.equal(w, resumed[name]) for name, w in whole.items())
