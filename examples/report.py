@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,20 +91,22 @@ class StepTimer(Callback):
     Measures training steps, from the batch on its device to the cleared gradients.
 
     :param device: the model's device; on a GPU, the clock synchronizes with the device.
+    :param clock: returns seconds.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter):
         super().__init__()
+        self.clock = clock
         self.synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
         self.seconds: list[float] = []
 
     def on_train_batch_begin(self, trainer, batch, indices):
         self.synchronize()
-        self._begin = time.perf_counter()
+        self._begin = self.clock()
 
     def on_train_batch_end(self, trainer):
         self.synchronize()
-        self.seconds.append(time.perf_counter() - self._begin)
+        self.seconds.append(self.clock() - self._begin)
 
     @property
     def median(self) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import memory, overhead, page, precision, reading, record, statistic, textbook, variants
+from benchmarks import memory, overhead, page, reading, record, textbook, variants
 from benchmarks.__main__ import ROOT, main
-from benchmarks.measuring import run
 from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
 from benchmarks.targets import CHECKS, targets
-from benchmarks.timing import Stepper, measure, steppers
+from benchmarks.timing import Stepper
 from benchmarks.words import NOTE, TITLE
 from fastnlp_adv.callbacks import METHODS
 
@@ -60,16 +59,6 @@ def test_the_textbook_loop_trains_the_same_weights(ours, book, dropout):
     assert apart(trained(variants.PLAIN, setting.model(), setting), moved) > 1e-3
 
 
-@pytest.mark.parametrize("method, steps", [("FGM", {}), ("PGD", {"steps": 3})], ids=["FGM", "PGD"])
-def test_by_hand_a_part_that_is_all_of_the_batch_trains_the_same_weights(method, steps):
-    # of so many words none comes up twice, so a perturbation per token type is one per position
-    setting = replace(QUICK, vocab=10_000, dropout=0.0)
-    ours, by_hand = variants.part(method, method, 1, **steps)
-    moved = trained(by_hand, setting.model(), setting)
-    assert apart(trained(ours, setting.model(), setting), moved) < 1e-6
-    assert apart(trained(variants.PLAIN, setting.model(), setting), moved) > 1e-3
-
-
 @pytest.mark.parametrize("name", ["FGM", "PGD-3", "FGM, not due"])
 def test_what_a_callback_is_compared_with_trains_the_same_weights(name):
     chosen = {variant.name: variant for variant in overhead.variants()}
@@ -78,28 +67,6 @@ def test_what_a_callback_is_compared_with_trains_the_same_weights(name):
     )
     assert apart(ours, by_hand) < 1e-6
     assert apart(plain, by_hand) == 0 if name == "FGM, not due" else apart(plain, by_hand) > 1e-3
-
-
-def test_the_steps_without_an_optimizer_leave_the_weights_alone():
-    model = QUICK.model()
-    before = flat(model)
-    steps = steppers(QUICK, variants.attacks(), model=model, passes_only=True)
-    measure(steps, rounds=2)
-    assert torch.equal(flat(model), before)
-    assert all(not p.grad.any() for p in model.parameters())
-
-
-def test_variants_take_turns_until_the_time_is_over():
-    class Step:
-        def timed(self):
-            order.append(self)
-            return 1.0
-
-    order = []
-    found = measure({"a": Step(), "b": Step()}, rounds=10, least=3, seconds=0.0)
-    assert found == {"a": [1.0] * 3, "b": [1.0] * 3}
-    a, b = order[:2]
-    assert order == [a, b, a, b, a, b, b, a, a, b]  # two rounds of warming up, then another one begins each round
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,70 +92,6 @@ def test_limits_by_hand():
         "R-Drop, two_pass": 2.0,
         "R-Drop, textbook": 2.0,
     }
-
-
-def test_limits_of_a_part_by_hand():
-    found = {variant.name: round(variant.limit, 3) for variant in variants.parts()}
-    assert found == {
-        "plain": 1.0,
-        "FGM": 2.0,
-        "FGM, replace": 1.667,
-        "FGM, 1/4": 1.25,
-        "FGM, 1/4, replace": 1.167,
-        "FGM, 1/4, replace, by hand": 1.167,
-        "FGM, 1/8, replace": 1.083,
-        "FGM, 1/8, replace, by hand": 1.083,
-        "PGD-3, 1/4, replace": 1.5,
-        "PGD-3, 1/4, replace, by hand": 1.5,
-        "PGD-3, 1/4, replace, inner bfloat16": 1.5,
-    }
-
-
-@pytest.mark.parametrize("size", [3, 10, 101])
-def test_the_interval_of_a_difference_holds_its_median(size):
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).tolist()
-    low, middle, high = statistic.difference([5 + n for n in noise], [3.0] * size)
-    assert low <= middle <= high
-    assert middle == pytest.approx(2 + sorted(noise)[size // 2], abs=0.5)
-
-
-@pytest.mark.parametrize(
-    "gains, words",
-    [
-        ([2, 2, 2], "at all sizes"),
-        ([2, 2, 0.5], "up to 16 tokens"),
-        ([0.5, 2, 2], "from 16 tokens on"),
-        ([0.5, 0.5, 0.5], "nowhere"),
-        ([2, 0.5, 2], "at 8, 32 tokens"),
-    ],
-)
-def test_from_where_on_concat_is_faster(gains, words):
-    rows = [
-        [{"variant": "R-Drop, concat", "seconds": [1.0]}, {"variant": "R-Drop, two_pass", "seconds": [gain]}]
-        for gain in gains
-    ]
-    points = [{"x": x, "rows": each} for x, each in zip((8, 16, 32), rows, strict=True)]
-    assert reading.concat_is_faster({"points": points}) == words
-
-
-@pytest.mark.parametrize("variant", precision.METHODS)
-def test_the_cosines_are_those_of_each_ascent_step_to_float32(variant):
-    found = precision.cosines(f"{variant}, inner bfloat16", Setting(batch=4, length=6, vocab=50, hidden=32, layers=1))
-    assert len(found) == (3 if variant.startswith("PGD") else 1)
-    assert all(0.9 < cosine < 1 + 1e-9 for cosine in found)
-    assert min(found) < 1 - 1e-9  # PGD's first ascent step is along the clean pass, which trains
-    assert precision.cosines(variant, Setting()) == []
-
-
-def test_settings_reach_from_end_to_end():
-    found = sweeps()
-    assert [p.x for p in found["vocabulary"].points] == [30_000, 100_000, 300_000, 1_000_000]
-    assert [p.x for p in found["hidden"].points][:: len(found["hidden"].points) - 1] == [128, 1024]
-    assert [p.label for p in found["tokens"].points][::3] == ["8 x 16", "64 x 128"]
-    assert [p.x for p in found["steps"].points][::4] == [1, 8]
-    assert found["methods"].points[0].setting == Setting(16, 32, 30_000, 384, 6)
-    assert (found["memory"].points[0].setting.vocab, found["memory"].points[0].setting.hidden) == (250_000, 256)
-    assert sweeps(device="cuda")["memory"].points[0].setting.device == "cuda"
 
 
 def test_everything_end_to_end(tmp_path, capsys, monkeypatch, young_heap):
@@ -239,57 +142,12 @@ def test_every_sweep_has_its_title_and_its_note():
     assert TITLE.keys() == NOTE.keys() == sweeps().keys()
 
 
-def test_again_measures_once_more_and_rounds_says_how_often(tmp_path, young_heap):
-    for again, rounds in ([], 2), ([], 2), (["--again", "--rounds=3"], 3):
-        main(["--quick", "--only=rdrop", "--output", str(tmp_path), *again])
-        found = record.load(tmp_path, list(sweeps()))
-        assert list(found) == ["rdrop"]
-        assert len(found["rdrop"]["points"][0]["rows"][0]["seconds"]) == rounds
-    before = (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").unlink()
-    assert main(["--render", "--output", str(tmp_path)]) == 0
-    assert (tmp_path / "README.md").read_text() == before
-    assert record.load(tmp_path, list(sweeps())) == found
-
-
 @pytest.mark.parametrize("wrong", [["--only=nothing"], ["--rounds=1"], ["--device=cuda:99"]])
 def test_what_cannot_be_measured_is_refused_in_one_line(wrong, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         main(wrong)
     assert "Expected `--" in capsys.readouterr().err
-
-
-def test_a_process_that_fails_says_why():
-    @dataclass(frozen=True)
-    class Other(Setting):
-        """Which the process refuses before it imports what it would measure."""
-
-        gears: int = 5
-
-    with pytest.raises(RuntimeError, match=r"TypeError: .* unexpected keyword argument 'gears'"):
-        memory.peak("plain", Other())
-
-
-def test_the_peak_of_memory_is_at_least_what_is_there():
-    before = memory.resident()
-    there = torch.ones(256 * memory.MIB // 4)
-    assert memory.resident() > there.numel() * 4 / memory.MIB
-    assert memory.resident() >= before
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_everything_that_a_gpu_can_show(tmp_path, capsys):
-    assert main(["--quick", "--device=cuda", "--output", str(tmp_path)]) == 0
-    assert "reductions: the same on every device" in capsys.readouterr().out
-    assert len(record.load(tmp_path, list(sweeps()))) == len(sweeps()) - 1
-
-
-def test_a_sweep_tells_how_far_it_is(young_heap):
-    ticks = []
-    points = run(sweeps(quick=True)["tokens"], tick=lambda done, of: ticks.append((done, of)))
-    assert ticks == [(0, 2), (1, 2), (2, 2)] * len(points)
 
 
 def test_what_a_figure_says_is_what_its_record_holds():

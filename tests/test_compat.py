@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 from array import array
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -89,15 +88,6 @@ class Diary(Callback):
 
     def on_train_epoch_end(self, trainer):
         self.ends.append(trainer.global_forward_batches)
-
-
-class Anything:
-    """A class that torch knows nothing about."""
-
-
-class UnknownState(Callback):
-    def on_save_checkpoint(self, trainer):
-        return {"object": Anything()}
 
 
 SAMPLERS = [RandomSampler, SequentialSampler, RandomBatchSampler, BucketedBatchSampler]
@@ -410,14 +400,6 @@ def test_skipped_where_there_is_no_fault(monkeypatch):
     assert patched() == before
 
 
-def test_each_repair_can_be_made_by_itself():
-    names = compat.repair()
-    assert list(compat.REPAIRS) == [name for name in compat.REPAIRS if callable(getattr(compat, name))]
-    for name, each in compat.REPAIRS.items():
-        assert getattr(compat, name) is each
-        assert each() is (name in names)
-
-
 @refuses_pickles
 def test_torch_stays_as_it_is(tmp_path):
     compat.repair()
@@ -430,41 +412,6 @@ def test_torch_stays_as_it_is(tmp_path):
     safe = torch.serialization.get_safe_globals()
     resume_arrays()
     assert set(torch.serialization.get_safe_globals()) == set(safe)
-
-
-def test_prefetch_factor_still_counts():
-    compat.repair()
-    data = DataSet(ROWS)
-    assert TorchDataLoader(data, 4, False, None, None, 2).prefetch_factor == 2
-    assert prepare_torch_dataloader(data, num_workers=1, prefetch_factor=5).prefetch_factor == 5
-    assert prepare_torch_dataloader(data).prefetch_factor is None
-    with pytest.raises(ValueError, match="prefetch_factor"):
-        prepare_torch_dataloader(data, prefetch_factor=5)
-    assert MixDataLoader({"one": data}, num_workers=1).prefetch_factor == 2
-
-
-def test_subclass_of_the_dataloader():
-    class Mine(TorchDataLoader):
-        def __init__(self, dataset, **kwargs):
-            super().__init__(dataset, batch_size=3, **kwargs)
-
-    compat.repair()
-    assert [len(batch["target"]) for batch in Mine(DataSet(ROWS))] == [3, 3, 3, 3]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_in_the_middle_of_an_epoch_with_default_dataloaders(tmp_path, workers):
-    compat.repair()
-
-    def fresh():
-        return prepare_torch_dataloader(DataSet(ROWS), batch_size=4, shuffle=True, num_workers=workers)
-
-    save = CheckpointCallback(folder=tmp_path, every_n_batches=4, save_object="trainer")
-    whole = make_trainer(fresh(), callbacks=[save])
-    whole.run()
-    resumed = make_trainer(fresh(), seed=1)
-    resumed.run(resume_from=str(next(tmp_path.glob("*/trainer-epoch_1-batch_4"))))
-    assert_same_weights(whole.model, resumed.model)
 
 
 SAMPLING = {
@@ -518,41 +465,6 @@ def test_a_whole_model_is_not_loaded_unasked(tmp_path):
     trainer.save_model(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match="only_state_dict=False"):
         trainer.load_model(tmp_path)
-
-
-def test_what_is_no_folder_is_saved_as_before(tmp_path):
-    compat.repair()
-    trainer, given = make_trainer(loader()), []
-    file = BytesIO()
-    trainer.save_model(file, True)
-    assert set(torch.load(BytesIO(file.getvalue()))) == set(trainer.model.state_dict())
-    trainer.save_model(tmp_path / "mine", model_save_fn=given.append)
-    trainer.save_model(tmp_path / "mine", False, given.append)
-    assert given == [tmp_path / "mine"] * 2 and not given[0].exists()
-    (tmp_path / "taken").touch()
-    with pytest.raises(FileExistsError):
-        trainer.save_model(tmp_path / "taken")
-
-
-def test_loading_respects_strict_and_takes_state_dicts(tmp_path):
-    compat.repair()
-    trainer = make_trainer(loader())
-    trainer.save_model(tmp_path, only_state_dict=True)
-    other = make_trainer(loader(), seed=1)
-    other.load_model(tmp_path, only_state_dict=False)
-    assert_same_weights(trainer.model, other.model)
-    del other.model.classify
-    with pytest.raises(RuntimeError, match="classify"):
-        other.load_model(tmp_path, only_state_dict=False)
-    other.load_model(tmp_path, only_state_dict=False, strict=False)
-
-
-@refuses_pickles
-def test_unknown_objects_in_a_checkpoint_are_still_refused(tmp_path):
-    compat.repair()
-    _, checkpoint = save_halfway(tmp_path, UnknownState())
-    with pytest.raises(pickle.UnpicklingError, match="Anything"):
-        make_trainer(loader()).run(resume_from=checkpoint)
 
 
 if __name__ == "__main__":

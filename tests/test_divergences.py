@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from fastnlp_adv.divergences import bernoulli, categorical, divergence, mse, reduce
+from fastnlp_adv.divergences import bernoulli, categorical, divergence, mse
 
 few = settings(max_examples=40, deadline=None)
 KINDS = ("categorical", "bernoulli", "mse")
@@ -103,14 +103,6 @@ def test_equals_torch_distributions(shape, seed):
     torch.testing.assert_close(mse(p, q), F.mse_loss(p, q, reduction="none"))
 
 
-def test_equals_the_loss_that_r_drop_is_usually_written_with():
-    p, q = draw((6, 5), seed=1)
-    there = F.kl_div(F.log_softmax(p, -1), F.softmax(q, -1), reduction="none").sum()
-    back = F.kl_div(F.log_softmax(q, -1), F.softmax(p, -1), reduction="none").sum()
-    torch.testing.assert_close(divergence(p, q, reduction="sum"), (there + back) / 2)
-    torch.testing.assert_close(divergence(p, q, reduction="batchmean"), (there + back) / 2 / 6)
-
-
 @few
 @given(kind=st.sampled_from(KINDS), shape=shapes, seed=seeds, symmetric=st.sampled_from(["mean", "sum", None]))
 def test_is_a_divergence(kind, shape, seed, symmetric):
@@ -120,19 +112,6 @@ def test_is_a_divergence(kind, shape, seed, symmetric):
     assert divergence(p, p.clone(), kind=kind, symmetric=symmetric) == 0
     if symmetric is not None:
         torch.testing.assert_close(there, divergence(q, p, kind=kind, symmetric=symmetric))
-
-
-@few
-@given(shape=shapes, seed=seeds, shift=st.floats(-50, 50))
-def test_shifting_all_logits_of_a_position_changes_nothing(shape, seed, shift):
-    p, q = draw(shape, seed)
-    torch.testing.assert_close(divergence(p + shift, q), divergence(p, q), rtol=1e-8, atol=1e-10)
-
-
-def test_two_classes_are_one_yes_or_no():
-    p, q = draw((7,), seed=3)
-    two = [torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (p, q)]
-    torch.testing.assert_close(bernoulli(p, q), categorical(*two).sum(-1))
 
 
 @few
@@ -151,25 +130,6 @@ def test_a_mask_is_like_slicing_the_positions_out(kind, shape, seed, reduction, 
     torch.testing.assert_close(found, kept)
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "mse"])
-def test_a_mask_may_choose_single_elements(kind):
-    p, q = draw((3, 4), seed=5)
-    mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
-    kept = mask.bool()
-    values = {"bernoulli": bernoulli, "mse": mse}[kind](p, q)[kept]
-    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask), values.sum() / 5)
-    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask, reduction="mean"), values.sum() / 5)
-
-
-@pytest.mark.parametrize("kind", ["bernoulli", "mse"])
-def test_one_value_an_example(kind):
-    p, q = draw((5,), seed=6)
-    row = divergence(p[:, None], q[:, None], kind=kind)
-    torch.testing.assert_close(divergence(p, q, kind=kind), row)
-    mask = torch.tensor([1, 1, 0, 0, 0])
-    torch.testing.assert_close(divergence(p, q, kind=kind, mask=mask), divergence(p[:2, None], q[:2, None], kind=kind))
-
-
 @few
 @given(kind=st.sampled_from(KINDS), seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
 def test_half_precision_is_computed_in_single(kind, seed, dtype):
@@ -182,42 +142,18 @@ def test_half_precision_is_computed_in_single(kind, seed, dtype):
     assert p.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_keeps_single_and_double(dtype):
-    p, q = draw((4, 3), seed=0, dtype=dtype)
-    assert divergence(p, q).dtype == dtype
-
-
-def test_is_as_right_under_autocast():
-    p, q = draw((4, 3), seed=0, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [divergence(p, q, kind=kind) for kind in KINDS]
-    assert found == [divergence(p, q, kind=kind) for kind in KINDS]
-
-
 # Gradients.
 
 
-@pytest.mark.parametrize("symmetric", ["mean", "sum", None])
+@pytest.mark.parametrize(("symmetric", "masked"), [("mean", True), ("sum", False), (None, True)])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("masked", [False, True])
 def test_gradients_are_finite_differences(kind, symmetric, masked):
     p, q = (x.requires_grad_() for x in draw((3, 2, 4), seed=7))
     mask = torch.tensor([[1, 0], [0, 0], [1, 1]]) if masked else None
     assert gradcheck(lambda p, q: divergence(p, q, kind=kind, mask=mask, symmetric=symmetric), (p, q))
 
 
-@pytest.mark.parametrize("symmetric", ["mean", None])
-@pytest.mark.parametrize("kind", KINDS)
-def test_curvature_is_right_where_both_are_equal(kind, symmetric):
-    p, _ = draw((2, 3), seed=8)
-    q = p.clone()
-    same = divergence(p.requires_grad_(), q, kind=kind, symmetric=symmetric)
-    torch.testing.assert_close(torch.autograd.grad(same, p)[0], torch.zeros_like(p), rtol=0, atol=1e-15)
-    assert gradgradcheck(lambda p: divergence(p, q, kind=kind, symmetric=symmetric), (p,))
-
-
-@pytest.mark.parametrize("garbage", [NAN, INF, -INF])
+@pytest.mark.parametrize("garbage", [NAN, -INF])
 @pytest.mark.parametrize("kind", [*KINDS, lambda p, q: (p - q).abs().sqrt()])
 @pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
 def test_masked_positions_leak_neither_value_nor_gradient(kind, reduction, garbage):
@@ -238,14 +174,6 @@ def test_masked_positions_leak_neither_value_nor_gradient(kind, reduction, garba
         assert (b.grad[~kept] == 0).all() if kind in KINDS else True
 
 
-def test_masked_values_leak_nothing_when_reduced():
-    values = torch.tensor([[1.0, 2.0], [NAN, INF]], requires_grad=True)
-    total = reduce(values, "sum", torch.tensor([True, False]))
-    total.backward()
-    assert total == 3
-    assert values.grad.tolist() == [[1, 1], [0, 0]]
-
-
 # Degenerate inputs.
 
 
@@ -263,16 +191,6 @@ def test_classes_that_are_ruled_out_in_both_add_nothing(symmetric):
     torch.testing.assert_close(wide[0].grad[:, :4], p.grad)
     assert (wide[0].grad[:, 4:] == 0).all()
     assert wide[1].grad.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
-@pytest.mark.parametrize("symmetric", ["mean", None])
-def test_a_position_without_any_possible_class_adds_nothing(kind, symmetric):
-    p = torch.full((2, 3), -INF, requires_grad=True)
-    found = divergence(p, p.detach().clone(), kind=kind, symmetric=symmetric)
-    found.backward()
-    assert found == 0
-    assert (p.grad == 0).all()
 
 
 def test_what_only_one_of_both_rules_out_is_infinitely_far():
@@ -297,19 +215,6 @@ def test_huge_logits(kind, size, symmetric):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
-def test_nothing_to_compare_gives_zero(kind, reduction):
-    p, q = (x.requires_grad_() for x in draw((3, 2, 4), seed=11))
-    found = divergence(p, q, kind=kind, reduction=reduction, mask=torch.zeros(3, 2))
-    found.backward()
-    assert found == 0
-    assert (p.grad == 0).all()
-    assert divergence(torch.zeros(0, 4), torch.zeros(0, 4), kind=kind, reduction=reduction) == 0
-    empty = torch.zeros(0, 2, 4)
-    assert divergence(empty, empty, kind=kind, reduction=reduction, mask=torch.zeros(0, 2)) == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_never_waits_for_the_device(kind, reduction, masked):
     # Tensors on "meta" have no values: whatever asks for one raises.
@@ -330,23 +235,6 @@ def test_a_callable_is_reduced_like_the_others():
         torch.testing.assert_close(found, expected)
 
 
-def test_a_callable_may_give_one_value_per_position():
-    p, q = draw((3, 2, 4), seed=13)
-    mask = torch.tensor([[1, 0], [1, 1], [0, 0]])
-    found = divergence(p, q, kind=lambda p, q: F.cosine_similarity(p, q, dim=-1), mask=mask)
-    expected = sum(F.cosine_similarity(p[i, j], q[i, j], dim=0) for i, j in [(0, 0), (1, 0), (1, 1)]) / 3
-    torch.testing.assert_close(found, expected)
-
-
-def test_a_callable_may_give_the_number_itself():
-    p, q = draw((3, 4), seed=14)
-    torch.testing.assert_close(divergence(p, q, kind=F.l1_loss, reduction="sum"), (p - q).abs().mean())
-    with pytest.raises(ValueError, match="that a mask can be applied to"):
-        divergence(p, q, kind=F.l1_loss, mask=torch.ones(3))
-    with pytest.raises(ValueError, match="to return a tensor"):
-        divergence(p, q, kind=lambda p, q: 0.0)
-
-
 # Errors.
 
 
@@ -356,22 +244,6 @@ def test_one_class_has_no_distribution(classes):
         divergence(torch.zeros(5, classes), torch.zeros(5, classes))
     with pytest.raises(ValueError, match=r"but got shape \(5,\)"):
         divergence(torch.zeros(5), torch.zeros(5), mask=torch.ones(5))
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape", "mask", "expected"),
-    [
-        ("categorical", (3, 4), (4,), r"\(3,\), but got \(4,\)"),
-        ("categorical", (3, 4), (3, 4), r"\(3,\), but got \(3, 4\)"),
-        ("categorical", (3, 4), (3, 1), r"\(3,\), but got \(3, 1\)"),
-        ("categorical", (3, 2, 4), (3,), r"\(3, 2\), but got \(3,\)"),
-        ("mse", (3, 2, 4), (3, 2, 1), r"\(3, 2\), but got \(3, 2, 1\)"),
-        ("mse", (3,), (), r"\(3,\), but got \(\)"),
-    ],
-)
-def test_masks_of_another_shape_are_refused(kind, shape, mask, expected):
-    with pytest.raises(ValueError, match=f"Expected `mask` to have shape {expected}"):
-        divergence(torch.zeros(shape), torch.zeros(shape), kind=kind, mask=torch.ones(mask))
 
 
 def test_predictions_that_do_not_fit_are_refused():

@@ -10,7 +10,7 @@ import functools
 import pytest
 import support
 import torch
-from fastNLP import Callback, TorchGradClipCallback, TorchWarmupCallback
+from fastNLP import Callback
 
 from fastnlp_adv import FGMCallback, FGSMCallback, PGDCallback, RDropCallback
 
@@ -87,44 +87,3 @@ def test_an_overflow_skips_attack_and_step_and_training_goes_on(method):
     assert torch.isfinite(support.weights(model)).all()
     assert seen.scales[-1] == seen.scales[-10] < 2.0**126
     assert not torch.equal(support.weights(model), before)
-
-
-@each_method
-def test_autocast_of_low_precision_trains(method):
-    model, trainer = train(method, Scaled(1024.0, torch.bfloat16))
-    plain, _ = train(method)
-    assert 0 < support.distance(model, plain) < 0.05
-    if "fgm" in method or "pgd" in method:
-        low, full = (each.state["adv"]["perturbation_norm"] for each in (trainer, train(method)[1]))
-        torch.testing.assert_close(low, full, rtol=0.02, atol=0)
-
-
-@pytest.mark.parametrize("scale", [None, 2.0**14])
-def test_clipping_and_warmup_keep_their_meaning(scale):
-    extra = [TorchGradClipCallback(0.05), TorchWarmupCallback(0.5)]
-    ours, theirs = support.Classifier(), support.Classifier()
-    support.train(ours, [FGMCallback(), *extra, *([] if scale is None else [Scaled(scale)])], accumulation_steps=2)
-    extra = [TorchGradClipCallback(0.05), TorchWarmupCallback(0.5)]
-    support.train(theirs, extra, batch_step_fn=clean_gradients_only(theirs), accumulation_steps=2)
-    assert support.distance(ours, theirs) < 1e-5
-
-
-def clean_gradients_only(model):
-    """The textbook FGM, with the direction from this micro-batch alone although gradients accumulate."""
-
-    def batch_step_fn(trainer, batch):
-        held = {p: p.grad for p in model.parameters()}
-        for p in model.parameters():
-            p.grad = None
-        weight = model.word_embeddings.weight
-        trainer.backward(trainer.train_step(batch))
-        r = weight.grad / weight.grad.norm()
-        weight.data += r
-        trainer.backward(trainer.train_step(batch))
-        weight.data -= r
-        for p, grad in held.items():
-            p.grad = p.grad if grad is None else p.grad + grad
-        trainer.step()
-        trainer.zero_grad()
-
-    return batch_step_fn

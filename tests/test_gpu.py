@@ -98,7 +98,7 @@ def test_the_step_does_not_wait_for_the_device(method, fp16):
 def test_nccl_with_one_process(method, tmp_path):
     script = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parent / "helpers")!r})
 import torch, support, test_gpu
 model, trainer = test_gpu.train({method!r}, [0])
 assert type(trainer.driver).__name__ == "TorchDDPDriver"

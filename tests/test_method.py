@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from rows import Probe, each_row, step_of
+from rows import Probe, each_method, each_row, step_of
 from support import assert_untouched, collate, samples, snapshot, weights
 
 from fastnlp_adv.regularizers import Regularizer
@@ -101,7 +101,7 @@ def test_a_state_resumes(row):
     assert torch.equal(weights(halves), weights(whole))  # which a state that was taken does not change
 
 
-@each_row
+@each_method
 def test_half_precision_trains(row):
     model = Probe().bfloat16()
     method = row.attach(model)

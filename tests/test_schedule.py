@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import pytest
@@ -12,20 +11,14 @@ from fastNLP import Callback, CheckpointCallback
 from support import Classifier, build, distance, samples, train, weights
 
 from fastnlp_adv import (
-    AWP,
     FGM,
     PGD,
     VAT,
-    AWPCallback,
     FGMCallback,
-    FreeLBCallback,
-    NEFTuneCallback,
     PGDCallback,
     RDrop,
-    RDropCallback,
-    SAMCallback,
 )
-from fastnlp_adv.schedule import FALL, FIRST_STEPS, Pacing, Progress
+from fastnlp_adv.schedule import FALL, FIRST_STEPS, Pacing
 
 ACCUMULATION = 2
 
@@ -110,23 +103,6 @@ def test_a_loop_of_ones_own_trains_as_the_trainer_does(loop, schedule):
     assert distance(ours, plain) > 1e-4
 
 
-@pytest.mark.parametrize("schedule", [{"start": 2}, {"every": 2}, {"start": 0.4, "every": 3}], ids=str)
-def test_a_regularizer_in_a_loop_counts_batches_as_the_trainer_does(schedule):
-    class Acts(Callback):
-        def on_before_backward(self, trainer, outputs):
-            theirs.append("kl" in outputs)
-
-    ours, theirs = [], []
-    model, rdrop = Classifier(), RDrop(**schedule)
-    for batch in batches(12):
-        outputs = rdrop(lambda each: model.train_step(**each), batch, accumulation_steps=2, total_steps=6)
-        ours.append("kl" in outputs)
-    arguments = {"data": samples(48), "n_epochs": 1, "n_batches": -1, "accumulation_steps": 2}
-    train(Classifier(), [RDropCallback(**schedule), Acts()], **arguments)
-    assert ours == theirs
-    assert 0 < sum(ours) < 12
-
-
 def test_the_passes_of_an_attack_are_one_batch_of_a_regularizer():
     model = Classifier()
     fgm, rdrop, vat = FGM(model), RDrop(every=2), VAT(model, every=2)
@@ -191,64 +167,6 @@ def test_the_perturbation_grows_as_the_loss_falls(callback, accumulation):
     expected = [0.5 * examples * each for each in strengths(trace.losses, accumulation)]
     assert max(expected) > 0 and expected[:FIRST_STEPS] == [0.0] * FIRST_STEPS
     assert trace.norms == pytest.approx(expected, rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    "callback",
-    [
-        FreeLBCallback(warmup="auto"),
-        NEFTuneCallback(warmup="auto"),
-        AWPCallback(warmup="auto", replace=True),
-        SAMCallback(warmup="auto"),
-        FGMCallback(warmup="auto", replace=True, fraction=0.5),
-    ],
-    ids=lambda each: type(each).__name__,
-)
-def test_it_works_with_every_attack(callback):
-    model, plain = Classifier(dropout=0.0), Classifier(dropout=0.0)
-    data = {"data": samples(96), "n_epochs": 1, "n_batches": -1}
-    train(model, [callback], optimizers=sgd(model), **data)
-    train(plain, None, optimizers=sgd(plain), **data)
-    assert torch.isfinite(weights(model)).all()
-    assert distance(model, plain) > 1e-6
-
-
-class Reads(Callback):
-    """Counts how often a tensor is read, within the steps of the batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.batch, self.seen = None, []
-
-    def on_fetch_data_end(self, trainer):
-        self.batch = trainer.global_forward_batches
-
-    def on_train_batch_end(self, trainer):
-        self.batch = None
-
-
-def test_the_strength_stays_on_the_device_and_the_first_loss_is_read_once(monkeypatch):
-    reads = Reads()
-    model = Classifier()
-    trainer = build(
-        model,
-        [reads, NEFTuneCallback(warmup="auto")],
-        optimizers=sgd(model),
-        data=samples(80),
-        n_epochs=1,
-        n_batches=-1,
-    )
-    for name in ("item", "__float__", "__bool__", "tolist"):
-        read = getattr(torch.Tensor, name)
-
-        def noted(tensor, *args, read=read):
-            if reads.batch is not None and tensor.is_floating_point():
-                reads.seen.append(reads.batch)
-            return read(tensor, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, noted)
-    trainer.run()
-    assert [batch for batch in reads.seen if batch < 20] == [FIRST_STEPS]
 
 
 def test_a_loss_that_is_not_finite_is_left_out():
@@ -324,45 +242,3 @@ def test_attack_takes_the_loss_that_the_strength_follows():
         optimizer.zero_grad()
     expected = [0.5 * each for each in strengths(losses)]
     assert norms == pytest.approx(expected, rel=1e-3, abs=1e-5) and max(norms) > 0
-
-
-def test_passes_of_ones_own_have_to_tell_the_loss():
-    model = Classifier()
-    fgm, (batch,) = FGM(model, warmup="auto"), batches(1)
-    message = r"Expected the loss of each batch with `warmup='auto'`.*observe"
-    with pytest.raises(RuntimeError, match=message), fgm.running() as passes:
-        for _ in passes:
-            model.train_step(**batch)["loss"].backward()
-
-
-def test_a_loop_is_told_once_what_is_perturbed(caplog):
-    model = Classifier()
-    with caplog.at_level(logging.INFO, "fastnlp_adv"):
-        for method in (FGM(model, epsilon=0.5), FGM(model, epsilon=50.0), VAT(model)):
-            for batch in batches(2):
-                if isinstance(method, VAT):
-                    method(lambda each: model.train_step(**each), batch)
-                else:
-                    method.step(lambda each: model.train_step(**each)["loss"], batch)
-            method.close()
-    lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(" perturbs")[0] for line in lines if " perturbs " in line] == ["FGM", "FGM", "VAT"]
-    assert len([line for line in lines if "Expected `epsilon` to be at most 2 rows" in line]) == 1
-
-
-def test_a_loop_is_warned_where_nothing_is_learned(caplog):
-    model = Classifier()
-    awp = AWP(model, gamma=1e-3)
-    for batch in batches(1) * 110:
-        awp.step(lambda each: model.train_step(**each)["loss"], batch)  # without a step of the optimizer
-    warnings = [record.getMessage() for record in caplog.records if "the clean loss to fall" in record.getMessage()]
-    assert len(warnings) == 1 and "Give a smaller `gamma`" in warnings[0] and "`warmup='auto'`" in warnings[0]
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_progress_counts_optimizer_steps(accumulation):
-    progress = Progress(accumulation_steps=accumulation)
-    steps = []
-    for progress.batches in range(6):
-        steps.append(progress.step)
-    assert steps == [batch // accumulation for batch in range(6)]

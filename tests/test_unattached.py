@@ -8,12 +8,11 @@ import pickle
 import pytest
 import torch
 from fastNLP import CheckpointCallback
-from rows import each_row, step_of
+from rows import each_method, step_of
 from support import Classifier, build, samples, snapshot, train, weights
 
-from fastnlp_adv import AWP, FGM, PGD, FGMCallback, PGDCallback, RDropCallback, TAVATCallback
+from fastnlp_adv import AWP, FGM, PGD, FGMCallback, RDropCallback, TAVATCallback
 from fastnlp_adv.callbacks import METHODS
-from fastnlp_adv.method import Method
 
 NEED_A_MODEL = [name for name, entry in METHODS.items() if entry.method.needs_model]
 BATCH = {
@@ -32,7 +31,7 @@ def trained(method, model, steps=2):
     return weights(model)
 
 
-@each_row
+@each_method
 def test_attaching_later_is_building_on_the_model(row):
     one, other = Classifier(), Classifier()
     late = METHODS[row.method].method(**row.arguments)
@@ -40,7 +39,7 @@ def test_attaching_later_is_building_on_the_model(row):
     assert torch.equal(trained(METHODS[row.method].method(one, **row.arguments), one), trained(late, other))
 
 
-@each_row
+@each_method
 def test_an_unattached_method_is_copied_and_pickled_with_its_arguments(row):
     method = METHODS[row.method].method(**row.arguments)
     for other in (copy.copy(method), copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
@@ -55,28 +54,6 @@ def test_an_unattached_method_cannot_be_run_and_says_so(name):
         step_of(method, model, BATCH)
     with pytest.raises(RuntimeError, match="to be attached to a model"):
         method.open()
-
-
-@pytest.mark.parametrize("attack", [lambda: FGM().attack(), lambda: PGD().attack(lambda: torch.tensor(0.0))])
-def test_neither_can_attack(attack):
-    with pytest.raises(RuntimeError, match="to be attached to a model"):
-        attack()
-
-
-@each_row
-def test_a_state_that_is_loaded_before_attaching_counts(row):
-    whole, halves, resumed = Classifier(dropout=0.3), Classifier(dropout=0.3), Classifier(dropout=0.3)
-    trained(METHODS[row.method].method(whole, **row.arguments), whole, 4)
-    first = METHODS[row.method].method(halves, **row.arguments)
-    trained(first, halves, 2)
-    resumed.load_state_dict(halves.state_dict())
-    method = METHODS[row.method].method(**row.arguments)
-    state = copy.deepcopy(first.state_dict())
-    method.load_state_dict(state)
-    assert method.state_dict().keys() == state.keys()
-    method.attach(resumed)
-    assert method.progress.batches == 2
-    assert method.state_dict()["seen"] == state["seen"]
 
 
 def test_detaching_keeps_what_is_remembered_and_takes_the_hooks_off():
@@ -113,20 +90,6 @@ def test_what_hooks_are_made_of_stays_while_a_method_is_attached(method, name, v
     assert getattr(attached, name) == value
 
 
-def test_a_failing_attach_leaves_the_method_unattached():
-    method = FGM(emb_name="nothing")
-    with pytest.raises(ValueError, match="emb_name"):
-        method.attach(Classifier())
-    assert method.model is None and method.taps == []
-    method.emb_name = None
-    method.attach(Classifier())
-
-
-def test_another_object_in_place_of_the_model_is_named():
-    with pytest.raises(TypeError, match=r"Expected `model` to be a torch\.nn\.Module, but got float"):
-        FGM(1.0)
-
-
 @pytest.mark.parametrize("owner", [FGM, FGMCallback])
 def test_misspelt_names_are_refused_with_the_nearest(owner):
     with pytest.raises(TypeError, match=rf"Expected an argument of {owner.__name__}, but got `eps`. Did you mean"):
@@ -137,29 +100,6 @@ def test_misspelt_names_are_refused_with_the_nearest(owner):
     with pytest.raises(AttributeError, match=r"but got `epsilom`. Did you mean `epsilon`\?"):
         made.epsilom = 3
     assert made.epsilon == 1.0
-
-
-@pytest.mark.parametrize("base", [FGM, FGMCallback])
-def test_a_subclass_of_a_user_has_attributes_of_its_own(base):
-    class Mine(base):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.epsilons = []
-
-    mine = Mine(epsilon=0.5)
-    mine.epsilons.append(1)
-    assert (mine.epsilon, mine.epsilons) == (0.5, [1])
-
-
-def test_a_callback_owns_one_method_and_no_copy_of_its_arguments():
-    callback = PGDCallback(0.5, steps=2)
-    assert isinstance(callback.method, Method) and callback.method.model is None
-    callback.steps = 4
-    assert callback.method.steps == callback.steps == 4
-    callback.method.steps = 5
-    assert callback.steps == 5
-    assert not {"steps", "epsilon"} & vars(callback).keys()
-    assert pickle.loads(pickle.dumps(callback)).values() == copy.deepcopy(callback).values() == callback.values()
 
 
 def test_two_trainers_may_be_built_with_one_callback_before_either_runs():

@@ -74,8 +74,8 @@ class FreeLB(SharesDropout, EmbeddingAttack):
     fraction: float = option(
         default=1.0,
         check=check_fraction,
-        doc="the fraction of a batch's examples that is attacked, at least one example, drawn in each step; below "
-        "1 it needs ``clean``, the pass on the whole batch",
+        doc="the fraction of a batch's examples to attack, drawn at random in each step, at least one; below 1 it "
+        "needs ``clean``, the pass on the whole batch",
     )
 
     paper = "https://arxiv.org/abs/1909.11764"

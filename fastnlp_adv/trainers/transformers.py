@@ -324,5 +324,5 @@ def _load(folder: str, process: int) -> dict[str, Any]:
         if os.path.isfile(file):
             states: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             return states
-    say("", f"The checkpoint {folder} holds no state of methods, which begin again.")
+    say("", f"The checkpoint {folder} holds no state of methods, which start from the beginning.")
     return {}

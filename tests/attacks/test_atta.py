@@ -21,7 +21,6 @@ from references import (
     words,
 )
 from support import (
-    Bert,
     Classifier,
     build,
     collate,
@@ -34,8 +33,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fastnlp_adv.attacks.atta import ATTA
-from fastnlp_adv.callbacks.atta import ATTACallback, _length
-from fastnlp_adv.forwards import announced
+from fastnlp_adv.callbacks.atta import ATTACallback
 
 EPSILON, ALPHA = 0.3, 0.2
 G = torch.Generator().manual_seed(3)
@@ -127,29 +125,6 @@ def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, 
         assert theirs.double().norm() <= EPSILON * 1.01
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-def test_in_a_trainer(model_class, accumulation):
-    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
-    definition = Definition()
-
-    def batch_step_fn(trainer, batch):
-        indices = trainer.dataloader.get_batch_indices()
-        own, loss_of = (theirs, classifier_loss) if model_class is Classifier else (theirs.back_bone, bert_loss)
-        loss = definition.loss(own, loss_of, batch["input_ids"], batch["labels"], indices)
-        trainer.backward({"loss": loss})
-        trainer.step()
-        trainer.zero_grad()
-
-    settings = {"accumulation_steps": accumulation, "n_batches": 18}
-    train(ours, [ATTACallback(EPSILON, alpha=ALPHA)], train_dataloader=indexed(), **settings)
-    train(theirs, batch_step_fn=batch_step_fn, train_dataloader=indexed(), **settings)
-    assert distance(ours, theirs) < 1e-8
-    plain = model_class(dropout=0.0).double()
-    train(plain, train_dataloader=indexed(), **settings)
-    assert distance(ours, plain) > 1e-4
-
-
 def indexed(loader=TorchDataLoader, **kwargs):
     """A dataloader that tells indices; the last argument is what `compat.repair` would make of its default."""
     return loader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **{"prefetch_factor": None, **kwargs})
@@ -167,31 +142,6 @@ def test_first_epoch_is_plain_to_the_bit(workers):
     )
     train(plain, train_dataloader=indexed(), n_epochs=1, n_batches=-1)
     assert torch.equal(weights(ours), weights(plain))
-
-
-def test_start_and_every_keep_what_is_stored():
-    trainings = []
-    for _ in range(2):
-        trainings.append(Classifier())
-        callback = ATTACallback(EPSILON, alpha=ALPHA, start=6, every=2)
-        train(trainings[-1], [callback], train_dataloader=indexed(), n_batches=24)
-    plain = Classifier()
-    train(plain, train_dataloader=indexed(), n_batches=24)
-    assert torch.equal(weights(trainings[0]), weights(trainings[1]))
-    assert distance(trainings[0], plain) > 1e-6
-
-
-def test_cut_inputs_keep_what_is_left():
-    model, ids = classifier(), SENTENCES[1].unsqueeze(0)
-    label = LABELS[1:2]
-    atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
-    atta.step(lambda: classifier_loss(model, ids, label), [1])
-    ((_, row),) = atta.perturbations.items()
-    loss = atta.step(lambda: classifier_loss(model, ids[:, :4], label), [1])
-    embedded = model.word_embeddings(ids[:, :4]) + row[:4]
-    assert float(loss) == pytest.approx(classifier_loss(model, None, label, embedded).item(), rel=1e-12)
-    ((_, row),) = atta.perturbations.items()
-    assert row.shape == (4, 8)
 
 
 def test_every_lookup_has_its_own_perturbation():
@@ -217,29 +167,6 @@ def test_every_lookup_has_its_own_perturbation():
     assert len(atta.perturbations) == 8  # four examples, two lookups
 
 
-def test_copies_of_an_example_share_a_perturbation():
-    """As in R-Drop's doubled batch, and where a sampler draws with replacement."""
-    ids, labels = padded([0, 1, 1], 7, "right")
-    found = []
-    for indices, copies in (([0, 1, 1], 1), ([0, 1, 1], 2), ([0, 1], 2)):
-        model = classifier()
-        atta = ATTA(model, EPSILON, alpha=ALPHA, storage_dtype=torch.float64)
-        rows = list(range(len(indices))) * copies
-        n = len(indices)
-
-        def loss(model=model, rows=rows, copies=copies, n=n):
-            with announced(copies=copies, rows=n):
-                return classifier_loss(model, ids[rows], labels[rows])
-
-        for _ in range(2):
-            atta.step(loss, indices)
-        found.append({example: row for (_, _, example), row in atta.perturbations.items()})
-        assert len(found[-1]) == 2
-    for rows in found[1:]:
-        for example in (0, 1):
-            torch.testing.assert_close(rows[example], found[0][example], rtol=1e-8, atol=1e-12)
-
-
 def test_steps_without_their_own_indices_are_refused():
     model = classifier()
     ids, labels = padded([0, 1, 2], 7, "right")
@@ -262,15 +189,6 @@ def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
         build(Classifier(), [ATTACallback()], train_dataloader=plain)
 
 
-def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
-    class Forgetful(TorchDataLoader):
-        def get_batch_indices(self):
-            return None
-
-    with pytest.raises(ValueError, match="Forgetful, which does not"):
-        build(Classifier(), [ATTACallback()], train_dataloader=indexed(Forgetful)).run()
-
-
 def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     said, kept = [], []
     monkeypatch.setattr(logger, "info", said.append)
@@ -289,40 +207,3 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in said[0]
     assert 0 < kept[0][0] < kept[5][0] <= kept[5][1] == 24 * 7 * 8 * 2
     assert kept[5][0] == kept[-1][0]  # all examples are there after the first epoch
-
-
-def test_state_is_small_in_number_and_loads_weights_only(tmp_path):
-    model = classifier()
-    atta = ATTA(model, EPSILON, alpha=ALPHA)
-    for indices, length, side in BATCHES:
-        ids, labels = padded(indices, length, side)
-        atta.step(lambda: classifier_loss(model, ids, labels), indices)  # noqa: B023
-    torch.save(atta.state_dict(), tmp_path / "state")
-    state = torch.load(tmp_path / "state", weights_only=True)
-    other = ATTA(classifier(), EPSILON, alpha=ALPHA)
-    other.load_state_dict(state)
-    assert len(state["examples"]) == 1  # one lookup
-    assert other.perturbations.keys() == atta.perturbations.keys()
-    assert all(torch.equal(row, atta.perturbations[key]) for key, row in other.perturbations.items())
-    empty = ATTA(classifier())
-    empty.load_state_dict(ATTA(classifier()).state_dict())
-    assert len(empty.perturbations) == 0
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_gradient_without_direction_moves_nothing_and_is_counted(value):
-    model = classifier()
-    ids, labels = padded([0, 1, 2], 7, "right")
-    atta = ATTA(model, EPSILON, alpha=ALPHA)
-    atta.step(lambda: classifier_loss(model, ids, labels), [0, 1, 2])
-    kept = copy.deepcopy(atta.perturbations)
-    atta.step(lambda: classifier_loss(model, ids, labels) * value, [0, 1, 2])
-    assert all(torch.equal(row, kept[key]) for key, row in atta.perturbations.items())
-    assert int(atta.skipped) == 1
-
-
-def test_the_estimate_sees_through_a_batch_encoding():
-    from transformers import BatchEncoding
-
-    batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
-    assert _length(batch, 3) == _length(BatchEncoding(batch), 3) == 7

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from references import add, assert_same, batch, bert, classifier, differ, gradients, loss_on, on_weights, step
+from references import assert_same, batch, bert, classifier, gradients, loss_on, on_weights, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
@@ -186,40 +184,3 @@ def test_attacks_that_come_too_early_say_so(attack):
     backward(model)
     with pytest.raises(RuntimeError, match=r"closed. Call `open\(\)` first"):
         attack.attack(*arguments)
-
-
-def test_two_attacks_in_a_row_need_a_backward_pass_in_between():
-    model = classifier()
-    fgm = FGM(model)
-    backward(model)
-    with fgm.attack(), pytest.raises(RuntimeError, match="a backward pass through the lookups"):
-        fgm.attack()
-    assert_same(plain(model), plain(classifier()))
-
-
-def test_two_attacks_on_one_model_do_not_meet():
-    model = classifier()
-    fgm, pgd = FGM(model, 0.7), PGD(model, 0.5, alpha=0.3)
-    expected = on_weights(model, LOSS, WORDS, steps=[0.7])
-    assert_same(step(fgm, model, LOSS), expected)
-    expected = on_weights(model, LOSS, WORDS, steps=[0.3] * 3, radius=0.5)
-    assert_same(step(pgd, model, LOSS), expected)
-
-
-def test_the_weight_of_the_adversarial_loss_is_the_users_in_a_with_block():
-    model = classifier()
-    fgm = FGM(model, 0.7)
-    backward(model)
-    clean = gradients(model)
-    with fgm.attack():
-        (0.25 * LOSS(model)).backward()
-    expected = on_weights(model, LOSS, WORDS, steps=[0.7], adv_weight=0.25)
-    assert_same(gradients(model), expected)
-    assert differ(gradients(model), clean) > 1e-3
-
-
-def test_an_attack_on_a_part_of_a_model():
-    model = torch.nn.Sequential(classifier(), torch.nn.Linear(3, 3).double())
-    part = copy.deepcopy(model)
-    assert_same(step(FGM(part[0]), part, LOSS), step(FGM(model), model, LOSS))
-    assert add(gradients(part), gradients(model), -1.0)["1.weight"].abs().max() < 1e-10

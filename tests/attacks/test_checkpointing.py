@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import ATTACKS, assert_same, batch, bert, checkpointed, classifier, loss_on, step
+from references import ATTACKS, assert_same, batch, loss_on, step
 from support import CLASSES, VOCAB, assert_untouched, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -65,61 +65,6 @@ def test_checkpoints_that_are_not_reentrant_change_nothing(build, reference, gra
     assert_untouched(model, before)
 
 
-@ATTACKS
-@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
-def test_a_scale_that_the_checkpoint_must_save(build, reference, granularity):
-    class Scaled(nn.Embedding):
-        def __init__(self):
-            super().__init__(VOCAB, 6)
-            self.register_buffer("embed_scale", torch.tensor(4.0))
-
-        def forward(self, ids):
-            return super().forward(ids) * self.embed_scale
-
-    models = [Checkpointed(spans, embedding=Scaled()) for spans in (None, "embedding")]
-    models[1].load_state_dict(models[0].state_dict())
-    expected, found = (step(build(model, granularity=granularity), model, seeded) for model in models)
-    assert_same(found, expected)
-
-
-@ATTACKS
-@GRANULARITY
-def test_ids_made_inside_the_checkpoint(build, reference, granularity):
-    class Shifted(Checkpointed):
-        def everything(self, ids, x=None):
-            return super().everything(ids.roll(1, 1))
-
-    plain, model = Shifted(), Shifted("embedding")
-    expected = step(build(plain, granularity=granularity), plain, seeded)
-    assert_same(step(build(model, granularity=granularity), model, seeded), expected)
-
-
-@ATTACKS
-@GRANULARITY
-@pytest.mark.parametrize("other", [IDS.flip(0), IDS], ids=["other ids", "the same ids"])
-def test_two_lookups_inside_checkpoints(build, reference, granularity, other):
-    """They are told apart by their ids. Positions in two lookups of the same ids cannot be, and are refused."""
-
-    def loss(model):
-        torch.manual_seed(4)
-        return (model(IDS) - 2 * model(other)).square().sum()
-
-    plain, model = Checkpointed(), Checkpointed("embedding")
-    attack = build(model, granularity=granularity)
-    if granularity == "vocab" or other is not IDS:
-        assert_same(step(attack, model, loss), step(build(plain, granularity=granularity), plain, loss))
-    else:
-        with pytest.raises(RuntimeError, match=r"checkpointing to be known by its ids.*granularity='vocab'"):
-            step(attack, model, loss)
-
-
-@GRANULARITY
-def test_fgm_goes_through_reentrant_checkpoints_above_the_embedding(granularity):
-    plain, model = Checkpointed(), Checkpointed("layer", use_reentrant=True)
-    expected = step(FGM(plain, granularity=granularity), plain, seeded)
-    assert_same(step(FGM(model, granularity=granularity), model, seeded), expected)
-
-
 @pytest.mark.parametrize("attack", [PGD, lambda m: FGM(m, replace=True)], ids=["pgd", "fgm-replace"])
 def test_passes_that_stop_at_the_embedding_refuse_reentrant_checkpoints(attack):
     model = Checkpointed("layer", use_reentrant=True)
@@ -135,24 +80,3 @@ def test_reentrant_checkpoints_around_the_embedding_are_refused(build, reference
     model = Checkpointed("embedding", use_reentrant=True)
     with pytest.raises(RuntimeError, match=r"reentrant"):
         step(build(model, granularity=granularity), model, seeded)
-
-
-@ATTACKS
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_of_transformers(build, reference, use_reentrant):
-    def loss(model):
-        return model(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
-
-    plain, model = bert().train(), bert().train()
-    checkpointed(model, use_reentrant=use_reentrant)
-    attack = build(model)
-    if use_reentrant and isinstance(attack, PGD):
-        with pytest.raises(RuntimeError, match="to be non-reentrant"):
-            step(attack, model, loss)
-    else:
-        assert_same(step(attack, model, loss), step(build(plain), plain, loss))
-
-
-def test_evaluation_of_a_checkpointed_model():
-    model = classifier()
-    assert torch.equal(model(IDS), checkpoint(model, IDS, use_reentrant=False))

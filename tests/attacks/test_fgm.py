@@ -22,7 +22,6 @@ from references import (
     words,
 )
 from support import assert_untouched, snapshot
-from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM, FGSM
 
@@ -189,11 +188,3 @@ def test_several_embeddings_have_a_norm_each():
     found = step(FGM(model, 0.7, emb_name="_embeddings"), model, bert_loss)
     assert_same(found, on_weights(model, bert_loss, names, steps=[0.7]))
     assert differ(found, step(FGM(model, 0.7), model, bert_loss)) > 1e-3
-
-
-def test_cross_entropy_is_what_the_helpers_say():
-    """The oracle's own oracle: `loss_on` of ids equals `classifier_from` of embedded ids."""
-    model = classifier()
-    direct = cross_entropy(model(IDS), LABELS)
-    assert torch.equal(loss_on(IDS, LABELS)(model), direct)
-    assert torch.allclose(classifier_from(LABELS)(model, model.word_embeddings(IDS)), direct)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import nullcontext
 
 import pytest
 import torch
-from fastNLP import Callback
-from support import Bert, Classifier, collate, distance, samples, since_torch, train
+from support import Bert, Classifier, collate, samples, since_torch
 
 from fastnlp_adv import (
     AWP,
@@ -16,12 +14,6 @@ from fastnlp_adv import (
     FGSM,
     PGD,
     SAM,
-    AWPCallback,
-    FGMCallback,
-    GradientPenaltyCallback,
-    PGDCallback,
-    RDropCallback,
-    VATCallback,
 )
 
 LOW, FULL = torch.bfloat16, torch.float32
@@ -76,13 +68,6 @@ def test_passes_that_do_not_train_run_in_it_and_the_others_do_not(attack, argume
     assert attack.skipped == 0
 
 
-@EACH
-def test_off_by_default(attack, arguments, precisions):
-    model = Watched()
-    attack(model, **arguments).step(loss_of(model))
-    assert model.precisions == [FULL] * len(precisions)
-
-
 @pytest.mark.parametrize("attack", [PGD, lambda m, **k: FGM(m, replace=True, **k)], ids=["pgd", "fgm"])
 def test_closures_of_an_attack_run_in_it(attack):
     model = Watched()
@@ -92,66 +77,6 @@ def test_closures_of_an_attack_run_in_it(attack):
         loss_of(model)().backward()
     inner = len(model.precisions) - 2
     assert inner and model.precisions == [FULL, *[LOW] * inner, FULL]
-
-
-def ascents(attack, model):
-    """The perturbation after each ascent step, as one vector."""
-    found, (tap,) = [], attack.taps
-    perturb = tap.perturb
-
-    def noted(values):
-        found.append(torch.cat([value.detach().flatten().double() for value in values]))
-        perturb(values)
-
-    tap.perturb = noted
-    torch.manual_seed(0)
-    attack.step(loss_of(model))
-    attack.close()
-    return found
-
-
-@pytest.mark.parametrize("model", [functools.partial(Classifier, hidden=32), Bert], ids=["classifier", "bert"])
-@pytest.mark.parametrize("dropout_mask", ["new", "same"])
-@pytest.mark.parametrize(
-    "attack",
-    [
-        functools.partial(PGD, steps=4),
-        functools.partial(PGD, granularity="sequence", random_init=True),
-        functools.partial(FGM, replace=True, granularity="token"),
-        functools.partial(FGSM, replace=True),
-    ],
-    ids=["pgd", "pgd-sequence", "fgm-token", "fgsm"],
-)
-def test_directions_hardly_change(attack, dropout_mask, model):
-    """With dropout, this also says that on a CPU a mask is the same in both precisions."""
-    full, low = (
-        ascents(attack(m, dropout_mask=dropout_mask, inner_autocast=precision), m)
-        for m, precision in ((model(), None), (model(), LOW))
-    )
-    for expected, found in zip(full, low, strict=True):
-        assert torch.cosine_similarity(expected, found, dim=0) > 0.98
-
-
-CALLBACKS = {
-    "pgd": lambda **k: [PGDCallback(**k)],
-    "fgm": lambda **k: [FGMCallback(replace=True, **k)],
-    "awp": lambda **k: [AWPCallback(replace=True, **k)],
-    "pgd+rdrop": lambda **k: [PGDCallback(**k), RDropCallback()],
-    "pgd+vat": lambda **k: [PGDCallback(steps=2, **k), VATCallback()],
-    "pgd+penalty": lambda **k: [PGDCallback(steps=2, **k), GradientPenaltyCallback(weight=0.1)],
-}
-
-
-@pytest.mark.parametrize("callbacks", CALLBACKS.values(), ids=CALLBACKS.keys())
-def test_a_trainer_ends_near_where_it_would_have(callbacks):
-    full, low, plain = Watched(), Watched(), Watched()
-    train(full, callbacks())
-    trainer = train(low, callbacks(inner_autocast=LOW))
-    train(plain)
-    assert LOW in low.precisions
-    assert LOW not in full.precisions
-    assert 0 < distance(low, full) < 0.1 * distance(full, plain)
-    assert torch.isfinite(trainer.state["adv"]["grad_norm"])
 
 
 @EACH
@@ -168,34 +93,6 @@ def test_an_autocast_around_the_step_holds_for_the_other_passes(attack, argument
         attack.step(loss_of(model))
         assert autocast_state() == before
     assert model.precisions == [LOW if p == LOW else around or FULL for p in precisions]
-
-
-@EACH
-@pytest.mark.parametrize("cache", [True, False])
-def test_a_step_that_fails_leaves_the_precision_as_it_was(attack, arguments, precisions, cache):
-    for fails in range(len(precisions)):
-        model = Watched(fails)
-        attacked = attack(model, inner_autocast=LOW, **arguments)
-        with torch.autocast("cpu", LOW, enabled=False, cache_enabled=cache):
-            before = autocast_state()
-            with pytest.raises(KeyboardInterrupt):
-                attacked.step(loss_of(model))
-            assert autocast_state() == before
-        assert not torch.is_autocast_cpu_enabled()
-
-
-class Casts(Callback):
-    """Gives the Trainer an autocast of its own, as ``fp16=True`` does on a GPU."""
-
-    def on_after_trainer_initialized(self, trainer, driver):
-        driver.auto_cast = functools.partial(torch.autocast, "cpu", dtype=torch.float16)
-
-
-@since_torch(2, 2, "autocast to float16 on the CPU")
-def test_the_autocast_of_a_trainer_goes_first():
-    model = Watched()
-    train(model, [PGDCallback(inner_autocast=LOW), Casts()], n_batches=2, n_epochs=1)
-    assert set(model.precisions) == {torch.float16}
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import warnings
 
 import pytest
 import torch
-from references import ATTACKS, add, assert_same, batch, bert, classifier, differ, gradients, loss_on, on_weights, step
-from support import CLASSES, VOCAB, Bert, assert_untouched, collate, samples, snapshot, train
-from torch import nn
+from references import ATTACKS, assert_same, batch, bert, classifier, loss_on, on_weights, step
+from support import Bert, assert_untouched, collate, samples, snapshot, train
 
 from fastnlp_adv import FGM, PGD, FGMCallback
 
@@ -58,66 +57,6 @@ def test_norms_and_a_random_start(norm):
     assert torch.equal(model.head.weight, origin)
 
 
-class Noisy(nn.Embedding):
-    """A lookup with a forward of its own: what it does with its rows is not known from outside."""
-
-    def forward(self, ids):
-        return super().forward(ids).flip(-1).tanh()
-
-
-@ATTACKS
-@pytest.mark.parametrize("sparse", [False, True])
-def test_an_embedding_with_a_forward_of_its_own(build, reference, sparse):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.emb = Noisy(VOCAB, 6, sparse=sparse)
-            self.head = nn.Linear(6, CLASSES)
-            self.double()
-
-        def forward(self, ids):
-            return self.head(self.emb(ids).mean(1))
-
-    model = Model()
-    before = snapshot(model)
-    attack = build(model)
-    assert_same(step(attack, model, LOSSES[0]), on_weights(model, LOSSES[0], ["emb.weight"], **reference))
-    attack.close()
-    assert_untouched(model, before)
-
-
-@ATTACKS
-@pytest.mark.parametrize("emb_name", ["word", "head", "*e*"])
-def test_micro_batches_go_along_their_own_gradients(build, reference, emb_name):
-    """`.grad` holds the gradients of the micro-batches before, attacked and not."""
-    model = classifier()
-    names = [n for n, _ in model.named_parameters() if emb_name.strip("*") in n]
-    attack = build(model, emb_name)
-    LOSSES[3](model).backward()  # one that is not attacked
-    expected = gradients(model)
-    for loss in LOSSES[:3]:
-        loss(model).backward()
-        with attack.attack(**({"closure": lambda loss=loss: loss(model)} if isinstance(attack, PGD) else {})):
-            loss(model).backward()
-        expected = add(expected, on_weights(model, loss, names, **reference))
-    assert_same(gradients(model), expected)
-
-
-@ATTACKS
-def test_tied_weights_named_as_a_linear_layer_are_looked_up(build, reference):
-    """The rows are perturbed at the lookups whichever name they go by."""
-    model = classifier()
-    model.out = nn.Linear(8, VOCAB, bias=False).double()
-    model.out.weight = model.word_embeddings.weight
-    before = snapshot(model)
-    attack = build(model, "word_embeddings")
-    found = step(attack, model, LOSSES[0])
-    attack.close()
-    assert_same(found, on_weights(model, LOSSES[0], ["word_embeddings.weight"], **reference))
-    assert_untouched(model, before)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_bits_come_back(dtype):
     model = classifier().to(dtype)
@@ -141,66 +80,6 @@ def test_gradients_without_a_direction_perturb_nothing(bad):
     with fgm.attack():
         assert torch.equal(model.head.weight, classifier().head.weight)
     assert fgm.skipped.item() == 2
-
-
-def test_frozen_parameters_are_no_match():
-    model = classifier()
-    model.head.weight.requires_grad_(False)
-    assert [tap.name for tap in FGM(model, emb_name="head").taps] == ["head.bias"]
-    model.head.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match="trainable parameter or of an embedding, but got 'head'"):
-        FGM(model, emb_name="head")
-
-
-@pytest.mark.parametrize("granularity", ["sequence", "token"])
-def test_positions_are_refused(granularity):
-    model = classifier()
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"to be 'vocab' for parameters that are not looked up.*`head.weight`, `head"):
-        FGM(model, emb_name="*e[am]*", granularity=granularity)
-    assert_untouched(model, before)
-
-
-def test_a_parameter_that_no_gradient_comes_to():
-    model = classifier()
-    model.unused = nn.Linear(2, 2).double()
-    fgm = FGM(model, emb_name="*")
-    before = snapshot(model)[0]
-    LOSSES[0](model).backward()
-    with pytest.raises(RuntimeError, match=r"through parameter `unused.weight` before the attack, but got no gradient"):
-        fgm.attack()
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())  # the others are not left perturbed
-    plain = classifier()
-    LOSSES[0](plain).backward()
-    assert differ(gradients(plain), {n: g for n, g in gradients(model).items() if "unused" not in n}) < 1e-12
-
-
-def test_shared_parameters_get_all_their_gradient():
-    """One layer used twice in a forward, as in ALBERT, with checkpointing or not."""
-
-    class Model(nn.Module):
-        def __init__(self, checkpoint):
-            super().__init__()
-            torch.manual_seed(0)
-            self.emb = nn.Embedding(VOCAB, 6)
-            self.layer = nn.Linear(6, 6)
-            self.head = nn.Linear(6, CLASSES)
-            self.checkpoint = checkpoint
-            self.double()
-
-        def forward(self, ids):
-            x = self.emb(ids)
-            for _ in range(2):
-                if self.checkpoint:
-                    x = torch.utils.checkpoint.checkpoint(lambda x: torch.tanh(self.layer(x)), x, use_reentrant=False)
-                else:
-                    x = torch.tanh(self.layer(x))
-            return self.head(x.mean(1))
-
-    expected = on_weights(Model(False), LOSSES[0], ["layer.weight"], steps=[0.7])
-    for checkpoint in (False, True):
-        model = Model(checkpoint)
-        assert_same(step(FGM(model, 0.7, emb_name="layer.weight"), model, LOSSES[0]), expected)
 
 
 def test_a_name_that_fits_more_than_embeddings_says_so_once():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from references import (
@@ -14,7 +12,6 @@ from references import (
     classifier_from,
     differ,
     loss_on,
-    name_of,
     on_positions,
     on_weights,
     shrink,
@@ -34,7 +31,7 @@ WORDS = ["word_embeddings.weight"]
 
 
 @NORM
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize(("epsilon", "alpha"), [(0.5, 0.3), (2.0, 0.3), (0.1, 0.3)])  # reach the surface, stay inside
 def test_vocab_is_a_perturbation_of_the_weight(epsilon, alpha, steps, norm):
     model = classifier()
@@ -62,27 +59,6 @@ def test_positions_are_a_perturbation_of_the_embedded_input(steps, granularity, 
         radius=0.5,
         norm=norm,
     )
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize(("adv_weight", "replace"), [(0.3, False), (2.0, True)])
-@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
-def test_bert(granularity, adv_weight, replace):
-    model = bert()
-
-    def loss(m):
-        return m(input_ids=IDS, attention_mask=(IDS != 0).long(), labels=LABELS).loss
-
-    def loss_from(m, embedded):
-        return m(inputs_embeds=embedded, attention_mask=(IDS != 0).long(), labels=LABELS).loss
-
-    arguments = {"adv_weight": adv_weight, "replace": replace}
-    found = step(PGD(model, 0.5, alpha=0.3, granularity=granularity, **arguments), model, loss)
-    arguments.update({"steps": [0.3] * 3, "radius": 0.5})
-    if granularity == "vocab":
-        expected = on_weights(model, loss, [name_of(model)], **arguments)
-    else:
-        expected = on_positions(model, IDS, loss_from, words, per_token=False, **arguments)
     assert_same(found, expected)
 
 
@@ -161,48 +137,9 @@ def step_and_start(pgd, model):
     return found, deltas[-3]
 
 
-def test_each_step_starts_elsewhere():
-    torch.manual_seed(0)
-    model = classifier()
-    pgd = PGD(model, 0.5, alpha=0.3, steps=2, random_init=True)
-    starts = [step_and_start(pgd, model)[1] for _ in range(2)]
-    pgd.close()
-    assert not torch.equal(*starts)
-    lengths = []
-    for _ in range(200):
-        passes = pgd.passes()
-        with pgd:
-            next(passes)
-            LOSS(model).backward()
-            next(passes)
-            with torch.no_grad():
-                delta = model.word_embeddings(IDS) - model.word_embeddings.weight[IDS]
-        rows = torch.zeros_like(model.word_embeddings.weight)
-        rows[IDS] = delta
-        lengths.append(rows.norm())
-    # uniform in [0, 0.5]: repeated tokens and padding take no part of the length; 4 standard errors
-    assert torch.stack(lengths).mean().item() == pytest.approx(0.25, abs=4 * 0.5 / math.sqrt(12 * 200))
-
-
 def test_one_step_as_long_as_the_ball_is_fgm():
     model = classifier()
     assert_same(step(PGD(model, 0.7, alpha=0.7, steps=1), model, LOSS), step(FGM(model, 0.7), model, LOSS))
-
-
-@NORM
-def test_more_steps_find_a_higher_loss(norm):
-    """What the method is for. In a cube the second step may already end in the best corner."""
-    model = classifier()
-    epsilon = 0.5 if norm == "l2" else 0.1
-    losses = []
-    for steps in (1, 2, 6):
-        pgd = PGD(model, epsilon, alpha=epsilon / 2, steps=steps, norm=norm)
-        LOSS(model).backward()
-        with pgd.attack(lambda: LOSS(model)), torch.no_grad():
-            losses.append(LOSS(model).item())
-        pgd.close()
-    assert LOSS(model).item() < losses[0] < losses[1] <= losses[2]
-    assert norm == "linf" or losses[1] < losses[2]
 
 
 def test_the_steps_differ():

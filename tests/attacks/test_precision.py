@@ -6,31 +6,14 @@ import math
 
 import pytest
 import torch
-from references import ATTACKS, assert_same, batch, bert, classifier, gradients, loss_on, on_weights, step
-from support import Classifier, assert_untouched, snapshot
+from references import ATTACKS, batch, bert, classifier, loss_on, step
+from support import Classifier
 
-from fastnlp_adv import AWP, FGM, PGD
+from fastnlp_adv import FGM, PGD
 
 IDS, LABELS = batch(4, 7)
 LOSS = loss_on(IDS, LABELS)
 GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
-WORDS = ["word_embeddings.weight"]
-
-
-@ATTACKS
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_models_of_lower_precision(build, reference, dtype):
-    """Near the double-precision result, as far as the precision goes."""
-    model = Classifier(dropout=0.0).to(dtype)
-    before = snapshot(model)
-    attack = build(model)
-    found = step(attack, model, LOSS)
-    attack.close()
-    assert_untouched(model, before)
-    assert all(g.dtype == dtype for g in found.values())
-    exact = on_weights(classifier(), LOSS, WORDS, **reference)
-    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
-    assert_same({n: g.double() for n, g in found.items()}, exact, rtol=tolerance)
 
 
 @GRANULARITY
@@ -76,8 +59,7 @@ def test_autocast(build, reference, granularity):
 
 
 @GRANULARITY
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])
+@pytest.mark.parametrize(("norm", "bad"), [("l2", 0.0), ("l2", math.inf), ("linf", math.nan)])
 def test_gradients_without_a_direction_perturb_nothing_and_are_counted(bad, norm, granularity):
     model = classifier(padding_idx=None)
     fgm = FGM(model, 0.7, norm=norm, granularity=granularity)
@@ -109,7 +91,7 @@ def test_a_bad_example_does_not_spoil_the_others(bad):
     assert fgm.skipped.item() == (0 if bad == 0.0 else 1)
 
 
-@pytest.mark.parametrize("scale", [1e-28, 1e-20, 1.0, 1e20, 1e28])
+@pytest.mark.parametrize("scale", [1e-28, 1.0, 1e28])
 @GRANULARITY
 def test_the_scale_of_the_loss_does_not_matter(scale, granularity):
     """As under a GradScaler, in single precision, where the squares of such gradients are 0 or inf."""
@@ -122,38 +104,3 @@ def test_the_scale_of_the_loss_does_not_matter(scale, granularity):
             deltas.append(model.word_embeddings(IDS) - model.word_embeddings.weight[IDS])
     torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-3, atol=1e-5)
     assert fgm.skipped.item() == 0
-
-
-def test_all_padding():
-    """Nothing moves, nothing fails."""
-    model = classifier()
-    ids = torch.zeros(4, 7, dtype=torch.long)
-    for granularity in ("vocab", "sequence", "token"):
-        for attack in (FGM(model, granularity=granularity), PGD(model, granularity=granularity, random_init=True)):
-            found = step(attack, model, loss_on(ids, LABELS))
-            model.zero_grad()
-            for _ in range(2):
-                loss_on(ids, LABELS)(model).backward()
-            assert_same(found, gradients(model))
-            assert attack.skipped.item() >= 1
-            attack.close()
-
-
-@pytest.mark.parametrize("attack", [lambda m: AWP(m, 0.5), lambda m: FGM(m, 1.0, emb_name="head")], ids=["awp", "fgm"])
-def test_weights_that_are_written_are_cast_anew(attack):
-    """An autocast around the step keeps the weights that it has cast; the perturbed ones are others."""
-    losses = {}
-    for cache in (True, False):
-        model = classifier().float()
-        found = losses[cache] = []
-
-        def closure(model=model, found=found):
-            found.append(LOSS(model))
-            return found[-1]
-
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
-            attack(model).step(closure)
-            closure()
-    clean, moved, after = losses[True]
-    assert moved > clean * 1.05 and after == clean
-    assert losses[True] == losses[False]

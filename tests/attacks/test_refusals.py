@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import assert_same, batch, bert, classifier, loss_on, on_weights, step
+from references import batch, bert, classifier, loss_on, step
 from support import assert_untouched, snapshot
-from torch import nn
 
 from fastnlp_adv import FGM, PGD
 
@@ -58,41 +57,6 @@ def test_a_lookup_that_the_loss_does_not_depend_on():
             RuntimeError, match=r"a backward pass through the lookups .* a loss that depends on the emb"
         ):
             attack.step(loss)
-
-
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_data_parallel_over_several_devices(attack):
-    """Built without devices, since there are none here; the object is what it would be."""
-    model = nn.DataParallel(classifier())
-    model.device_ids = [0, 1]
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"DataParallel over 2 devices.*Use DistributedDataParallel"):
-        attack(model)
-    with pytest.raises(ValueError, match="DataParallel"):
-        attack(nn.Sequential(model))
-    assert_untouched(model, before)
-
-
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_data_parallel_on_one_device_is_the_model(attack):
-    model = classifier()
-    expected = step(attack(model), model, LOSS)
-    wrapped = nn.DataParallel(classifier())
-    assert len(wrapped.device_ids) <= 1
-    found = step(attack(wrapped), wrapped, LOSS)
-    assert_same({n[len("module.") :]: g for n, g in found.items()}, expected)
-
-
-def test_a_model_without_an_embedding():
-    model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"to have an nn.Embedding, but got Sequential.*`0.weight` \(2 x 3\)"):
-        FGM(model)
-    model = model.double()
-    x, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
-    loss = loss_on(x, labels)
-    assert_same(
-        step(FGM(model, 0.7, emb_name="0.weight"), model, loss), on_weights(model, loss, ["0.weight"], steps=[0.7])
-    )
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])

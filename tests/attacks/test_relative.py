@@ -9,7 +9,7 @@ from rows import Row, step_of
 from support import CLASSES, VOCAB, Classifier
 from torch import nn
 
-from fastnlp_adv import FGM, PGD
+from fastnlp_adv import FGM
 from fastnlp_adv.callbacks import METHODS
 
 IDS, LABELS = batch(4, 7)
@@ -47,11 +47,6 @@ def trained(model, method, **arguments):
         grads = torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "word" not in n])
         found.append((grads, float(attack.perturbation_norm)))
     return found
-
-
-def test_all_attacks_on_embeddings_have_it():
-    embeddings = {"ATTA", "FGM", "FGSM", "FreeLB", "NEFTune", "PGD", "TAVAT"}
-    assert set(RELATIVE) == embeddings
 
 
 CHANGED = [(name, {}) for name in RELATIVE] + [
@@ -148,38 +143,6 @@ def test_the_unit_stays_that_of_the_weights_it_was_built_on():
     for attack, length in ((resumed, 0.5 * row), (anew, 1.5 * row)):
         attack.step(lambda: model.train_step(**FIELDS)["loss"])
         assert float(attack.perturbation_norm) == pytest.approx(length, rel=1e-5)
-
-
-def test_a_state_of_before_there_was_a_unit_can_be_loaded():
-    model = Classifier()
-    fgm = FGM(model, relative=True)
-    state = fgm.state_dict()
-    del state["units"]
-    fgm.load_state_dict(state)
-    assert fgm.taps[0].unit == pytest.approx(row_of(model.word_embeddings))
-
-
-def test_epsilon_for_one_time_is_in_rows_as_well():
-    model = Classifier(dropout=0.0)
-    fgm = FGM(model, relative=True)
-    model.train_step(**FIELDS)["loss"].backward()
-    with fgm.attack(epsilon=0.25):
-        pass
-    assert float(fgm.perturbation_norm) == pytest.approx(0.25 * row_of(model.word_embeddings), rel=1e-5)
-
-
-def test_parameters_that_are_not_looked_up_have_no_rows():
-    with pytest.raises(
-        ValueError, match=r"Expected `relative` to be False, since `head.weight` .* but got True\. Give"
-    ):
-        FGM(Classifier(), emb_name="head", relative=True)
-
-
-def test_rows_without_a_length_are_refused():
-    model = Classifier()
-    nn.init.zeros_(model.word_embeddings.weight)
-    with pytest.raises(ValueError, match=r"Expected `relative` to be False, since the rows .* are 0 long .* got True"):
-        PGD(model, relative=True)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
-from references import assert_same, batch, bert, classifier, differ, gradients, loss_on, step_at_moved_weights
-from support import Bert, Classifier, assert_untouched, build, distance, snapshot, train
+from references import assert_same, batch, bert, classifier, differ, gradients, loss_on
+from support import Classifier, assert_untouched, snapshot
 from torch import nn
 
-from fastnlp_adv import SAM, SAMCallback
+from fastnlp_adv import SAM
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0
@@ -112,50 +111,6 @@ def test_a_part_of_the_batch_gives_the_direction_and_all_of_it_is_trained(fracti
     assert differ(expected, reference(model, LOSS, adaptive=adaptive)) > 1e-3
 
 
-def test_a_fraction_needs_the_batch_and_a_new_dropout_mask():
-    model = classifier()
-    with (
-        SAM(model, fraction=0.5) as sam,
-        pytest.raises(ValueError, match=r"Expected the batch, since `fraction=0.5`"),
-    ):
-        sam.step(lambda: LOSS(model))
-    with pytest.raises(
-        ValueError, match="Expected `dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"
-    ):
-        SAM(fraction=0.5, dropout_mask="same")
-    assert sam.describe().endswith("rho 0.05, shared by all, with 0.5 of the examples")
-
-
-def test_a_part_of_the_batch_in_a_trainer():
-    """As by hand on the same rows, batch after batch."""
-    ours, theirs = Classifier(dropout=0.0).double(), Classifier(dropout=0.0).double()
-    twin = SAM(fraction=0.5)
-
-    def by_hand(trainer, batch):
-        rows = twin.choose(len(batch["labels"]))
-        part = {name: batch[name][rows] for name in ("input_ids", "labels")}
-        by = moved(theirs, lambda model: model.train_step(**part)["loss"], 0.3, False)
-        origin = copy.deepcopy(theirs.state_dict())
-        with torch.no_grad():
-            for name, p in theirs.named_parameters():
-                p += by[name]
-        trainer.backward(trainer.train_step(batch))
-        theirs.load_state_dict(origin)
-        trainer.step()
-        trainer.zero_grad()
-
-    train(ours, [SAMCallback(0.3, fraction=0.5)], n_batches=6)
-    train(theirs, batch_step_fn=by_hand, n_batches=6)
-    train(whole := Classifier(dropout=0.0).double(), [SAMCallback(0.3)], n_batches=6)
-    assert distance(ours, theirs) < 1e-8
-    assert distance(ours, whole) > 1e-5
-
-
-def test_params_that_match_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"Expected `params` to match .* but got 'nothing'.*`word_embeddings.weight`"):
-        SAM(classifier(), params="nothing")
-
-
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_there_is_one_norm_over_all_parameters(adaptive):
     model = classifier()
@@ -166,34 +121,6 @@ def test_there_is_one_norm_over_all_parameters(adaptive):
     assert sam.perturbation_norm.item() == pytest.approx(total)
     assert adaptive or total == pytest.approx(0.3)
     assert sam.skipped == 0
-
-
-def test_scaling_a_layer_does_not_change_what_asam_does():
-    """The model is the same when one layer is scaled and the next divided by as much, and so is where ASAM moves it."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(50, 6), nn.Flatten(), nn.Linear(42, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
-    model = model.double()
-    with torch.no_grad():
-        for p in (model[2].weight, model[4].weight):
-            p.copy_(p.sign() * (1 + p.abs()))  # so far from 0 that the constant does not count
-    scaled = copy.deepcopy(model)
-    with torch.no_grad():
-        scaled[2].weight *= 10
-        scaled[4].weight /= 10
-    losses = {}
-
-    def noted(seen, model):
-        seen.append(LOSS(model))
-        return seen[-1]
-
-    for adaptive in (True, False):
-        seen = []
-        for each in (model, scaled):
-            with SAM(each, 0.1, adaptive=adaptive) as sam:
-                sam.step(partial(noted, seen, each))
-        losses[adaptive] = [loss.item() for loss in seen]
-    assert losses[True][1] == pytest.approx(losses[True][3], rel=0.05)
-    assert losses[False][1] != pytest.approx(losses[False][3], rel=0.05)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -256,37 +183,6 @@ def test_without_a_direction_the_step_is_a_plain_one(adaptive, factor):
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
     assert sam.skipped == 1
     assert sam.perturbation_norm == 0
-
-
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-def test_in_a_trainer(model_class, accumulation, adaptive):
-    ours, theirs = model_class(dropout=0.0).double(), model_class(dropout=0.0).double()
-    settings = {"accumulation_steps": accumulation, "n_batches": 6}
-    train(ours, [SAMCallback(0.3, adaptive=adaptive)], **settings)
-    move = partial(moved, rho=0.3, adaptive=adaptive)
-    train(theirs, batch_step_fn=step_at_moved_weights(theirs, move, replace=True), **settings)
-    train(plain := model_class(dropout=0.0).double(), **settings)
-    assert distance(ours, theirs) < 1e-8
-    assert distance(ours, plain) > 1e-5
-
-
-def test_a_model_without_trainable_parameters_is_refused_when_the_trainer_is_built():
-    model = Classifier()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"to have a trainable parameter, but got 7 .* Call `requires_grad_\(\)`"):
-        build(model, [SAMCallback()], optimizers=optimizer)
-
-
-def test_a_loss_that_no_parameter_takes_part_in_is_refused():
-    model, x = Classifier(), torch.ones(2, requires_grad=True)
-    with (
-        SAM(model) as sam,
-        pytest.raises(RuntimeError, match="Expected the first pass to compute a gradient for a para"),
-    ):
-        sam.step(lambda: x.sum())
 
 
 def test_what_the_first_line_says():

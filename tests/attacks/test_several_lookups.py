@@ -7,24 +7,20 @@ import torch
 from references import (
     ATTACKS,
     Siamese,
-    add,
     assert_same,
     batch,
     classifier,
-    differ,
-    loss_on,
     on_positions,
     on_weights,
     step,
 )
-from support import CLASSES, VOCAB
+from support import VOCAB
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import PGD
 
 IDS, LABELS = batch(4, 7, vocab=12)
-LOSS = loss_on(IDS, LABELS)
 WORDS = ["word_embeddings.weight"]
 
 
@@ -69,74 +65,6 @@ def test_two_forwards_before_one_backward(build, reference, granularity):
             model, [IDS, IDS], loss_from, lambda m: m.word_embeddings, per_token=per_token, **reference
         )
     assert_same(found, expected)
-
-
-@ATTACKS
-@pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("detached", [0, 1])
-def test_a_lookup_without_gradient_keeps_still_and_its_place(build, reference, granularity, detached):
-    """A stop-gradient on one side of a siamese network."""
-    left, right = batch(4, 7, vocab=12)[0], batch(4, 7, vocab=12, seed=1)[0]
-    model = Siamese()
-
-    def sides(m, *embedded):
-        return [e.detach() if side == detached else e for side, e in enumerate(embedded)]
-
-    def loss(m):
-        return m.compare(*sides(m, m.emb(left), m.emb(right)))
-
-    def loss_from(m, embedded):
-        fixed = m.emb([left, right][detached]).detach()
-        return m.compare(*([fixed, embedded] if detached == 0 else [embedded, fixed]))
-
-    moved = [left, right][1 - detached]
-    found = step(build(model, granularity=granularity), model, loss)
-    per_token = granularity == "token"
-    assert_same(found, on_positions(model, moved, loss_from, lambda m: m.emb, per_token=per_token, **reference))
-
-
-@ATTACKS
-def test_several_matched_embeddings_have_a_norm_each(build, reference):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.emb = nn.ModuleDict({"words": nn.Embedding(VOCAB, 6), "tags": nn.Embedding(12, 6, padding_idx=0)})
-            self.head = nn.Linear(6, CLASSES)
-            self.double()
-
-        def forward(self, ids):
-            return self.head(torch.tanh(self.emb["words"](ids) + 3 * self.emb["tags"](11 - ids)).mean(1))
-
-    model = Two()
-    found = step(build(model, "emb"), model, LOSS)
-    assert_same(found, on_weights(model, LOSS, ["emb.words.weight", "emb.tags.weight"], **reference))
-
-
-@ATTACKS
-def test_a_tied_output_layer_is_not_perturbed(build, reference):
-    """Only what is looked up moves: the reference unties the model and perturbs the input side."""
-
-    class Tagger(nn.Module):
-        def __init__(self, tied):
-            super().__init__()
-            torch.manual_seed(0)
-            self.emb = nn.Embedding(VOCAB, 6)
-            self.out = nn.Linear(6, VOCAB, bias=False)
-            self.out.weight = self.emb.weight if tied else nn.Parameter(self.emb.weight.detach().clone())
-            self.double()
-
-        def forward(self, ids):
-            return self.out(torch.tanh(self.emb(ids)).cumsum(1)).flatten(0, 1)
-
-    tied, untied = Tagger(True), Tagger(False)
-    untied.out.weight = nn.Parameter(untied.emb.weight.detach().clone())
-    loss = loss_on(IDS, IDS.roll(1, 1).flatten())
-    found = step(build(tied), tied, loss)
-    expected = on_weights(untied, loss, ["emb.weight"], **reference)
-    both = add({"emb.weight": expected["emb.weight"]}, {"emb.weight": expected["out.weight"]})
-    assert_same(found, both)
-    assert differ(found, on_weights(tied, loss, ["emb.weight"], **reference)) > 1e-3
 
 
 @ATTACKS

@@ -12,15 +12,11 @@ from references import (
     differ,
     gradients,
     loss_on,
-    on_positions,
     on_weights,
     step,
 )
 from support import CLASSES, VOCAB, assert_untouched, snapshot
 from torch import nn
-from torch.nn.functional import cross_entropy
-
-from fastnlp_adv import FGM, PGD
 
 IDS, LABELS = batch(4, 7, vocab=12)
 LOSS = loss_on(IDS, LABELS)
@@ -68,21 +64,6 @@ def test_options_of_the_embedding(build, reference, options):
     assert model.word_embeddings.weight.grad.is_sparse == options.get("sparse", False)
 
 
-def test_frequencies_matter():
-    """Or the test above would show little of `scale_grad_by_freq`."""
-    plain, scaled = classifier(padding_idx=None), classifier(padding_idx=None, scale_grad_by_freq=True)
-    assert differ(step(FGM(plain), plain, LOSS), step(FGM(scaled), scaled, LOSS)) > 1e-3
-
-
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_max_norm_is_refused(attack):
-    model = classifier(max_norm=1.0)
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"`word_embeddings.weight` \(50 x 8\) to have no `max_norm`, but got 1.0"):
-        attack(model)
-    assert_untouched(model, before)
-
-
 @ATTACKS
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -95,35 +76,6 @@ def test_ids_of_any_shape_and_integer_type(build, reference, shape, dtype):
     assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
     turned = loss_on(ids.transpose(0, -1).contiguous().transpose(0, -1), labels)
     assert_same(step(build(model), model, turned), on_weights(model, turned, WORDS, **reference))
-
-
-@pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
-def test_positions_of_ids_of_any_shape(granularity, shape):
-    """An example is an index of the first dimension."""
-    ids, labels = batch(*shape, vocab=9)
-    model = Pooled(padding_idx=3)
-
-    def loss_from(m, embedded):
-        return cross_entropy(m.upper(embedded), labels)
-
-    found = step(FGM(model, 0.7, granularity=granularity), model, loss_on(ids, labels))
-    expected = on_positions(
-        model, ids, loss_from, lambda m: m.word_embeddings, per_token=granularity == "token", steps=[0.7]
-    )
-    assert_same(found, expected)
-
-
-@ATTACKS
-def test_a_scalar_id(build, reference):
-    """A decoder that feeds one token at a time."""
-    model = Pooled()
-
-    def loss(m):
-        three, four = (m.word_embeddings(torch.tensor(token)) for token in (3, 4))
-        return m.head(torch.tanh(three + four)).square().sum()
-
-    assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
 
 
 @ATTACKS
@@ -160,16 +112,6 @@ class InPlace(Pooled):
 def test_a_model_that_writes_to_what_it_looked_up(build, reference, frozen):
     model = InPlace()
     model.word_embeddings.weight.requires_grad_(not frozen)
-    assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
-
-
-@ATTACKS
-def test_keyword_lookups(build, reference):
-    class Keyword(Pooled):
-        def forward(self, ids):
-            return self.head(torch.tanh(self.word_embeddings(input=ids)).sum(1))
-
-    model = Keyword()
     assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
 
 

@@ -6,15 +6,12 @@ import math
 
 import pytest
 import torch
-from fastNLP import Callback
 from references import Siamese, assert_same, batch, classifier, direction, gradients, loss_on, words
-from support import Bert, Classifier, assert_untouched, distance, loader, snapshot, train
+from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
-from fastnlp_adv.callbacks import TAVATCallback
-from fastnlp_adv.taps import Lookup
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -70,9 +67,7 @@ def ascend(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
         eta *= epsilon / size
 
 
-def reference(
-    ids, table, loss_at, generator, *, epsilon, alpha, steps, init, clean=False, padding_idx=0, begin_pass=lambda: None
-):
+def reference(ids, table, loss_at, generator, *, epsilon, alpha, steps, init, clean=False, padding_idx=0):
     """
     Adds the gradients of a step to those of the parameters, and writes the table.
 
@@ -83,12 +78,10 @@ def reference(
     parts = [start(i, table, init, generator, padding_idx) for i in ids]
     seen = []
     if clean:
-        begin_pass()
         loss_at([torch.zeros_like(delta) for delta, _ in parts]).backward()
     for step in range(steps):
         d = [(delta + eta).requires_grad_() for delta, eta in parts]
         seen.append([x.detach().clone() for x in d])
-        begin_pass()
         (loss_at(d) / steps).backward()
         if step < steps - 1:
             for (delta, eta), x, i in zip(parts, d, ids, strict=True):
@@ -113,20 +106,8 @@ def reference(
 
 
 def loss_at(model, ids, labels):
-    """The loss of either model, with something added to its embedded inputs."""
-
-    def loss(d):
-        if isinstance(model, Classifier):
-            hidden = model.rnn(model.dropout(model.word_embeddings(ids) + d[0]))[0].mean(1)
-            return cross_entropy(model.head(model.dropout(hidden)), labels)
-        embedded = model.back_bone.get_input_embeddings()(ids) + d[0]
-        return model.back_bone(inputs_embeds=embedded, attention_mask=(ids != 0).long(), labels=labels).loss
-
-    return loss
-
-
-def first_table(rows, width, init, generator):
-    return torch.empty(rows, width).uniform_(-1, 1, generator=generator) * init / math.sqrt(width)
+    """The loss of the model, with something added to its embedded inputs."""
+    return lambda d: cross_entropy(model.head(model.rnn(model.word_embeddings(ids) + d[0])[0].mean(1)), labels)
 
 
 def attack_on(model, seed=7, **arguments):
@@ -148,9 +129,9 @@ def step(attack, model, loss=LOSS):
     return gradients(model)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
-@pytest.mark.parametrize(("alpha", "init"), [(0.05, 0.2), (0.5, 1.0), (0.3, 0.0)])
+@pytest.mark.parametrize(("alpha", "init"), [(0.5, 1.0), (0.3, 0.0)])
 @pytest.mark.parametrize("clean", [False, True])
 def test_steps_in_a_row(epsilon, steps, alpha, init, clean):
     model = classifier()
@@ -182,55 +163,6 @@ def test_with_a_fraction_the_attacked_rows_keep_their_tokens():
     torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
 
 
-class Gradients(Callback):
-    """Those of all parameters at each optimizer step, and the table at the end."""
-
-    def __init__(self, model, callback):
-        super().__init__()
-        self.model, self.callback, self.seen = model, callback, []
-
-    def on_before_optimizers_step(self, trainer, optimizers):
-        self.seen.append(gradients(self.model))
-
-    def on_train_batch_end(self, trainer):
-        self.table = the_table(self.callback.method).clone()
-
-
-@pytest.mark.parametrize("model_class", [Classifier, Bert])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize(("dropout", "mask"), [(0.0, "new"), (0.3, "new"), (0.3, "same")])
-def test_in_a_trainer(model_class, accumulation, dropout, mask):
-    ours, theirs = model_class(dropout=dropout).double(), model_class(dropout=dropout).double()
-    callback = TAVATCallback(**ARGUMENTS, dropout_mask=mask)
-    found = Gradients(ours, callback)
-    train(ours, [callback, found], accumulation_steps=accumulation, n_batches=6)
-    torch.manual_seed(1)
-    generator = torch.Generator().manual_seed(1)  # table and noise start from the default seed
-    table = first_table(50, 8 if model_class is Classifier else 16, ARGUMENTS["init"], generator)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    wanted = []
-    for number, each in enumerate(loader(), start=1):
-        states = []
-
-        def begin_pass(states=states):
-            if mask == "same" and states:
-                torch.set_rng_state(states[0])
-            states.append(torch.get_rng_state())
-
-        at, ids = loss_at(theirs, each["input_ids"], each["labels"]), each["input_ids"]
-        reference([ids], table, lambda d, at=at: at(d) / accumulation, generator, **ARGUMENTS, begin_pass=begin_pass)
-        if number % accumulation == 0:
-            wanted.append(gradients(theirs))
-            optimizer.step()
-            optimizer.zero_grad()
-    assert len(found.seen) == len(wanted) == 6 // accumulation
-    for ours_, theirs_ in zip(found.seen, wanted, strict=True):
-        assert_same(ours_, theirs_, rtol=1e-5)
-    torch.testing.assert_close(found.table, table, rtol=1e-5, atol=1e-7)
-    assert distance(ours, theirs) < 1e-6
-    assert distance(ours, model_class(dropout=dropout).double()) > 1e-4
-
-
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("padding_idx", [None, 3])
 def test_two_lookups_in_a_forward(padding_idx, clean):
@@ -249,15 +181,6 @@ def test_two_lookups_in_a_forward(padding_idx, clean):
     reference([left, right], table, at, generator, padding_idx=padding, **arguments)
     assert_same(found, gradients(model), rtol=1e-5)
     torch.testing.assert_close(the_table(attack), table, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("arguments", [{}, {"steps": 1}, {"clean": True}, {"clean": True, "steps": 1}])
-def test_a_lookup_without_gradient_writes_nothing(arguments):
-    model = Siamese()
-    attack, table, _ = attack_on(model, **arguments)
-    left, right = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
-    step(attack, model, lambda m: m.compare(m.emb(left).detach(), m.emb(right)))
-    assert (the_table(attack) != table).any(1).nonzero().flatten().tolist() == [3, 4]
 
 
 def test_each_embedding_has_a_table():
@@ -284,16 +207,6 @@ def test_each_embedding_has_a_table():
         assert written == sorted({*ids.flatten().tolist()})
 
 
-def test_the_table_at_first():
-    model = classifier()
-    torch.manual_seed(3)
-    attack = TAVAT(model, init=0.3)
-    table = the_table(attack)
-    assert table.dtype == torch.float32
-    torch.testing.assert_close(table, first_table(50, 8, 0.3, torch.Generator().manual_seed(3)))
-    assert table.abs().max() <= 0.3 / math.sqrt(8)
-
-
 def added(model, attack, closure):
     """What a step adds to the lookups, pass by pass."""
     seen = []
@@ -304,16 +217,6 @@ def added(model, attack, closure):
     with words(model).register_forward_hook(look):  # after the attack's own
         attack.step(closure)
     return seen
-
-
-def test_perturbations_and_their_report():
-    model = classifier()
-    attack, table, generator = attack_on(model, **ARGUMENTS)
-    found = added(model, attack, lambda: LOSS(model))
-    wanted = reference([IDS], table, loss_at(model, IDS, LABELS), generator, **ARGUMENTS)
-    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
-    assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
-    assert attack.skipped.item() == 0
 
 
 def test_groups_without_a_finite_gradient_make_no_step():
@@ -334,45 +237,3 @@ def test_groups_without_a_finite_gradient_make_no_step():
     torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
     torch.testing.assert_close(kept, table)
     assert kept.isfinite().all()
-
-
-def test_only_the_tokens_of_the_batch_are_written():
-    model = classifier()
-    attack, table, _ = attack_on(model)
-    step(attack, model)
-    written = (the_table(attack) != table).any(1).nonzero().flatten().tolist()
-    assert written == sorted({*IDS.flatten().tolist()} - {0})
-
-
-def test_a_model_that_was_moved_is_refused():
-    attack = TAVAT(classifier())
-    with pytest.raises(
-        RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
-    ):
-        attack.step(lambda: classifier_on_meta(attack))
-
-
-def classifier_on_meta(attack):
-    """Runs the hook as a model on another device would."""
-    ids = IDS.to("meta")
-    lookup = Lookup(attack.model.word_embeddings, ids, ids, number=0)
-    return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
-
-
-def test_the_table_of_another_embedding_is_refused():
-    attack, table, _ = attack_on(classifier())
-    with pytest.raises(ValueError, match=r"\(50, 8\).* but got .*\(50, 4\)"):
-        attack.load_state_dict(TAVAT(classifier(hidden=4)).state_dict())
-    assert torch.equal(the_table(attack), table)
-
-
-def test_half_precision_keeps_the_perturbation_in_single():
-    model = Classifier(dropout=0.0).bfloat16()
-    attack = TAVAT(model)
-    with attack.running() as passes:
-        for _ in passes:
-            LOSS(model).backward()
-            (delta,) = attack.taps[0].deltas()
-            assert delta.value.dtype == torch.float32
-    assert the_table(attack).dtype == torch.float32
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.bfloat16 for p in model.parameters())

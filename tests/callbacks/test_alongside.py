@@ -1,24 +1,18 @@
 """The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
 
-import copy
-
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback, Trainer, logger
-from rows import each_row
+from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback
 from support import (
     Classifier,
-    build,
     distance,
     loader,
     samples,
-    snapshot,
     textbook_fgm,
     textbook_pgd,
     train,
     weights,
 )
-from torch import nn
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
 
@@ -68,80 +62,6 @@ def test_evaluation_in_training_sees_the_clean_model():
     assert trainer.evaluator.run() == seen[-1]
 
 
-@each_row
-def test_every_method_evaluates_in_training(row):
-    _, seen = evaluating(Classifier(), [row.callback()], data=samples(12))
-    assert len(seen) == 3
-
-
-def showing(model, callbacks, progress_bar, lr=0.1):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    where = {"driver": "torch", "device": "cpu", "progress_bar": progress_bar}
-    trainer = Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where)
-    trainer.run()
-    return trainer
-
-
-@pytest.mark.parametrize("progress_bar", ["raw", "rich", "tqdm"])
-def test_progress_bars_work(progress_bar):
-    trainer = showing(Classifier(), [FGMCallback(), RDropCallback()], progress_bar)
-    assert trainer.global_forward_batches == 6
-
-
-def test_progress_shows_the_clean_loss(caplog):
-    """With a learning rate of 0 the clean loss of a batch is known, however often the model runs on it."""
-    model = Classifier(dropout=0.0)
-    logger.addHandler(caplog.handler)
-    try:
-        showing(model, [PGDCallback(steps=2)], "raw", lr=0.0)
-    finally:
-        logger.removeHandler(caplog.handler)
-    shown = [float(r.getMessage().split("loss:")[1].split(",")[0]) for r in caplog.records if "loss:" in r.getMessage()]
-    clean = [model.train_step(batch["input_ids"], batch["labels"])["loss"].item() for batch in loader()]
-    assert shown == pytest.approx(clean, abs=2e-6)
-
-
-class Forward(nn.Module):
-    """What DataParallel runs: a model whose ``forward`` is the training step."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = Classifier()
-
-    def forward(self, input_ids, labels):
-        return self.model.train_step(input_ids, labels)
-
-
-@pytest.mark.parametrize("callback", [FGMCallback, PGDCallback, RDropCallback])
-def test_data_parallel_on_one_device_trains_as_without(callback):
-    wrapped, bare = Forward(), Forward()
-    trainer = build(nn.DataParallel(wrapped), [callback()])
-    torch.manual_seed(1)
-    trainer.run()
-    train(bare, [callback()])
-    assert torch.equal(weights(wrapped), weights(bare))
-
-
-class Bag(Classifier):
-    """A model that compiles to one graph, with the lookup in it."""
-
-    def forward(self, input_ids):
-        return self.head(self.dropout(self.word_embeddings(input_ids)).mean(1).tanh())
-
-
-@pytest.mark.parametrize("make", [FGMCallback, PGDCallback, lambda: FGMCallback(start=3, every=2)])
-@pytest.mark.parametrize("run", [train, evaluating])
-def test_compiled_model_trains_as_without(make, run):
-    model, plain = Bag(), Bag()
-    before = snapshot(model)[1:]
-    model.compile(backend="eager")
-    run(model, [make()])
-    run(plain, [make()])
-    torch.compiler.reset()
-    assert distance(model, plain) < 1e-5
-    assert snapshot(model)[1:] == before
-
-
 def test_several_optimizers():
     def optimizers(model):
         head = list(model.head.parameters())
@@ -165,11 +85,3 @@ def test_output_mapping_and_input_mapping_are_followed():
     train(ours, [FGMCallback(), RDropCallback()], **mapping)
     train(theirs, [FGMCallback(), RDropCallback()])
     assert torch.equal(weights(ours), weights(theirs))
-
-
-def test_trainer_of_a_deepcopied_callback():
-    callback = FGMCallback(start=2)
-    first, second = Classifier(), Classifier()
-    train(first, [callback])
-    train(second, [copy.deepcopy(callback)])
-    assert torch.equal(weights(first), weights(second))

@@ -6,7 +6,7 @@ from support import Bert, Classifier, build, distance, loader, textbook_fgm, tex
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from fastnlp_adv import FGM, PGD, FGMCallback, PGDCallback
+from fastnlp_adv import FGM, FGMCallback, PGDCallback
 
 each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
 each_optimizer = pytest.mark.parametrize(
@@ -63,22 +63,6 @@ def test_tutorial_shaped_step_runs_unchanged_and_equals_the_callback(model_class
 
     train(theirs, batch_step_fn=batch_step_fn)
     train(ours, [FGMCallback()])
-    assert torch.equal(weights(ours), weights(theirs))
-
-
-def test_pgd_in_a_batch_step_fn_equals_the_callback():
-    ours, theirs = Classifier(), Classifier()
-    pgd = PGD(theirs)
-
-    def batch_step_fn(trainer, batch):
-        trainer.backward(trainer.train_step(batch))
-        with pgd.attack(lambda: trainer.train_step(batch)["loss"]):
-            trainer.backward(trainer.train_step(batch))
-        trainer.step()
-        trainer.zero_grad()
-
-    train(theirs, batch_step_fn=batch_step_fn)
-    train(ours, [PGDCallback()])
     assert torch.equal(weights(ours), weights(theirs))
 
 

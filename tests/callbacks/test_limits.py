@@ -46,8 +46,7 @@ def plain(**kwargs):
 
 
 @pytest.mark.parametrize("row", LIMITS, ids=str)
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_in_the_limit_it_is_plain_training(row, accumulation):
+def test_in_the_limit_it_is_plain_training(row, accumulation=3):
     model = Classifier(dropout=0.0).double()
     train_shortly(model, [row.callback()], accumulation_steps=accumulation)
     assert distance(model, plain(accumulation_steps=accumulation)) < 1e-12

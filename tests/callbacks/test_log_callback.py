@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 import sys
 import types
@@ -12,16 +10,13 @@ from pathlib import Path
 import fastNLP
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, FitlogCallback, RichCallback, TqdmCallback, Trainer, logger
+from fastNLP import Accuracy, Callback, FitlogCallback, Trainer, logger
 from fastNLP.core.callbacks import fitlog_callback
-from fastNLP.core.utils.rich_progress import SpeedColumn
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from support import Classifier, build, loader, train, weights
+from support import Classifier, build, loader, train
 
 from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
 
-DOCS = Path(__file__).parents[2] / "docs" / "logging.md"
+DOCS = Path(__file__).parents[2] / "docs/logging.md"
 METHODS = {
     "attack": (lambda: [FGMCallback()], {"loss", "adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
     "no clean pass": (lambda: [FreeLBCallback()], {"adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
@@ -82,15 +77,6 @@ def test_every_place_gets_the_state_of_the_batch(methods, names, first):
     assert summary.scalars == fitlog.losses == tagged
 
 
-def test_a_function_may_change_what_it_is_given():
-    def greedy(values, step):
-        values.clear()
-
-    rows = []
-    train(Classifier(), [FGMCallback(), LogCallback(greedy, lambda values, step: rows.append(values), every=5)])
-    assert all("adv_loss" in values for values in rows)
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_beside_fitlog_callback_in_any_order(monkeypatch, first):
     fitlog = Fitlog()
@@ -120,13 +106,6 @@ def test_nothing_is_read_in_between(monkeypatch):
     assert len(reads) == 5
 
 
-def test_training_is_the_same_with_and_without():
-    ours, theirs = Classifier(), Classifier()
-    train(ours, [LogCallback(Summary(), every=1, progress_bar=True), FGMCallback()])
-    train(theirs, [FGMCallback()])
-    assert torch.equal(weights(ours), weights(theirs))
-
-
 def test_only_the_first_rank_writes():
     summary = Summary()
     log = LogCallback(summary, every=1)
@@ -138,76 +117,6 @@ def test_only_the_first_rank_writes():
     trainer.driver = driver
     log.on_train_batch_end(trainer)
     assert list(summary.scalars) == [6]
-
-
-class Bar:
-    """A rich or tqdm progress as far as fastNLP uses it: what stands behind each task."""
-
-    def __init__(self):
-        self.tasks, self.behind, self.shown, self.disable = [], {}, [], False
-
-    def add_task(self, description, total, **fields):
-        self.tasks.append(description.split(":")[0])
-        return self.tasks[-1]
-
-    def update(self, task, post_desc=None, **fields):
-        self.set_postfix_str(task, post_desc)
-
-    def set_postfix_str(self, task, text):
-        if text is not None:
-            self.behind[task] = text
-        self.shown.append(dict(self.behind))
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
-
-
-@pytest.mark.parametrize("kind", [RichCallback, TqdmCallback])
-@pytest.mark.parametrize("first", [True, False])
-def test_progress_bars_show_the_values_and_the_loss(kind, first, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    bar, rows = kind(), {}
-    bar.progress_bar = Bar()
-    log = LogCallback(lambda values, step: rows.update({step: values}), every=3, progress_bar=True)
-    train(Classifier(), [FGMCallback(), *([log, bar] if first else [bar, log])], n_batches=6, n_epochs=1)
-    shown = bar.progress_bar.shown[-1]
-    assert shown["Epoch"] == ", ".join(f"{name}={value:.4g}" for name, value in rows[6].items())
-    assert shown["Batch"] == f"Loss:{round(rows[6]['loss'], 6)}"
-    earlier = next(each["Epoch"] for each in bar.progress_bar.shown if "Epoch" in each)
-    assert earlier.startswith(f"loss={rows[3]['loss']:.4g}, ")
-
-
-@pytest.mark.parametrize("width, bar_columns, values", [(120, 38, 1), (160, 38, 3), (80, 12, 1)])
-def test_rich_keeps_a_bar_to_look_at(width, bar_columns, values, monkeypatch):
-    """What is put behind the epoch, among fastNLP's own columns, drawn on a screen of this width."""
-    monkeypatch.setenv("COLUMNS", str(width))
-    bar = RichCallback()
-    bar.progress_bar = Bar()
-    train(Classifier(), [FGMCallback(), bar, LogCallback(every=1, progress_bar=True)], n_batches=6, n_epochs=1)
-    shown = bar.progress_bar.shown[-1]
-    drawn = Progress(
-        "[progress.description]{task.description}",
-        "[progress.percentage]{task.percentage:>3.0f}%",
-        BarColumn(),
-        SpeedColumn(),
-        TimeElapsedColumn(),
-        "/",
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[post_desc]}", justify="right"),
-    )
-    for task in ("Epoch", "Batch"):
-        drawn.add_task(f"{task}:123", total=100, completed=100, post_desc=shown[task])
-    screen = Console(width=width, file=io.StringIO())
-    screen.print(drawn.get_renderable())
-    line = next(line for line in screen.file.getvalue().splitlines() if line.startswith("Epoch"))
-    assert line.count("=") >= values and "loss=" in line
-    assert sum(character in "━╸╺" for character in line) >= bar_columns, line
-
-
-def test_it_can_be_pickled():
-    copied = pickle.loads(pickle.dumps(LogCallback(print, Summary(), every=3, progress_bar=True)))
-    train(Classifier(), [FGMCallback(), copied], n_batches=6)
-    assert sorted(copied.writers[1].scalars) == [3, 6]
 
 
 @pytest.mark.parametrize("progress_bar", ["rich", "tqdm", "raw", None])

@@ -1,11 +1,9 @@
 """R-Drop in a Trainer, by callback and by mixin, against loops from the definition; alone and under attack."""
 
 import pytest
-import torch
 import torch.nn.functional as F
 from fastNLP import logger
-from support import Bert, Classifier, distance, matched, train, weights
-from torch import nn
+from support import Bert, Classifier, distance, matched, train
 
 from fastnlp_adv import FGMCallback, RDropCallback, RDropMixin
 
@@ -75,48 +73,6 @@ def test_mixin_equals_the_tutorial(model_class):
     assert distance(ours, theirs) < 1e-4
 
 
-def test_callback_drives_the_mixin_with_its_own_settings():
-    ours, theirs = MixedClassifier(), Classifier()
-    settings = {"kl_weight": 2.0, "reduction": "mean", "mode": "two_pass"}
-    trainer = train(ours, [RDropCallback(**settings)])
-    train(theirs, [RDropCallback(**settings)])
-    assert torch.equal(weights(ours), weights(theirs))
-    assert trainer.state["adv"]["kl"] > 0
-
-
-def test_mixin_is_plain_before_the_callback_is_due():
-    ours, plain = MixedClassifier(), Classifier()
-    train(ours, [RDropCallback(start=100)])
-    train(plain)
-    assert torch.equal(weights(ours), weights(plain))
-
-
-def test_concat_is_two_passes_where_the_dropout_masks_agree():
-    class HalfDropout(nn.Module):
-        """Drops feature 0 in the first half of a doubled batch, or the first of two calls; feature 1 in the other."""
-
-        def __init__(self):
-            super().__init__()
-            self.p, self.calls = 0.5, 0
-
-        def forward(self, x):
-            doubled = x.shape[0] == 8
-            first = torch.arange(x.shape[0]) < 4 if doubled else torch.full((4,), self.calls % 2 == 0)
-            self.calls += 1
-            mask = torch.ones_like(x)
-            mask[first, ..., 0] = 0.0
-            mask[~first, ..., 1] = 0.0
-            return x * mask
-
-    models = {}
-    for mode in ("concat", "two_pass"):
-        models[mode] = Classifier(dropout=0.0)
-        models[mode].dropout = nn.Identity()
-        models[mode].head = nn.Sequential(HalfDropout(), models[mode].head)
-        train(models[mode], [RDropCallback(mode=mode, kl_weight=3.0)])
-    assert distance(models["concat"], models["two_pass"]) < 1e-5
-
-
 @each_model
 @pytest.mark.parametrize("mixin", [False, True])
 def test_fgm_with_rdrop_equals_the_combination_by_hand(model_class, mixin):
@@ -124,21 +80,6 @@ def test_fgm_with_rdrop_equals_the_combination_by_hand(model_class, mixin):
     train(ours, [FGMCallback()] if mixin else [FGMCallback(), RDropCallback(**TUTORIAL)])
     train(theirs, batch_step_fn=by_hand_under_fgm(theirs))
     assert distance(ours, theirs) < 1e-4
-
-
-def test_each_keeps_its_own_schedule():
-    class Forwards(Classifier):
-        rows: list
-
-        def train_step(self, input_ids, labels):
-            self.rows.append(len(labels))
-            return super().train_step(input_ids, labels)
-
-    model = Forwards()
-    model.rows = []
-    train(model, [FGMCallback(start=2), RDropCallback(every=3)], n_batches=-1, n_epochs=1)
-    # R-Drop doubles the four rows of batches 0 and 3; FGM runs batches 2 to 5 twice.
-    assert model.rows == [8, 4, 4, 4, 8, 8, 4, 4, 4, 4]
 
 
 def test_kl_of_the_state_is_that_of_the_clean_pass():

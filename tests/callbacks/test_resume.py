@@ -7,7 +7,8 @@ from rows import ROWS, Row
 from support import Classifier, build, distance, loader, train, weights
 from torch import nn
 
-from fastnlp_adv import FGMCallback, RDropCallback
+from fastnlp_adv import ATTACallback, FreeLBCallback, SMARTCallback, TAVATCallback
+from fastnlp_adv.callbacks import METHODS
 
 SCHEDULED = {
     "FGM-start": Row("FGM", {"start": 7}),
@@ -15,7 +16,7 @@ SCHEDULED = {
     "FGM-every": Row("FGM", {"start": 1, "every": 4}),
     "RDrop-start": Row("RDrop", {"start": 7}),
 }
-ALL = {**ROWS, **SCHEDULED}
+ALL = {**{name: ROWS[name] for name in METHODS}, "SMART-bregman": ROWS["SMART-bregman"], **SCHEDULED}
 
 
 class CountedDropout(nn.Module):
@@ -74,25 +75,25 @@ def test_resumed_training_ends_in_the_same_weights(row, tmp_path):
         assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_resumed_training_with_accumulation_ends_in_the_same_weights(tmp_path):
-    models = [make_model(dropout=False), make_model(dropout=False)]
-    run(models[0], [FGMCallback(start=3), saver(tmp_path, every_n_batches=4)], accumulation_steps=2)
-    run(models[1], [FGMCallback(start=3)], resume_from=checkpoint(tmp_path, "batch_4"), accumulation_steps=2)
-    assert torch.equal(weights(models[0]), weights(models[1]))
+# What a method remembers outlives a run: in a second run, and in a checkpoint that is saved after the first.
 
 
-def test_attack_can_be_added_when_training_resumes(tmp_path):
-    plain, resumed, started = make_model(False), make_model(False), make_model(False)
-    run(plain, [saver(tmp_path / "plain", every_n_batches=4)])
-    run(resumed, [FGMCallback()], resume_from=checkpoint(tmp_path / "plain", "batch_4"))
-    run(started, [FGMCallback(start=4), saver(tmp_path / "started")])  # which gives it the same order of batches
-    assert torch.equal(weights(resumed), weights(started))
-    assert distance(resumed, plain) > 1e-6
+MEMORIES = {
+    "ATTA": lambda: ATTACallback(),
+    "TAVAT": lambda: TAVATCallback(),
+    "SMART": lambda: SMARTCallback(bregman_weight=1.0),
+    "FreeLB": lambda: FreeLBCallback(),
+}
 
 
-def test_saved_model_loads_into_a_plain_trainer(tmp_path):
-    model, other = Classifier(), Classifier(seed=1)
-    trainer = train(model, [FGMCallback(), RDropCallback()])
-    trainer.save_model(tmp_path, only_state_dict=True)
-    build(other).load_model(tmp_path, only_state_dict=True)
-    assert torch.equal(weights(other), weights(model))
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_checkpoint_after_the_run_holds_what_it_remembers(name, tmp_path):
+    whole, parts, resumed = Classifier(), Classifier(), Classifier()
+    train(whole, [MEMORIES[name]()], n_epochs=2, n_batches=-1)
+    trainer = train(parts, [MEMORIES[name]()], n_epochs=1, n_batches=-1)
+    trainer.save_checkpoint(tmp_path)
+    rng = torch.get_rng_state()
+    other = build(resumed, [MEMORIES[name]()], n_epochs=2, n_batches=-1)
+    torch.set_rng_state(rng)
+    other.run(resume_from=str(tmp_path))
+    assert distance(resumed, whole) < 1e-6

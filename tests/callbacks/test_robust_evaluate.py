@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from fastNLP import Accuracy, Callback
-from support import Classifier, assert_untouched, build, collate, loader, samples, snapshot, train, weights
+from support import Classifier, assert_untouched, build, loader, samples, snapshot, train, weights
 from torch import nn
 
 from fastnlp_adv import FGMCallback
@@ -59,13 +59,6 @@ def test_training_is_the_same_with_and_without(attack):
     assert torch.equal(weights(ours), weights(theirs))
 
 
-def test_the_trainer_gives_data_and_metrics(tmp_path):
-    evaluation = {"evaluate_dataloaders": loader(DATA), "metrics": {"acc": Accuracy()}}
-    train(Classifier(), [saving(tmp_path, dataloaders=None, metrics=None)], n_batches=12, **evaluation)
-    found = saved(tmp_path)
-    assert len(found) == 2 and all({"acc#acc", "loss#robust", "accuracy#robust"} == set(each) for each in found)
-
-
 class Worse(Callback):
     """Makes the model useless after the first epoch."""
 
@@ -87,83 +80,6 @@ def test_the_best_model_is_saved_and_can_be_loaded(tmp_path):
     )
     assert again[0.6]["loss"] == pytest.approx(result, rel=1e-5)
     assert f"loss#robust_{result}" in file.parent.name
-
-
-def test_watches_a_monitor_of_the_trainer(tmp_path):
-    """The Trainer's evaluation gets better once and then stays, so one robust evaluation is due."""
-    kwargs = {"evaluate_dataloaders": loader(DATA), "metrics": {"acc": Accuracy()}, "evaluate_every": -1}
-    watching = saving(tmp_path, evaluate_every=None, watch_monitor="acc#acc")
-    train(Classifier(0.0), [watching], lr=0.0, n_epochs=3, n_batches=-1, **kwargs)
-    assert len(files(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("bar", ["raw", "rich", "tqdm", None])
-def test_progress_bars(tmp_path, bar):
-    train(Classifier(), [saving(tmp_path, progress_bar=bar)], n_batches=12)
-    assert len(files(tmp_path)) == 2
-
-
-def test_results_are_printed_with_a_title(tmp_path, said):
-    train(Classifier(), [saving(tmp_path, progress_bar=None)], n_batches=12)
-    lines = [r.getMessage() for r in said.records if "#robust" in r.getMessage()]
-    results = saved(tmp_path)
-    assert len(lines) == len(results) + 1  # and the sanity check
-    for line, found in zip(lines[1:], results, strict=True):
-        assert line.startswith("Under attack (epsilon ") and " starts): " in line
-        assert all(f"{name}={value:.4g}" in line for name, value in found.items())
-    train(Classifier(), [saving(tmp_path, progress_bar=None, verbose=0)], n_batches=12)
-    assert len([r for r in said.records if "#robust" in r.getMessage()]) == len(lines)
-
-
-def test_every_evaluation_has_the_same_starts(tmp_path):
-    train(Classifier(0.0), [saving(tmp_path)], lr=0.0, n_epochs=3, n_batches=-1)
-    first, *others = saved(tmp_path)
-    assert len(others) == 2 and others == [first] * 2
-
-
-class Frozen(Classifier):
-    """Keeps a part in eval mode, and notes the modes of its forward passes."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.word_embeddings.eval()
-        return self
-
-    def forward(self, input_ids):
-        self.seen.append((torch.is_grad_enabled(), self.training))
-        return super().forward(input_ids)
-
-
-class Before(Callback):
-    """Puts one more module into eval mode before each evaluation."""
-
-    def on_train_epoch_end(self, trainer):
-        trainer.model.rnn.eval()
-
-
-class After(Callback):
-    """Notes the modes after each evaluation."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_train_epoch_end(self, trainer):
-        model = trainer.model
-        self.seen.append((model.training, model.head.training, model.rnn.training, model.word_embeddings.training))
-
-
-def test_modes_of_modules_are_kept():
-    model, after = Frozen(), After()
-    train(model, [Before(), callback(), after], n_epochs=2, n_batches=-1)
-    assert after.seen == [(True, True, False, False)] * 2
-    evaluation = 1 + 2 * (3 + 1) + 1
-    assert model.seen.count((True, False)) == (1 + 2 + 2) * evaluation  # one batch at first, then two an epoch
-    assert model.seen.count((True, True)) == 2 * 6
 
 
 class Stop(BaseException):
@@ -227,43 +143,6 @@ def test_attack_lowers_what_plain_evaluation_gives(tmp_path):
     train(model, [robust], data=data, lr=0.5, n_epochs=20, n_batches=-1)
     clean = model(torch.stack([s["input_ids"] for s in data])).argmax(-1) == torch.stack([s["labels"] for s in data])
     assert saved(tmp_path)[-1]["accuracy#robust"] < clean.double().mean().item() - 0.2
-
-
-class WithTarget(Classifier):
-    """The field names of fastNLP's own models: a batch field ``target``, which `evaluate_step` returns as well."""
-
-    def train_step(self, input_ids, target):
-        return super().train_step(input_ids, target)
-
-    def evaluate_step(self, input_ids, target):
-        return super().evaluate_step(input_ids, target)
-
-
-def named_target(n=12):
-    return [{"input_ids": each["input_ids"], "target": each["labels"]} for each in samples(n)]
-
-
-def test_a_field_named_target_that_evaluate_step_returns_too():
-    found = []
-    callback = RobustEvaluateCallback(loader(named_target()), {"acc": Accuracy()}, steps=2, restarts=1)
-    callback.on_more_evaluate_end = lambda results: found.append(results)
-    trainer = build(WithTarget(), [callback], train_dataloader=loader(named_target()), n_epochs=1)
-    results = callback.evaluator.run()
-    assert {"acc#acc", "loss#robust", "accuracy#robust"} <= results.keys()
-    assert trainer.driver.model.training
-
-
-@pytest.mark.parametrize("name", ["labels", "label", "targets", "target"])
-def test_robust_evaluate_takes_fastnlp_models_and_their_names(name):
-    model, data = Classifier(), [collate(samples(6))]
-    data[0][name] = data[0].pop("labels").numpy()
-
-    def train_step(input_ids, **fields):
-        return Classifier.train_step(model, input_ids, torch.as_tensor(fields[name]))
-
-    expected = robust_evaluate(model, data, steps=2, labels=name, step=lambda batch: model(batch["input_ids"]))
-    model.train_step = train_step
-    assert robust_evaluate(model, data, steps=2) == expected
 
 
 def test_labels_under_no_known_name_are_asked_for():

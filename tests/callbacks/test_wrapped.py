@@ -91,14 +91,6 @@ def test_rdrop_callback_on_a_mixin_model_runs_once_with_its_own_settings(name, m
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_a_callback_that_is_not_due_keeps_a_mixin_model_from_its_own_rdrop(name):
-    wrap, kwargs, own, _ = WRAPPED[name]
-    model = own()
-    train(wrap(model), [RDropCallback(start=3)], n_batches=6, **kwargs)
-    assert model.rows == [4] * 3 + [8] * 3
-
-
 @pytest.mark.parametrize("callback, extra", [(VATCallback, 2), (SMARTCallback, 2), (R3FCallback, 1)])
 @pytest.mark.parametrize("mode", ["concat", "two_pass", None])
 def test_extra_forwards_run_a_mixin_model_once(callback, extra, mode):

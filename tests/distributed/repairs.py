@@ -7,7 +7,6 @@ import gc
 import json
 from pathlib import Path
 
-import test_compat as alone
 import torch
 import torch.distributed as dist
 from fastNLP import DataSet, TorchDataLoader, Trainer, prepare_torch_dataloader
@@ -15,6 +14,7 @@ from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastnlp_adv import compat
+from tests import test_compat as alone
 
 
 class Bag(alone.Bag):

@@ -14,7 +14,8 @@ import pytest
 import scenarios
 import torch
 from processes import run
-from test_compat import NEEDED
+
+from tests.test_compat import NEEDED
 
 HERE = Path(__file__).parent
 

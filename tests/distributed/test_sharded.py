@@ -144,17 +144,6 @@ def test_r_drop_inside_the_model_is_driven_by_the_callback(ranks):
     assert all(torch.equal(weight, bare[name]) for name, weight in ranks[0]["mixed", "fgm + rdrop"]["weights"].items())
 
 
-@pytest.mark.parametrize("engine", sharded.TRAINER_ENGINES)
-def test_save_resume_and_load(ranks, engine):
-    found = ranks[0]["saved", engine]
-    for name, weight in found["whole"].items():
-        torch.testing.assert_close(found["resumed"][name], weight, rtol=1e-12, atol=1e-14)
-    saved = torch.load(ranks[0]["folder"] / engine / "model")
-    assert set(saved) == set(sharded.Model().state_dict())  # so one process can load it
-    assert all(torch.equal(found["loaded"][name], weight) for name, weight in saved.items())
-    assert norm_of_difference(saved, found["whole"]) > 1e-3
-
-
 def said(ranks, name):
     return [(ranks[0]["folder"] / f"{name}{rank}").read_text() for rank in range(2)]
 
@@ -191,12 +180,3 @@ def test_the_example_learns_and_each_rank_holds_half_of_the_model(ranks):
     assert found[0][2] == found[1][2] and float(found[0][2]) > 0.65
     held = [int(each[3]) for each in found]
     assert sum(held) >= int(found[0][4]) and max(held) < 0.51 * int(found[0][4])
-
-
-def test_a_rank_that_breaks_ends_the_run_and_leaves_no_hook(ranks):
-    folder = ranks[0]["folder"]
-    assert (folder / "failed").exists()
-    first, second = said(ranks, "broken")
-    assert "ArithmeticError: the model of the last rank broke" in second
-    assert "0 hooks are left" in second
-    assert "trained to the end" not in first + second

@@ -19,11 +19,11 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import pages
 import quick  # noqa: F401
-import repairs
 import scenarios
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from forked import launch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.distributed import repairs
 
 TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")
 

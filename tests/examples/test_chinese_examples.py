@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import itertools
-import json
 import random
 
 import chinese_data
@@ -12,10 +11,11 @@ import chinese_reviews
 import pytest
 import torch
 from fastNLP.modules.torch import ConditionalRandomField
-from study.outcomes import outcome_file, share
-from study_chinese import command as study_chinese
-from study_chinese import tasks as study_chinese_tasks
-from study_chinese.attack import worst_texts
+
+from studies.command import main
+from studies.edits import worst_texts
+from studies.runs import read_runs
+from studies.tasks import chinese
 
 needs_pypinyin = pytest.mark.skipif(importlib.util.find_spec("pypinyin") is None, reason="pypinyin is not installed")
 METHODS = ["plain", "FGM", "PGD", "R-Drop", "FGM + R-Drop"]
@@ -44,7 +44,7 @@ def newspaper(monkeypatch):
         return list(text), tags
 
     tagged = chinese_data.Tagged([sentence() for _ in range(60)], [sentence() for _ in range(20)], "made up")
-    for module in (chinese_ner, study_chinese_tasks):
+    for module in (chinese_ner, chinese):
         monkeypatch.setattr(module, "load_tagged", lambda train_size=None: tagged)
     return tagged
 
@@ -135,28 +135,18 @@ def test_the_worst_of_all_edits_is_kept_and_tags_stay_right():
     assert worst_texts(["……", "a"], None, losses, "swap", 1, 5) == [[None, None]]
 
 
-def study_arguments(task, folder, *more):
-    words = f"--task {task} --train-size 30 --epochs 2 --attack-size 10 --candidates 4 --output-dir {folder} --seeds 2"
-    return [*words.split(), *more]
-
-
 @needs_pypinyin
 @pytest.mark.parametrize("task", ["reviews", "ner"])
-def test_the_study_runs_resumes_and_writes_both_pages(task, reviews, newspaper, tmp_path, monkeypatch):
-    import data
-
-    monkeypatch.setattr(study_chinese_tasks, "load_data", lambda name, size: data.load_data(str(reviews), size))
-    study_chinese.main(study_arguments(task, tmp_path, "--methods", "plain, FGM"))
+def test_the_study_runs_and_resumes(task, reviews, newspaper, tmp_path):
+    words = f"{task} --train-size 30 --epochs 2 --attack-size 10 --candidates 4 --output-dir {tmp_path} --jobs 1"
+    words = [*words.split(), "--seeds", "2", *(("--dataset", str(reviews)) if task == "reviews" else ())]
+    main([*words, "--methods", "plain, FGM"])
     before = (tmp_path / "runs.csv").read_text()
-    study_chinese.main(study_arguments(task, tmp_path, "--methods", "plain, FGM, gradient penalty, R-Drop"))
-    after = (tmp_path / "runs.csv").read_text()
-    assert after.startswith(before) and after.count("\n") == 9
-    for row in csv.DictReader(after.splitlines()):
-        outcomes = json.loads(outcome_file(tmp_path, row["method"], int(row["seed"])).read_text(encoding="utf-8"))
-        for column, counts in outcomes.items():
-            assert float(row[column]) == pytest.approx(share(counts))
-    for file, words in (("results.md", "Differences to plain training"), ("results.zh-CN.md", "与普通训练之差")):
-        page = (tmp_path / file).read_text(encoding="utf-8")
-        assert words in page and "| gradient penalty | 2 |" in page and "{" not in page
+    main([*words, "--methods", "plain, FGM, gradient penalty, R-Drop"])
+    assert (tmp_path / "runs.csv").read_text().startswith(before)
+    runs = read_runs(tmp_path)
+    assert len(runs.rows) == 8 and runs.outcomes.keys() == runs.rows.keys()
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| gradient penalty | 2 |" in page and "swapped: 1 | swapped: 2 | homophones: 1" in page and "{" not in page
     with pytest.raises(SystemExit):
-        study_chinese.main(study_arguments(task, tmp_path, "--lr", "0.5"))
+        main([*words, "--lr", "0.5"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from study import tutorial as execute_tutorial
-from study.tutorial import NOTEBOOKS, code_cells, read
+import tutorial as execute_tutorial
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from tutorial import NOTEBOOKS, code_cells, read
 
 FOLDER = NOTEBOOKS[0].parent
 WORDS = [("the", "a"), ("film", "plot"), ("is", "was"), ("good", "bad"), ("fine", "poor")]

@@ -9,11 +9,10 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from support import Classifier, build, samples
 from torch import nn
-from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from fastnlp_adv.regularizers import RDrop, RDropMixin
-from tests.support import CLASSES, Classifier, bert_config, build, collate, distance, samples
 
 
 class Counted(nn.Module):
@@ -129,13 +128,6 @@ def test_forwards_own_signature_becomes_that_of_train_step():
     assert OnlyForward.train_step.__qualname__ == "OnlyForward.train_step"
 
 
-def test_only_forward_goes_through_the_models_own_hooks():
-    model, calls = OnlyForward(), []
-    model.register_forward_hook(lambda *args: calls.append(1))
-    model.train_step(**data())
-    assert len(calls) == 2
-
-
 @pytest.mark.parametrize("model_class", ALL)
 def test_concat_runs_its_forward_once_with_twice_the_rows(model_class):
     model, batch = model_class(), data()
@@ -201,47 +193,6 @@ def test_defaults_keywords_and_others(mode):
         assert model.seen[::2] == [(*expected, {"text": rows})] * forwards
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, {"x": 1, "labels": 2, "other": 3}], ids=["something is missing", "something is unknown"]
-)
-def test_arguments_that_do_not_fit_raise_as_before(arguments):
-    for model in (Defines(), Plain()):
-        with pytest.raises(TypeError, match="argument"):
-            model.train_step(**arguments)
-
-
-def test_an_argument_given_twice_raises_as_before():
-    batch = data()
-    for model in (Defines(), Plain()):
-        with pytest.raises(TypeError, match="multiple values for argument 'x'"):
-            model.train_step(batch["x"], batch["labels"], x=batch["x"])
-
-
-class WholeBatch(RDropMixin, Counted):
-    def train_step(self, batch):
-        x, labels = batch if isinstance(batch, tuple) else (batch["x"], batch["labels"])
-        return self.loss(x, labels)
-
-
-class StarArguments(RDropMixin, Counted):
-    def train_step(self, *fields):
-        return self.loss(*fields)
-
-
-@pytest.mark.parametrize("mode", ["two_pass", "concat"])
-@pytest.mark.parametrize("rows", [2, 5])
-def test_the_whole_batch_in_one_argument(mode, rows):
-    batch = data(rows)
-    for form in (batch, tuple(batch.values())):
-        model = WholeBatch()
-        model.rdrop_mode = mode
-        assert model.train_step(form)["pred2"].shape == (rows, 3)
-        assert len(model.seen) == (2 if mode == "two_pass" else 1)
-    model = StarArguments()
-    model.rdrop_mode = mode
-    assert model.train_step(*batch.values())["pred2"].shape == (rows, 3)
-
-
 # Settings.
 
 
@@ -274,24 +225,6 @@ def test_misspelt_settings_are_refused_with_the_class():
 def test_attributes_of_ones_own_are_left_alone():
     model = type("Model", (RDropMixin, Plain), {"rdrop_layers": (1, 2), "rdrop_rate": 0.5})
     assert model.rdrop_layers == (1, 2)
-
-
-class Scheduled(Defines):
-    step = 0
-
-    @property
-    def rdrop_kl_weight(self):
-        self.step += 1
-        return float(self.step - 1)
-
-
-def test_a_setting_may_be_a_property():
-    model, batch = Scheduled(), data()
-    for kl_weight in (0.0, 1.0, 2.0):
-        torch.manual_seed(1)
-        found = model.train_step(**batch)["loss"]
-        torch.manual_seed(1)
-        torch.testing.assert_close(found, two_forwards(model, batch, kl_weight, 5)[2])
 
 
 class MaskMethod(Defines):
@@ -407,39 +340,11 @@ class RDropClassifier(RDropMixin, Classifier):
     rdrop_reduction = "sum"
 
 
-class TwoPredictions(Classifier):
-    """The model that the tutorial asks for, which its ``batch_step_fn`` makes R-Drop of."""
-
-    def train_step(self, input_ids, labels):
-        return {"pred": self(input_ids), "pred2": self(input_ids)}
-
-
-def textbook_step(trainer, batch):
-    outputs = trainer.train_step(batch)
-    pred, pred2, labels = outputs["pred"], outputs["pred2"], batch["labels"]
-    kl = 0.0
-    for p, q in [(pred, pred2), (pred2, pred)]:
-        kl = kl + (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum() / 2
-    loss = (F.cross_entropy(pred, labels) + F.cross_entropy(pred2, labels)) / 2 + 0.1 * kl
-    trainer.backward({"loss": loss})
-    trainer.step()
-    trainer.zero_grad()
-
-
 def run(model, **kwargs):
     trainer = build(model, **kwargs)
     torch.manual_seed(1)
     trainer.run()
     return trainer
-
-
-def test_training_equals_the_tutorials_loop():
-    model, reference, plain = RDropClassifier(0.3), TwoPredictions(0.3), Classifier(0.3)
-    run(model)
-    run(reference, batch_step_fn=textbook_step)
-    run(plain)
-    assert distance(model, reference) < 1e-6
-    assert distance(model, plain) > 1e-3
 
 
 class Recorder(RDropClassifier):
@@ -458,41 +363,3 @@ def test_the_trainer_passes_the_fields_that_train_step_names(mode):
     model.rdrop_mode = mode
     run(model, data=samples(8), n_epochs=1, n_batches=-1)
     assert model.calls == [["input_ids", "labels"]] * (4 if mode == "two_pass" else 2)
-
-
-class WholeBatchClassifier(RDropMixin, Classifier):
-    def train_step(self, batch):
-        return Classifier.train_step(self, batch["input_ids"], batch["labels"])
-
-
-def test_a_trainer_that_passes_the_whole_batch():
-    model, reference = WholeBatchClassifier(0.3), RDropClassifier(0.3)
-    model.rdrop_kl_weight, model.rdrop_reduction = 0.1, "sum"
-    run(model, model_wo_auto_param_call=True)
-    run(reference)
-    assert distance(model, reference) == 0
-
-
-class RDropBert(RDropMixin, BertForSequenceClassification):
-    pass
-
-
-class RDropTagger(RDropMixin, BertForTokenClassification):
-    rdrop_mode = "concat"
-
-
-@pytest.mark.parametrize("model_class", [RDropBert, RDropTagger])
-def test_models_of_transformers_have_only_a_forward(model_class):
-    torch.manual_seed(0)
-    examples = samples(8)
-    if model_class is RDropTagger:
-        for example in examples:
-            example["labels"] = torch.where(example["input_ids"] > 0, example["input_ids"] % CLASSES, -100)
-    model = model_class(bert_config(dropout=0.3)).train()
-    before = copy.deepcopy(model)
-    assert inspect.signature(model.train_step) == inspect.signature(model.forward)
-    assert model.train_step(**collate(examples[:4]))["pred2"].shape[0] == 4
-    run(model, data=examples, n_batches=3)
-    assert distance(model, before) > 1e-3
-    buffer = io.BytesIO()
-    torch.save(model, buffer)

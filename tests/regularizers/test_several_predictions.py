@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from references import assert_same, gradients
+from support import bert_config
 from torch import nn
 from transformers import BertForQuestionAnswering
 
 from fastnlp_adv import R3F, SMART, VAT, RDrop
-from tests.support import bert_config
 
 SEED = 4
 IDS = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(1))
@@ -93,25 +93,6 @@ def test_each_prediction_has_its_mask(mode, form):
     kept = batch["labels"] != -100
     expected = (both(first[0], second[0]) + both(first[1][kept], second[1][kept])) / 2
     torch.testing.assert_close(found["kl"], expected.detach())
-
-
-def test_masks_that_are_given_are_for_each_or_for_all():
-    model, batch = TwoHeads(dropout=0.4), sentences()
-    every, some = torch.ones(4), IDS % 2 == 0
-    found = RDrop(mask=lambda batch, outputs: (every[: len(batch["ids"])], some))(model.step, batch)
-    first, second = found["pred"], found["pred2"]
-    expected = (both(first[0], second[0]) + both(first[1][some], second[1][some])) / 2
-    torch.testing.assert_close(found["kl"], expected.detach())
-
-    def alike(batch):
-        pred = model.slots(model.drop(model.words(batch["ids"])))
-        return {"loss": pred.square().mean(), "pred": (pred, 2 * pred)}
-
-    found = RDrop(mask=lambda batch, outputs: some)(alike, batch)
-    p, q = found["pred"][0][some], found["pred2"][0][some]
-    torch.testing.assert_close(found["kl"], (both(p, q) + both(2 * p, 2 * q)).detach() / 2)
-    with pytest.raises(ValueError, match=r"`mask` to have shape \(4,\), but got \(4, 6\)"):
-        RDrop(mask=lambda batch, outputs: some)(model.step, batch)
 
 
 def perturbed(name, distance, model, batch):

@@ -14,11 +14,10 @@ from smoothness import (
     assert_oracle,
     batches,
     both,
-    kl,
     reference_training,
     step_of,
 )
-from support import Classifier, distance, train
+from support import distance, train
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import FGM
@@ -64,24 +63,6 @@ def test_gradients_are_those_of_the_definition(family, arguments):
 @pytest.mark.parametrize("dropout_mask", ["new", "same"])
 def test_with_dropout(family, dropout_mask):
     assert_oracle(lambda m: SMART(m, **WIDE, dropout_mask=dropout_mask), reference(**WIDE), family, dropout=0.2)
-
-
-def test_the_squared_error_of_a_regression_is_counted_once():
-    def squares(p, q):
-        return sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)) / len(p)
-
-    assert_oracle(lambda m: SMART(m, **WIDE, divergence="mse"), reference(**WIDE, of=squares), Gru)
-
-
-@each_family
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_trainer_runs_the_loop_by_hand(family, accumulation):
-    ours, theirs, plain = family.make(), family.make(), family.make()
-    train(ours, [SMARTCallback(**WIDE, steps=2)], n_batches=6, accumulation_steps=accumulation)
-    reference_training(family, theirs, reference(**WIDE, steps=2), accumulation)
-    train(plain, n_batches=6, accumulation_steps=accumulation)
-    assert distance(ours, theirs) < 1e-8
-    assert distance(ours, plain) > 1e-6
 
 
 @each_family
@@ -141,27 +122,6 @@ def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
     torch.testing.assert_close([outputs["smart"], outputs["bregman"]], [smooth.detach(), bregman.detach()])
 
 
-def test_nothing_is_averaged_without_a_weight_for_it():
-    smart = SMART(Classifier())
-    smart.after_step()
-    assert smart.state_dict()["average"] == {}
-
-
-def test_averages_are_kept_in_single_precision_at_least():
-    model = Classifier().bfloat16()
-    smart = SMART(model, bregman_weight=1.0, bregman_beta=0.999)
-    for _ in range(100):
-        moved(smart, model)
-    assert {a.dtype for a in smart.state_dict()["average"].values()} == {torch.float32}
-
-
-def test_frozen_parameters_are_not_averaged():
-    model = Classifier()
-    model.rnn.requires_grad_(False)
-    average = SMART(model, bregman_weight=1.0).state_dict()["average"]
-    assert set(average) == {"word_embeddings.weight", "head.weight", "head.bias"}
-
-
 def test_under_fgm_the_regularized_objective_is_attacked():
     ours, batch = Gru.make(), batches()[0]
     average = copy.deepcopy(ours)
@@ -188,72 +148,3 @@ def test_under_fgm_the_regularized_objective_is_attacked():
         weight += r
     objective()
     assert_same(gradients(ours), gradients(theirs), 1e-5)
-
-
-def test_an_average_without_memory_is_the_model_itself():
-    ours, without = Gru.make(), Gru.make()
-    train(ours, [SMARTCallback(**{**BREGMAN, "bregman_beta": 0.0})], n_batches=6)
-    train(without, [SMARTCallback(**WIDE)], n_batches=6)
-    assert distance(ours, without) < 1e-12
-
-
-def test_an_example_without_a_gradient_keeps_its_noise():
-    model, batch = Gru.make(), batches()[0]
-    where = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64).unsqueeze(-1)
-    smart, seen = SMART(model, epsilon=1.0, alpha=0.5, noise=0.05), []
-    smart.stream.generator = torch.Generator().manual_seed(SEED)
-
-    def forward(batch):
-        seen.append(smart.taps[0]._perturbation)
-        pred = model(batch["input_ids"]) * where
-        return {"loss": cross_entropy(pred, batch["labels"]), "pred": pred}
-
-    smart(forward, batch)
-    noise = 0.05 * Passes(Gru, model, batch).normal(torch.Generator().manual_seed(SEED))
-    found = seen[-1].deltas([])[0].value
-    assert torch.equal(found[2], noise[2])
-    assert [(found[i] - noise[i]).abs().max().item() for i in (0, 1, 3)] == pytest.approx([0.5] * 3)
-
-
-def test_an_average_that_is_asked_for_when_training_resumes_starts_then():
-    smart = SMART(Classifier(), bregman_weight=1.0)
-    before = smart.state_dict()["average"]
-    smart.load_state_dict(SMART(Classifier(seed=1)).state_dict())
-    assert all(torch.equal(value, before[name]) for name, value in smart.state_dict()["average"].items())
-
-
-def test_a_state_is_no_view_of_the_average():
-    model = Classifier()
-    smart = SMART(model, bregman_weight=1.0)
-    state = smart.state_dict()["average"]
-    moved(smart, model)
-    assert not torch.equal(state["head.weight"], smart.state_dict()["average"]["head.weight"])
-
-
-def test_a_batch_without_a_loss_is_refused():
-    model = Classifier()
-    with pytest.raises(ValueError, match="Compute the loss"):
-        SMART(model)(lambda b: {"pred": model(b["input_ids"])}, batches()[0])
-
-
-def test_the_two_directions_differ():
-    """Else the tests above could not tell a sum from twice one of them."""
-    p, q = Gru.logits(Gru.make(), batches()[0]), 3 * Gru.logits(Gru.make(), batches()[0])
-    assert abs(kl(p, q) - kl(q, p)) > 0.01 * kl(p, q)
-
-
-def test_the_average_is_cast_anew_under_an_autocast_around_the_call():
-    """It keeps the weights that it has cast; the averaged ones are others."""
-    found = []
-    for cache in (True, False):
-        model = Classifier(dropout=0.0)
-        smart = SMART(model, **BREGMAN)
-        with torch.no_grad():
-            model.head.weight.mul_(3.0)
-        torch.manual_seed(0)
-        ids = torch.randint(1, 50, (4, 7))
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
-            outputs = smart(lambda batch, m=model: m.train_step(**batch), {"input_ids": ids, "labels": ids[:, 0] % 3})
-        found.append((outputs["bregman"], outputs["loss"]))
-    assert found[0] == found[1]
-    assert found[0][0] > 1e-3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import pickle
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import Bert, Classifier, assert_untouched, collate, samples, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.robustness import robust_evaluate
-from fastnlp_adv.robustness.evaluate import score
 
 SEED = 3
 
@@ -139,24 +135,6 @@ def test_agrees_with_an_independent_attack_on_embedded_inputs(bert):
     assert found[2.0]["accuracy"] < found[1.0]["accuracy"] < found[0.0]["accuracy"] - 0.02
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    epsilons=st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0, 5.0]), min_size=1, max_size=4),
-    alpha=st.sampled_from([None, 1e-3, 1.0, 100.0]),
-    relative=st.booleans(),
-    seed=st.integers(0, 5),
-)
-def test_no_loss_falls_and_no_accuracy_rises_with_epsilon(gru, epsilons, alpha, relative, seed):
-    found = evaluate_gru(gru, epsilons=epsilons, alpha=alpha, relative=relative, seed=seed, steps=2)
-    assert list(found) == sorted({0.0, *epsilons})
-    results = list(found.values())
-    logits = gru_logits(copy.deepcopy(gru).eval(), DATA[0])
-    assert results[0]["loss"] == pytest.approx(cross_entropy(logits, DATA[0]["labels"]).item())
-    for smaller, larger in itertools.pairwise(results):
-        assert larger["loss"] >= smaller["loss"]
-        assert larger["accuracy"] <= smaller["accuracy"]
-
-
 def test_points_stay_in_their_balls_and_off_padding(gru):
     batch, seen = DATA[0], []
     handle = gru.rnn.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
@@ -209,22 +187,6 @@ def test_outputs_keep_their_type_and_lose_their_graph(bert):
     assert (seen[1][1] == seen[3][1]).all() and (seen[0][1] != seen[1][1]).any()
 
 
-def test_an_example_without_a_label_disturbs_no_other(gru):
-    batch = {**DATA[0], "labels": DATA[0]["labels"].clone()}
-    batch["labels"][4] = -100
-    logits = {}
-
-    def update(epsilon, outputs, batch):
-        logits.setdefault(epsilon, []).append(outputs)
-
-    all_labels = evaluate_gru(gru, epsilons=(0.5,), update=update)
-    without = evaluate_gru(gru, [batch], epsilons=(0.5,), update=update)
-    both = torch.stack(logits[0.5])
-    others = torch.arange(40) != 4
-    torch.testing.assert_close(both[0, others], both[1, others])
-    assert without[0.5]["loss"] < all_labels[0.5]["loss"]
-
-
 def test_relative_means_in_units_of_the_mean_row(gru):
     unit = float(gru.word_embeddings.weight.detach().norm(dim=1).mean())
     relative = evaluate_gru(gru, epsilons=(0.5,))[0.5]
@@ -259,25 +221,6 @@ def test_another_loss(gru):
     assert [set(each) for each in found.values()] == [{"loss"}] * 3
     assert found[1.0]["loss"] > found[0.3]["loss"] > found[0.0]["loss"]
     assert right[1.0] < right[0.3] <= right[0.0]
-
-
-def test_labels_of_positions_are_averaged_and_some_do_not_count():
-    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [5.0, 0.0]]], dtype=torch.float64)
-    labels = torch.tensor([[0, 0], [0, -100]])
-    found = score({"logits": logits}, {"tags": labels}, "tags")
-    minus_log = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1)), math.log(1 + math.exp(3))]
-    assert found.losses.tolist() == pytest.approx([(minus_log[0] + minus_log[1]) / 2, minus_log[2]])
-    assert (found.errors.tolist(), found.labels.tolist()) == ([1, 1], [2, 1])
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 5), st.integers(2, 6), st.floats(0.01, 100), st.integers(0, 99))
-def test_the_loss_is_cross_entropy(n, classes, size, seed):
-    g = torch.Generator().manual_seed(seed)
-    logits = size * torch.randn(n, classes, generator=g, dtype=torch.float64)
-    labels = torch.randint(0, classes, (n,), generator=g)
-    found = score(logits, {"labels": labels})
-    torch.testing.assert_close(found.losses, cross_entropy(logits, labels, reduction="none"), rtol=1e-9, atol=1e-12)
 
 
 class Stop(BaseException):
@@ -318,19 +261,6 @@ def test_works_where_gradients_are_off_and_twice_alike(gru):
     first = evaluate_gru(gru)
     with torch.no_grad():
         assert evaluate_gru(gru) == first
-
-
-def test_a_model_that_takes_the_fields_and_a_progress_bar(bert):
-    seen = []
-
-    def progress(batches):
-        for batch in batches:
-            seen.append(batch)
-            yield batch
-
-    found = robust_evaluate(bert.back_bone, DATA[:2], epsilons=(0.2,), steps=1, restarts=1, progress=progress)
-    assert len(seen) == 2
-    assert found[0.2]["loss"] > found[0.0]["loss"]
 
 
 @pytest.mark.parametrize(

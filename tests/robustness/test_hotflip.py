@@ -21,7 +21,6 @@ from texts import (
     changed_words,
     gradients,
     right_labels,
-    sentence_piece,
     texts_of_all_kinds,
     word_piece,
 )
@@ -93,23 +92,6 @@ def test_the_first_round_tries_the_flips_of_the_highest_gain():
         assert step.with_gradients == [False, True, False]
 
 
-@settings(max_examples=20)
-@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6), st.integers(0, 10**6))
-def test_where_the_logits_are_linear_a_single_candidate_is_the_best_flip_of_all(words, seed):
-    """Of all flips, tried one by one; the loss of two classes rises with what is linear in the rows."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = {word: torch.randn(2, generator=generator).tolist() for word in LONG_WORDS}
-    model, text = Bag(PIECES, rows), " ".join(words)
-    loss, label = ask(model, PIECES, text)
-    loss, _ = ask(model, PIECES, text, label)
-    (found,) = HotFlip(model, PIECES, max_flips=1, candidates=1).attack([text], [label])
-    tried = [
-        " ".join([*words[:i], new, *words[i + 1 :]]) for i in range(len(words)) for new in LONG_WORDS if new != words[i]
-    ]
-    best = max(ask(model, PIECES, new, label)[0] for new in tried)
-    assert ask(model, PIECES, found.text, label)[0] == pytest.approx(max(best, loss), abs=1e-12)
-
-
 def test_it_breaks_a_model_that_one_word_can_break():
     model = Bag(PIECES, {"great": [0.0, 2.0], "good": [0.0, 1.0], "awful": [9.0, 0.0], "bad": [2.0, 0.0]})
     found, robust = HotFlip(model, PIECES, max_flips=1).attack(["The Great, great movie", "great!"], [1, 1])
@@ -130,14 +112,6 @@ def test_only_words_of_letters_that_are_one_token_are_flipped():
     assert found.text == "[MASK] watching, (awful)"
 
 
-def test_never_to_pieces_letters_or_special_tokens():
-    """Though all of these would break the model, and no word does."""
-    entries = ["##ing", "##a", "b", "Q", "[unused0]", "[SEP]", "[UNK]", "7", "!"]
-    model = Bag(PIECES, {**{entry: [100.0, 0.0] for entry in entries}, "good": [0.0, 9.0], "film": [0.0, 300.0]})
-    (found,) = HotFlip(model, PIECES, max_flips=2, candidates=50).attack(["good film"], [1])
-    assert {new for _, new in found.changes} <= set(LONG_WORDS)
-
-
 def test_the_case_of_the_old_word_is_kept_where_the_tokenizer_ignores_it():
     texts, rows = ["good", "Good", "GOOD", "GoOd"], {"good": [0.0, 1.0], "awful": [9.0, 0.0]}
     model = Bag(PIECES, rows)
@@ -147,35 +121,6 @@ def test_the_case_of_the_old_word_is_kept_where_the_tokenizer_ignores_it():
     model = Bag(cased, {**rows, "G": [0.0, 9.0]})
     found = HotFlip(model, cased).attack(texts[:2], [1] * 2)
     assert [each.text for each in found] == ["awful", "Good"]  # where case counts, that is several pieces
-
-
-@pytest.mark.parametrize(
-    "tokenizer",
-    [BYTES, byte_level(add_prefix_space=True), sentence_piece()],
-    ids=["bytes", "bytes_after_space", "sentencepiece"],
-)
-def test_marked_words_at_the_beginning_and_after_a_space(tokenizer):
-    model = bert_for(tokenizer)
-    texts = ["film", "(good) movie", "the  movie\nwas naïve", *TEXTS]
-    labels = right_labels(model, tokenizer, texts)
-    found = HotFlip(model, tokenizer, max_flips=4, candidates=20).attack(texts, labels)
-    assert_honest(found, texts, labels, model, tokenizer, 4)
-    assert sum(len(each.changes) for each in found) > len(texts) / 2
-    assert found[0].changes
-    for each in found:
-        for _, new in each.changes:
-            assert len(tokenizer.tokenize(f"a {new}")) == 2 and new.isalpha()
-
-
-def test_padding_on_the_left_changes_nothing():
-    left = word_piece()
-    left.padding_side = "left"
-    generator = torch.Generator().manual_seed(0)
-    model = Bag(PIECES, {word: torch.randn(2, generator=generator).tolist() for word in LONG_WORDS})
-    labels = right_labels(model, PIECES, TEXTS)
-    found = HotFlip(model, left).attack(TEXTS, labels)
-    assert found == HotFlip(model, PIECES).attack(TEXTS, labels)
-    assert any(each.changes for each in found)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
@@ -199,16 +144,6 @@ def test_any_text(texts, labels):
             differing = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
             assert len(differing) == len(each.changes)
             assert not {i for pair in differing for i in pair} & set(tokenizer.all_special_ids)
-
-
-def test_what_is_cut_off_stays():
-    text = " ".join(WORDS)
-    label = ask(BERT, PIECES, text, max_length=6)[1]
-    step = Recorder(BERT)
-    (found,) = HotFlip(BERT, PIECES, max_flips=9, max_length=6, step=step).attack([text], [label])
-    assert found.changes and found.text.split(" ")[4:] == WORDS[4:]
-    assert {batch["input_ids"].shape[1] for batch in step.batches} == {6}
-    assert_honest([found], [text], [label], BERT, PIECES, 9, max_length=6)
 
 
 def test_texts_that_are_wrong_or_broken_are_not_asked_about_again():
@@ -238,27 +173,6 @@ def test_the_model_is_left_as_it_was(fails_at):
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert step.modes <= {False} and not attack.is_open
-
-
-def test_gradients_are_on_where_the_user_has_them_off():
-    with torch.no_grad():
-        off = HotFlip(BERT, PIECES).attack(TEXTS, LABELS)
-    assert off == HotFlip(BERT, PIECES).attack(TEXTS, LABELS)
-
-
-def test_progress_wraps_the_batches_and_nothing_is_shown_without(capfd):
-    seen = []
-
-    def progress(batches):
-        for batch in batches:
-            seen.append(len(batch))
-            yield batch
-
-    attack = HotFlip(BERT, PIECES, batch_size=3)
-    assert attack.attack(TEXTS, LABELS, progress=progress) == attack.attack(TEXTS, torch.tensor(LABELS))
-    assert seen == [3, 3, 2]
-    assert capfd.readouterr() == ("", "")
-    assert attack.attack([], []) == []
 
 
 @pytest.mark.parametrize(

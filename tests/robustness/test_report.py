@@ -123,11 +123,6 @@ def seen(text):
     )
 
 
-def test_what_no_file_can_hold_is_replaced(tmp_path):
-    page, _ = read([Attacked("a\ud800b\x00c", "a\ud800b\x00c", 0, 0, True, (), 2, tried=0)], tmp_path)
-    assert page.texts == ["a\ufffdb\\x00c"]
-
-
 def test_a_report_of_a_real_attack(tmp_path):
     tokenizer = word_piece()
     model = bert_for(tokenizer)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from references import bert
 from torch import nn
 
-from fastnlp_adv.taps.find import find_embeddings, scales
+from fastnlp_adv.taps.find import find_embeddings
 
 
 class Model(nn.Module):
@@ -92,16 +91,6 @@ def test_none_takes_the_only_embedding_or_that_with_the_most_rows():
     assert names(nn.Embedding(3, 2)) == ["weight"]
 
 
-def test_none_looks_inside_a_wrapper_around_the_embedding():
-    """PEFT's, for one."""
-
-    class Wrapped(Model):
-        def get_input_embeddings(self):
-            return self.wrapper
-
-    assert names(Wrapped(wrapper=Model(base_layer=nn.Embedding(9, 2)))) == ["wrapper.base_layer.weight"]
-
-
 def test_shared_weights_are_one_embedding_with_all_its_modules():
     one, two = nn.Embedding(9, 2), nn.Embedding(9, 2)
     two.weight = one.weight
@@ -113,47 +102,12 @@ def test_shared_weights_are_one_embedding_with_all_its_modules():
     assert found.weight is one.weight
 
 
-def test_the_embedding_of_an_encoder_decoder():
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    model = T5ForConditionalGeneration(config)
-    (found,) = find_embeddings(model).embeddings
-    assert found.name == "shared.weight"
-    looked_up = {id(model.shared), id(model.encoder.embed_tokens), id(model.decoder.embed_tokens)}
-    assert {id(module) for module in found.modules} == looked_up
-
-
 def test_frozen_embeddings_match_and_frozen_parameters_do_not():
     model = Model(word=nn.Embedding(9, 2), out=nn.Linear(2, 2)).requires_grad_(False)
     assert names(model, "weight") == ["word.weight"]
     assert names(model) == ["word.weight"]
     with pytest.raises(ValueError, match="trainable parameter"):
         names(model, "out")
-
-
-def test_lookups_that_do_more_are_weights():
-    class Dropped(nn.Embedding):
-        def forward(self, ids):
-            return nn.functional.dropout(super().forward(ids))
-
-    class Scaled(nn.Embedding):
-        embed_scale = 3.0
-
-        def forward(self, ids):
-            return super().forward(ids) * self.embed_scale
-
-    class Renamed(nn.Embedding):
-        pass
-
-    model = Model(dropped=Dropped(9, 2), scaled=Scaled(9, 2), renamed=Renamed(9, 2), bag=nn.EmbeddingBag(9, 2))
-    found = find_embeddings(model, "weight")
-    assert [e.name for e in found.embeddings] == ["scaled.weight", "renamed.weight"]
-    assert list(found.weights) == ["dropped.weight", "bag.weight"]
-    assert [scales(e.modules[0]) for e in found.embeddings] == [True, False]
-    mixed = Model(plain=nn.Embedding(9, 2), dropped=Dropped(9, 2))
-    mixed.dropped.weight = mixed.plain.weight
-    assert list(find_embeddings(mixed).weights) == ["plain.weight"]
 
 
 def test_no_match_lists_the_embeddings():
@@ -169,18 +123,6 @@ def test_no_embedding_lists_parameters():
         names(nn.Linear(2, 3), "embed")
 
 
-def test_max_norm_is_refused_where_it_matches():
-    model = Model(word=nn.Embedding(9, 2), char=nn.Embedding(8, 3, max_norm=2.0))
-    assert names(model, "word") == ["word.weight"]
-    with pytest.raises(ValueError, match=r"`char.weight` \(8 x 3\) to have no `max_norm`, but got 2.0"):
-        names(model, "char")
-
-
-def test_a_pretrained_embedding():
-    model = Model(word=nn.Embedding.from_pretrained(torch.randn(9, 2)))
-    assert names(model) == ["word.weight"]
-
-
 @pytest.mark.parametrize(
     "name",
     ["pos_embed", "position_embeddings", "embed_positions", "wpe", "pe", "posEmb", "PositionalEncoding", "pos_emb2"],
@@ -190,42 +132,3 @@ def test_a_table_of_positions_is_not_taken_for_the_words(name):
     assert names(model) == ["words.weight"]
     assert names(Model(**{name: Model(table=nn.Embedding(64, 4)), "words": nn.Embedding(20, 4)})) == ["words.weight"]
     assert names(nn.ModuleDict({name: nn.Embedding(64, 4)})) == [f"{name}.weight"]
-
-
-@pytest.mark.parametrize("name", ["post_embedding", "composition", "exposure", "deposits", "postcode", "pets"])
-def test_a_name_that_merely_contains_pos_is_no_position(name):
-    model = nn.ModuleDict({"user_embedding": nn.Embedding(10, 4), name: nn.Embedding(30_000, 4)})
-    assert names(model) == [f"{name}.weight"]
-
-
-class Asked(Model):
-    """Has a method of the user's own under the name that transformers use."""
-
-    def get_input_embeddings(self, ids):
-        return self.words(ids)
-
-
-class Looks(Model):
-    def get_input_embeddings(self, ids=None):
-        return self.words(ids)
-
-
-class Returns(Model):
-    def get_input_embeddings(self):
-        return self.words.weight
-
-
-class Breaks(Model):
-    def get_input_embeddings(self):
-        return self.words(torch.tensor([99]))
-
-
-class Made(Model):
-    def get_input_embeddings(self):
-        return nn.Embedding(9, 2)
-
-
-@pytest.mark.parametrize("kind", [Asked, Looks, Returns, Breaks, Made])
-def test_a_method_of_ones_own_called_get_input_embeddings_is_passed_over(kind):
-    assert names(kind(tags=nn.Embedding(3, 2), words=nn.Embedding(9, 2))) == ["words.weight"]
-    assert names(kind(words=nn.Embedding(200, 2), back_bone=Backbone())) == ["back_bone.tokens.weight"]

@@ -12,7 +12,7 @@ from torch.distributed import fsdp
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from fastnlp_adv import AWP, FGM, SAM, SMART, GradientPenalty
-from fastnlp_adv.robustness import HotFlip, robust_evaluate
+from fastnlp_adv.robustness import HotFlip
 from fastnlp_adv.taps import find_embeddings
 
 pytestmark = [
@@ -76,28 +76,3 @@ def test_a_model_that_is_sharded_later_is_refused_before_it_is_run(group, engine
     ENGINES[engine](model)
     with pytest.raises(ValueError, match="GradientPenalty, which differentiates twice"):
         penalty(lambda batch: pytest.fail("the model was run"), {})
-
-
-def evaluated(model, **options):
-    data = [support.collate(support.samples(4))]
-    step = lambda batch: {"pred": model(batch["input_ids"])}  # noqa: E731
-    return robust_evaluate(model, data, epsilons=(0.5,), steps=2, restarts=1, step=step, **options)
-
-
-@support.since_torch(2, 13, "FullyShardedDataParallel of one process can be attacked twice without training between")
-@each_engine
-def test_the_worst_case_is_found_in_the_units_of_the_embedding(group, engine):
-    model = Classifier()
-    expected = evaluated(model, relative=False)
-    assert evaluated(ENGINES[engine](model), relative=False) == expected
-    with pytest.raises(ValueError, match=r"`relative=True` .* Give `epsilons` in the units of the embedding"):
-        evaluated(ENGINES[engine](Classifier()))
-
-
-def test_fully_shard_is_noticed_while_the_weights_are_gathered(group):
-    model = fsdp.fully_shard(Classifier())
-    with torch.no_grad():
-        model(**{"input_ids": support.collate(support.samples(4))["input_ids"]})  # the root keeps its weights after it
-    assert not any(hasattr(param, "device_mesh") for param in model.parameters())
-    with pytest.raises(ValueError, match="AWP, which moves the weights, to find every parameter whole"):
-        AWP(model)

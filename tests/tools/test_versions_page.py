@@ -55,11 +55,6 @@ def test_rows_of_another_source_are_named_with_the_version_of_the_package():
     assert AGAIN in lines
 
 
-def test_nothing_skipped_and_nothing_held_back():
-    found = page([row("3.13.0", "2.14.1")], "abc")
-    assert "\nNothing.\n" in found and "requirement" not in found.split("## Pinned requirements")[1]
-
-
 def test_rows_are_in_the_order_of_their_versions(tmp_path):
     versions = [("3.13.0", "2.2.0"), ("3.9.18", "2.1.2"), ("3.10.2", "2.14.1"), ("3.10.2", "2.4.1+cu121")]
     for i, each in enumerate(versions):

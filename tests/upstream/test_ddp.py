@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import run
 
-from upstream import ddp_worker
+from tests.upstream import ddp_worker
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import nn
 
 import fastnlp_adv
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
-from upstream import patched
+from tests.upstream import patched
 
 each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
 

@@ -1,0 +1,6 @@
+"""Run a study: `python -m studies --help`."""
+
+from studies.command import main
+
+if __name__ == "__main__":
+    main()

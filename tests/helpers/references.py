@@ -1,0 +1,276 @@
+"""What the attacks should do, written out on cloned weights and on embedded inputs, with loops over the definitions.
+
+A ``loss_of(model)`` runs the model on the batch. All gradients are of a copy, so the model under test is left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from support import VOCAB, Classifier, bert_config
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import FGM, PGD
+
+#: ``@ATTACKS`` runs a test with FGM and with PGD: what builds the attack, and its ascent steps for the references below
+ATTACKS = pytest.mark.parametrize(
+    ("build", "reference"),
+    [
+        (lambda m, emb_name=None, **k: FGM(m, 0.7, emb_name=emb_name, **k), {"steps": [0.7]}),
+        (
+            lambda m, emb_name=None, **k: PGD(m, 0.5, alpha=0.3, steps=3, emb_name=emb_name, **k),
+            {"steps": [0.3] * 3, "radius": 0.5},
+        ),
+    ],
+    ids=["fgm", "pgd"],
+)
+
+
+def batch(*shape, classes=3, vocab=VOCAB, seed=0):
+    """Random ids of a shape, and a label for each example."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocab, shape, generator=g), torch.randint(0, classes, shape[:1], generator=g)
+
+
+def classifier(**kwargs):
+    """A Classifier without dropout, in double precision."""
+    return Classifier(**{"dropout": 0.0, **kwargs}).double()
+
+
+def bert(seed=0, **config):
+    """A small BERT without dropout, in double precision."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(bert_config(0.0, **config)).double()
+
+
+def checkpointed(model, *, use_reentrant):
+    """Turn gradient checkpointing of a transformers model on, by the name that its version has for it."""
+    new = getattr(model, "activation_checkpointing_enable", None)
+    if new is not None:
+        new(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    elif "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    else:
+        pytest.skip("transformers lets one choose how it checkpoints from 4.35 on")
+
+
+def loss_on(ids, labels):
+    """The cross entropy of a model that maps ids to logits."""
+    return lambda model: cross_entropy(model(ids), labels)
+
+
+def step(attack, model, loss_of):
+    """The gradients after a step of the attack, run by ``step``, and a look at its loss."""
+    model.zero_grad()
+    clean = loss_of(model).detach()
+    loss = attack.step(lambda: loss_of(model))
+    assert attack.replace or torch.allclose(loss, clean)
+    return gradients(model)
+
+
+def gradients(model):
+    return {
+        name: None if p.grad is None else p.grad.detach().to_dense().clone() for name, p in model.named_parameters()
+    }
+
+
+def add(first, second, weight=1.0):
+    """``first + weight * second``, name by name; a parameter without gradient adds nothing."""
+    out = {}
+    for name in first:
+        terms = [g for g in (first[name], None if second[name] is None else weight * second[name]) if g is not None]
+        out[name] = sum(terms) if terms else None
+    return out
+
+
+def assert_same(found, expected, rtol=1e-10):
+    """Equal, name by name, to ``rtol`` of the largest gradient of the model."""
+    assert found.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values() if g is not None)
+    assert largest > 1e-6
+    for name, g in expected.items():
+        if g is None:
+            assert found[name] is None, name
+        else:
+            torch.testing.assert_close(
+                found[name], g, rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def differ(found, other):
+    """The largest relative difference, to show that a test could have failed."""
+    return max(float((found[n] - g).norm() / (1e-30 + g.norm())) for n, g in other.items() if g is not None)
+
+
+# Geometry by Python's numbers.
+
+
+def direction(g, norm):
+    v = g.flatten().tolist()
+    length = math.hypot(*v) if norm == "l2" else 1.0
+    if not all(map(math.isfinite, v)) or length == 0:
+        return torch.zeros_like(g)
+    return torch.tensor([a / length if norm == "l2" else (a > 0) - (a < 0) for a in v], dtype=g.dtype).view(g.shape)
+
+
+def shrink(r, radius, norm):
+    v = r.flatten().tolist()
+    if norm == "linf":
+        return torch.tensor([min(max(a, -radius), radius) for a in v], dtype=r.dtype).view(r.shape)
+    length = math.hypot(*v)
+    return r if length <= radius else r * (radius / length)
+
+
+# Perturbing the weights.
+
+
+def on_weights(model, loss_of, names, *, steps, radius=None, norm="l2", adv_weight=1.0, replace=False, start=None):
+    """
+    The gradients of a step that perturbs whole weights, as the textbooks do.
+
+    :param names: the parameters to perturb, each with its own norm.
+    :param steps: the lengths of the ascent steps: ``[epsilon]`` for FGM, ``[alpha] * steps`` for PGD.
+    :param radius: that of the projection, if any.
+    :param start: the perturbations to start from.
+    """
+    model = copy.deepcopy(model)
+    targets = {name: p for name, p in model.named_parameters() if name in names}
+    frozen = [p for p in targets.values() if not p.requires_grad]
+
+    def grads():
+        model.zero_grad()
+        loss_of(model).backward()
+        return gradients(model)
+
+    clean = None if replace else grads()
+    for p in frozen:
+        p.requires_grad_()
+    origin = {name: p.detach().clone() for name, p in targets.items()}
+    r = {name: torch.zeros_like(p) for name, p in targets.items()} if start is None else dict(start)
+
+    def put():
+        with torch.no_grad():
+            for name, p in targets.items():
+                p.copy_(origin[name] + r[name])
+
+    for length in steps:
+        put()
+        here = grads()
+        for name in targets:
+            r[name] = r[name] + length * direction(here[name], norm)
+            if radius is not None:
+                r[name] = shrink(r[name], radius, norm)
+    put()
+    for p in frozen:
+        p.requires_grad_(False)
+    adversarial = grads()
+    if replace:
+        return {name: None if g is None else adv_weight * g for name, g in adversarial.items()}
+    return add(clean, adversarial, adv_weight)
+
+
+# Perturbing the inputs.
+
+
+def on_positions(
+    model,
+    ids,
+    loss_from,
+    embedding,
+    *,
+    per_token,
+    steps,
+    radius=None,
+    norm="l2",
+    adv_weight=1.0,
+    replace=False,
+    start=None,
+):
+    """
+    The gradients of a step that perturbs embedded inputs, with loops over examples and positions.
+
+    :param ids: one tensor of ids a lookup, or a list of them.
+    :param loss_from: the loss, given the model and the embedded inputs, one per lookup.
+    :param embedding: the embedding of a model.
+    :param start: the perturbations to start from, one per lookup.
+    """
+    model = copy.deepcopy(model)
+    ids = [ids] if isinstance(ids, torch.Tensor) else ids
+
+    def inputs(r):
+        return [embedding(model)(i) + d for i, d in zip(ids, r, strict=True)]
+
+    def parts(i):
+        """The indices of the groups of a lookup: an example, or a position."""
+        return itertools.product(*map(range, i.shape)) if per_token else [(b,) for b in range(i.shape[0])]
+
+    def real(i):
+        """1 where the id is not padding."""
+        return (i != (-1 if embedding(model).padding_idx is None else embedding(model).padding_idx)).unsqueeze(-1)
+
+    r = [torch.zeros_like(e) for e in inputs([0.0] * len(ids))] if start is None else list(start)
+    clean = on_inputs(model, lambda: loss_from(model, *inputs([torch.zeros_like(d) for d in r])))
+    for length in steps:
+        r = [d.detach().requires_grad_() for d in r]
+        grads = torch.autograd.grad(loss_from(model, *inputs(r)), r)
+        r = [d.detach().clone() for d in r]
+        for d, g, i in zip(r, grads, ids, strict=True):
+            for part in parts(i):
+                d[part] += length * direction((g * real(i))[part], norm)
+                if radius is not None:
+                    d[part] = shrink(d[part], radius, norm)
+    adversarial = on_inputs(model, lambda: loss_from(model, *inputs(r)))
+    if replace:
+        return {name: None if g is None else adv_weight * g for name, g in adversarial.items()}
+    return add(clean, adversarial, adv_weight)
+
+
+def on_inputs(model, loss):
+    model.zero_grad()
+    loss().backward()
+    return gradients(model)
+
+
+def classifier_from(labels):
+    """The loss of a Classifier, given its embedded inputs; its dropout is 0."""
+
+    def loss_from(model, embedded):
+        return cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), labels)
+
+    return loss_from
+
+
+def words(model):
+    """The word embedding of either model."""
+    return model.word_embeddings if isinstance(model, Classifier) else model.get_input_embeddings()
+
+
+def name_of(model):
+    """The name of its weight."""
+    return next(name for name, p in model.named_parameters() if p is words(model).weight)
+
+
+class Siamese(nn.Module):
+    """Two inputs through one embedding."""
+
+    def __init__(self, **embedding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(VOCAB, 6, **embedding)
+        self.layer = nn.Linear(6, 5)
+        self.double()
+
+    def forward(self, left, right):
+        return self.compare(self.emb(left), self.emb(right))
+
+    def compare(self, left, right):
+        left, right = (torch.tanh(self.layer(e)).mean(-2) for e in (left, right))
+        return ((left - right) ** 2).sum(-1).mean()
