@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import GradientState
 from fastNLP import Callback, CheckpointCallback
 from support import Classifier, build, distance, samples, train, weights
 
@@ -51,6 +52,7 @@ def plain_loop(model, method, data, accumulation=ACCUMULATION):
 
 
 def with_accelerate(model, method, data, accumulation=ACCUMULATION):
+    GradientState._reset_state()  # which all trainings of a process share, those of transformers' Trainer too
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     prepared, optimizer = accelerator.prepare(model, sgd(model))
     told = {"accumulation_steps": accumulation, "total_steps": len(data) / accumulation}
