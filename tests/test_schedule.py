@@ -90,8 +90,11 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("loop", [plain_loop, with_accelerate])
+@pytest.mark.parametrize(
+    ("loop", "schedule"),
+    [*((plain_loop, schedule) for schedule in SCHEDULES), (with_accelerate, {"warmup": "auto", "start": 0.5})],
+    ids=lambda each: getattr(each, "__name__", str(each)),
+)
 def test_a_loop_of_ones_own_trains_as_the_trainer_does(loop, schedule):
     """Thirty optimizer steps of two micro-batches each."""
     ours, theirs, plain = (Classifier(dropout=0.0) for _ in range(3))

@@ -1233,13 +1233,13 @@ def penalty_is_doubled():
 schedule = area("schedule")
 
 
-@schedule("callbacks/test_step.py", "callbacks/test_habits.py", "callbacks/test_all_callbacks.py")
+@schedule("callbacks/test_step.py", "callbacks/test_all_callbacks.py")
 def start_is_one_late():
     """Methods begin one optimizer step after `start`."""
     given(*callbacks(), start=lambda start: start + 1 if start >= 1 else start)
 
 
-@schedule("callbacks/test_step.py", "callbacks/test_habits.py")
+@schedule("callbacks/test_step.py")
 def start_as_a_fraction_is_ignored():
     """A `start` below 1 is that of the first step."""
     given(*callbacks(), start=lambda start: start if start >= 1 else 0)
@@ -1480,7 +1480,7 @@ def reported_loss_is_adversarial():
     in_state(lambda trainer, state: state.update(loss=state.get("adv_loss", state.get("loss"))))
 
 
-@trainers("callbacks/test_step.py", "callbacks/test_names.py")
+@trainers("callbacks/test_step.py")
 def terms_are_not_reported():
     """The terms of regularizers are not in `trainer.state["adv"]`."""
     names = ("kl", "vat", "smart", "bregman", "r3f", "gradient_penalty")
@@ -1524,7 +1524,7 @@ def training_does_not_end():
     around_all(callbacks(), "on_train_end", lambda old, self, trainer: None)
 
 
-@trainers("callbacks/test_live.py", "callbacks/test_warmup.py")
+@trainers("callbacks/test_step.py", "callbacks/test_warmup.py")
 def assigned_arguments_reach_no_method():
     """Arguments that are assigned to a callback in training have no effect."""
     for cls in callbacks():
@@ -1564,19 +1564,19 @@ def refused_arguments_have_no_way_out():
 saying = area("messages and logs")
 
 
-@saying("callbacks/test_names.py", "callbacks/test_warmup.py", "attacks/test_sam.py", "attacks/test_relative.py")
+@saying("callbacks/test_step.py", "callbacks/test_warmup.py", "attacks/test_sam.py", "attacks/test_relative.py")
 def first_line_is_missing():
     """Nothing says what is perturbed when training begins."""
     around_all(attacks(), "describe", lambda old, self: "")
 
 
-@saying("callbacks/test_names.py", "attacks/test_relative.py", "callbacks/test_warmup.py")
+@saying("callbacks/test_step.py", "attacks/test_relative.py", "callbacks/test_warmup.py")
 def first_line_has_one_unit():
     """The first line gives epsilon in one unit only."""
     around_all(on_embeddings(), "describe", lambda old, self: re.sub(r" = [\d.e-]+( rows)?", "", old(self)))
 
 
-@saying("callbacks/test_learning.py", "callbacks/test_habits.py", "callbacks/test_rdrop_callback.py")
+@saying("callbacks/test_learning.py", "callbacks/test_step.py", "callbacks/test_rdrop_callback.py")
 def warnings_are_not_logged():
     """Warnings do not reach fastNLP's log."""
     from fastNLP import logger
@@ -1584,7 +1584,7 @@ def warnings_are_not_logged():
     around(logger, "rank_zero_warning", unless_asked_by_package(None))
 
 
-@saying("callbacks/test_learning.py", "callbacks/test_habits.py", "callbacks/test_rdrop_callback.py")
+@saying("callbacks/test_learning.py", "callbacks/test_step.py", "callbacks/test_rdrop_callback.py")
 def warnings_have_no_way_out():
     """Warnings in fastNLP's log do not tell what to do."""
     from fastNLP import logger
@@ -1613,26 +1613,26 @@ def log_callback_reads_every_batch():
 checkpoints = area("checkpoints")
 
 
-@checkpoints("callbacks/test_resume.py", "callbacks/test_memory.py", "callbacks/test_learning.py")
+@checkpoints("callbacks/test_resume.py", "callbacks/test_learning.py")
 def checkpoints_hold_nothing():
     """A checkpoint does not hold what methods remember."""
     around_all(callbacks(), "on_save_checkpoint", lambda old, self, trainer: {})
 
 
-@checkpoints("callbacks/test_resume.py", "callbacks/test_memory.py", "callbacks/test_learning.py")
+@checkpoints("callbacks/test_resume.py", "callbacks/test_learning.py")
 def checkpoints_are_not_read():
     """A resumed training does not take what methods remembered."""
     around_all(callbacks(), "on_load_checkpoint", lambda old, self, trainer, states: None)
 
 
-@checkpoints("test_method.py", "callbacks/test_resume.py", "callbacks/test_memory.py")
+@checkpoints("test_method.py", "callbacks/test_resume.py")
 def tavat_and_atta_resume_empty():
     """TA-VAT and ATTA do not take the perturbations of a state."""
     for cls in methods("TAVAT", "ATTA"):
         put(cls, "load_state_dict", lambda self, state: None)
 
 
-@checkpoints("test_method.py", "callbacks/test_resume.py", "callbacks/test_memory.py")
+@checkpoints("test_method.py", "callbacks/test_resume.py")
 def smart_resumes_without_its_average():
     """SMART does not take the average of a state."""
     around(method("SMART"), "load_state_dict", lambda old, self, state: None)

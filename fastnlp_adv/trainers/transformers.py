@@ -25,23 +25,18 @@ from .checks import check_methods
 
 #: the first version with the number of batches of an optimizer step, which is smaller at the end of an epoch
 OLDEST = (4, 55)
-
-
-def _too_old(found: str) -> str:
-    oldest = ".".join(map(str, OLDEST))
-    return (
-        f"Expected transformers {oldest} or later for `{__name__}`, but got {found}. Run `pip install "
-        f"'transformers[torch]>={oldest}'`, or train in a loop of your own, with `attack.step(closure)`."
-    )
-
+_OLD = (
+    f"Expected transformers {OLDEST[0]}.{OLDEST[1]} or later for `{__name__}`, but got {{}}. Run `pip install "
+    f"'transformers[torch]>={OLDEST[0]}.{OLDEST[1]}'`, or train in a loop of your own, with `attack.step(closure)`."
+)
 
 try:
     import transformers
     from transformers import Trainer, TrainerCallback
 except ImportError as error:
-    raise ImportError(_too_old(str(error))) from error
+    raise ImportError(_OLD.format(error)) from error
 if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST:
-    raise ImportError(_too_old(f"transformers {transformers.__version__}"))
+    raise ImportError(_OLD.format(f"transformers {transformers.__version__}"))
 
 _Base: Any = object  # of the mixin; type checkers know no more than that it goes before a Trainer
 #: the field of a batch with the number that the loss is divided by, see :func:`~fastnlp_adv.batch.scale_counts`
@@ -210,22 +205,26 @@ class MethodsMixin(_Base):
         decided = getattr(self, "loss_is_scaled_for_ga", None)
         self._is_divided: bool = divided if decided is None else decided
         #: the number that the mean loss of a batch is divided by before the backward pass
-        self._divisor = self.current_gradient_accumulation_steps
+        self._divisor: float = self.current_gradient_accumulation_steps
         if self._is_divided and self._uses_count is False:
-            self._divisor = 1
+            self._divisor = self._own_divisor()
+
+    def _own_divisor(self) -> float:
+        """Return the divisor of a loss that leaves the count out, which transformers multiplies by the processes."""
+        is_own = getattr(self.compute_loss, "__func__", None) is not Trainer.compute_loss
+        return 1 if is_own or not self.args.average_tokens_across_devices else 1 / self.args.world_size
 
     def _check_count(self, loss: Tensor, count: Any) -> None:
         """Find out, once, whether the loss is divided by the count, as models with ``**kwargs`` promise."""
         self._uses_count = self.compute_loss_func is not None or not isinstance(count, Tensor)
         self._uses_count |= any(getattr(node, "variable", None) is count for node in nodes_of(loss))
         if self._is_divided and not self._uses_count:
-            self._divisor = 1
-            if self.args.gradient_accumulation_steps > 1:
-                say(
-                    "",
-                    f"{type(self.model).__name__} leaves `{_COUNT}` out of its loss, so transformers does not divide "
-                    "it for gradient accumulation. Set `trainer.model_accepts_loss_kwargs = False`.",
-                )
+            times, self._divisor = self._divisor / self._own_divisor(), self._own_divisor()
+            warning = (
+                f"{type(self.model).__name__} leaves `{_COUNT}` out of its loss, so transformers makes the gradient "
+                f"{times:g} times the mean's. `trainer.model_accepts_loss_kwargs = False` makes it the mean's."
+            )
+            say("", warning if times > 1 else "")
 
     def _end_batch(self, acting: list[Regularizer]) -> None:
         """Note the values that the methods measured."""

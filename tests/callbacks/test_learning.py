@@ -8,7 +8,7 @@ from fastNLP import Callback, CheckpointCallback
 from support import VOCAB, build, loader
 from torch import nn
 
-from fastnlp_adv import AWPCallback, FGMCallback, PGDCallback, RDropCallback
+from fastnlp_adv import AWPCallback, FGMCallback, RDropCallback
 
 WARNING = "Expected the clean loss to fall"
 
@@ -62,7 +62,6 @@ def warnings(said):
 TOO_LARGE = {
     "FGM": FGMCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
     "FGM-replace": FGMCallback(epsilon=1000.0, granularity="sequence", replace=True),
-    "PGD": PGDCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
     "FGM-R-Drop": FGMCallback(epsilon=1000.0, granularity="sequence", adv_weight=100.0),
 }
 
@@ -89,7 +88,6 @@ def test_awp_names_its_own_argument(said):
     [
         [FGMCallback(epsilon=0.3)],
         [FGMCallback(epsilon=0.3, start=0.8, every=3)],
-        [PGDCallback(epsilon=0.3, replace=True)],
         [AWPCallback(gamma=0.01)],
         [FGMCallback(epsilon=0.3), RDropCallback()],
     ],
@@ -104,7 +102,6 @@ def test_a_training_that_learns_is_silent(callbacks, said):
 @pytest.mark.parametrize(
     "kwargs, stretch",
     [
-        ({"batches": 80, "per_epoch": 80}, 10),
         ({"batches": 160, "per_epoch": 160, "accumulation_steps": 2}, 20),
         ({"batches": 40, "per_epoch": 60}, 5),
     ],

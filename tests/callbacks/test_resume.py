@@ -4,9 +4,10 @@ import pytest
 import torch
 from fastNLP import CheckpointCallback
 from rows import ROWS, Row
-from support import Classifier, build, distance, loader, weights
+from support import Classifier, build, distance, loader, train, weights
 from torch import nn
 
+from fastnlp_adv import ATTACallback, FreeLBCallback, SMARTCallback, TAVATCallback
 from fastnlp_adv.callbacks import METHODS
 
 SCHEDULED = {
@@ -72,3 +73,27 @@ def test_resumed_training_ends_in_the_same_weights(row, tmp_path):
         trainer = run(resumed, [row.callback()], resume_from=checkpoint(tmp_path / stop, stop))
         assert trainer.global_forward_batches == 12
         assert torch.equal(weights(resumed), weights(whole))
+
+
+# What a method remembers outlives a run: in a second run, and in a checkpoint that is saved after the first.
+
+
+MEMORIES = {
+    "ATTA": lambda: ATTACallback(),
+    "TAVAT": lambda: TAVATCallback(),
+    "SMART": lambda: SMARTCallback(bregman_weight=1.0),
+    "FreeLB": lambda: FreeLBCallback(),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_checkpoint_after_the_run_holds_what_it_remembers(name, tmp_path):
+    whole, parts, resumed = Classifier(), Classifier(), Classifier()
+    train(whole, [MEMORIES[name]()], n_epochs=2, n_batches=-1)
+    trainer = train(parts, [MEMORIES[name]()], n_epochs=1, n_batches=-1)
+    trainer.save_checkpoint(tmp_path)
+    rng = torch.get_rng_state()
+    other = build(resumed, [MEMORIES[name]()], n_epochs=2, n_batches=-1)
+    torch.set_rng_state(rng)
+    other.run(resume_from=str(tmp_path))
+    assert distance(resumed, whole) < 1e-6

@@ -6,11 +6,25 @@ import pytest
 import torch
 from fastNLP import Callback, logger
 from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP.core.utils.exceptions import EarlyStopException
 from rows import Probe
-from support import Classifier, loader, samples, train, weights
+from support import Assign, Classifier, build, loader, samples, train, weights
 from torch import nn
 
-from fastnlp_adv import FGMCallback, FGSMCallback, LogCallback, RDropCallback
+from fastnlp_adv import (
+    ATTACallback,
+    FGMCallback,
+    FGSMCallback,
+    GradientPenaltyCallback,
+    LogCallback,
+    PGDCallback,
+    R3FCallback,
+    RDropCallback,
+    RDropMixin,
+    SMARTCallback,
+    TAVATCallback,
+    VATCallback,
+)
 from fastnlp_adv.callbacks.step import BatchStep
 
 
@@ -122,3 +136,170 @@ def test_one_step_serves_all_callbacks_and_leaves_with_the_last():
     assert len(set(map(id, found))) == 1
     assert isinstance(found[0], BatchStep)
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+
+
+# Habits of fastNLP's users: fractions of a training, exceptions, one callback in two Trainers, own methods.
+
+
+@pytest.mark.parametrize("start, first", [(0.07, 7), (0.5, 50), (0.29, 29), (0.001, 1), (7.5, 8)])
+def test_a_fraction_begins_where_it_says(start, first):
+    """Training ends with the batch in which the method sets in."""
+    acted = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer):
+            acted.append("adv_loss" in trainer.state["adv"])
+            if acted[-1]:
+                raise EarlyStopException("seen")
+
+    trainer = train(Classifier(), [FGMCallback(start=start), Look()], data=samples(400), n_batches=-1, n_epochs=1)
+    assert trainer.n_batches == 100
+    assert acted == [False] * first + [True]
+
+
+def test_a_start_beyond_the_end_warns_once(said):
+    train(Classifier(), [FGMCallback(start=1000)], n_batches=6)
+    assert sum("will never act" in each.getMessage() for each in said.records) == 1
+
+
+def test_one_callback_in_two_running_trainers_is_refused_and_the_outer_one_goes_on():
+    callback, messages = FGMCallback(), []
+
+    class Nested(Callback):
+        def on_train_batch_end(self, trainer):
+            if trainer.global_forward_batches == 2:
+                inner = build(Classifier(), [callback], n_epochs=1)
+                with pytest.raises(ValueError) as caught:
+                    inner.run()
+                messages.append(str(caught.value))
+
+    ours, theirs = Classifier(), Classifier()
+    train(ours, [callback, Nested()])
+    train(theirs, [FGMCallback()])
+    assert "one Trainer at a time" in messages[0] and "its own callback" in messages[0]
+    assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_atta_refuses_overfit_batches_which_come_without_indices():
+    with pytest.raises(ValueError, match=r"without `overfit_batches`.*but got 2. Give the dataloader"):
+        build(Classifier(), [ATTACallback()], overfit_batches=2)
+
+
+# Names that a model shares with this package, the terms in the Trainer's state, and what is said at the start.
+
+
+class Mixed(RDropMixin, Classifier):
+    """R-Drop of its own."""
+
+
+class ItsOwnNames(Classifier):
+    def train_step(self, input_ids, labels):
+        out = super().train_step(input_ids, labels)
+        return {**out, "kl": out["pred"] * 2, "vat": out["pred"], "gradient_penalty": "mine", "pred2": "mine"}
+
+
+def test_what_a_model_returns_under_our_names_is_its_own():
+    seen = []
+
+    class Look(Callback):
+        def on_before_backward(self, trainer, outputs):
+            seen.append(outputs)
+
+    callbacks = [FGMCallback(), RDropCallback(), VATCallback(), LogCallback(every=1), Look()]
+    trainer = train(ItsOwnNames(dropout=0.3), callbacks, n_batches=6)
+    assert seen[-1]["pred2"] == "mine" and seen[-1]["kl"].shape == seen[-1]["vat"].shape == (4, 3)
+    state = trainer.state["adv"]
+    assert {"kl", "vat"} <= state.keys() and "gradient_penalty" not in state
+    assert all(
+        torch.as_tensor(value).shape == () and not getattr(value, "requires_grad", False) for value in state.values()
+    )
+    alone = train(ItsOwnNames(), [FGMCallback(), LogCallback(every=1)], n_batches=6)
+    assert "kl" not in alone.state["adv"]
+
+
+def test_every_term_is_in_the_state():
+    callbacks = [RDropCallback(), SMARTCallback(bregman_weight=1.0), R3FCallback(), GradientPenaltyCallback()]
+    trainer = train(Classifier(dropout=0.3), callbacks, n_batches=6)
+    assert {"kl", "smart", "bregman", "r3f", "gradient_penalty"} <= trainer.state["adv"].keys()
+    trainer = train(Mixed(dropout=0.3), [FGMCallback()], n_batches=6)
+    assert trainer.state["adv"]["kl"] > 0  # of a model with R-Drop of its own
+
+
+def test_one_line_says_what_is_perturbed_and_by_how_much(said):
+    length = Classifier().word_embeddings.weight.norm(dim=1).mean().item()
+    table = f"`word_embeddings.weight` (50 x 8, rows {length:.3g} long on average)"
+    for callback, expected in {
+        FGMCallback(0.5): f"FGM perturbs {table}: epsilon 0.5 = {0.5 / length:.2g} rows, shared by the micro-batch",
+        PGDCallback(granularity="sequence"): f"PGD perturbs {table}: epsilon 1 = {1 / length:.2g} rows, per example",
+        FGMCallback(norm="linf"): f"FGM perturbs {table}: epsilon 1 in each coordinate",
+        FGMCallback(
+            emb_name="head"
+        ): "FGM perturbs `head.weight` (3 x 8), `head.bias` (3): epsilon 1, shared by the micro-batch",
+        VATCallback(): f"VAT perturbs {table}",
+    }.items():
+        said.clear()
+        build(Classifier(), [callback], n_batches=6).run()
+        assert [each.getMessage() for each in said.records if " perturbs " in each.getMessage()] == [expected]
+
+
+# Arguments are live: what is assigned to a callback holds from the next batch on.
+
+
+class Norms(Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, trainer):
+        self.seen.append(float(trainer.state["adv"]["perturbation_norm"]))
+
+
+def test_an_assigned_epsilon_holds_from_the_next_batch_on():
+    callback, norms = FGMCallback(1.0), Norms()
+    train(Classifier(), [callback, norms, Assign(callback, 3, epsilon=0.25)], n_batches=6)
+    assert norms.seen == pytest.approx([1.0] * 3 + [0.25] * 3, rel=1e-5)
+
+
+class Early(Callback):
+    """Assigns in the first hook of the training, when the methods have been built."""
+
+    def __init__(self, callback, values):
+        super().__init__()
+        self.callback, self.values = callback, values
+
+    def on_train_batch_begin(self, trainer, batch, indices):
+        for name, value in self.values.items() if trainer.global_forward_batches == 0 else ():
+            setattr(self.callback, name, value)
+
+
+@pytest.mark.parametrize(
+    "callback, values",
+    [
+        (FGMCallback, {"adv_weight": 0.5, "epsilon": 0.3}),
+        (FGMCallback, {"replace": True, "inner_autocast": torch.bfloat16}),
+        (PGDCallback, {"steps": 1, "norm": "linf"}),
+        (RDropCallback, {"kl_weight": 0.1, "mode": "two_pass"}),
+        (VATCallback, {"weight": 0.0, "dropout_mask": "same"}),
+        (TAVATCallback, {"dropout_mask": "same", "alpha": 0.5}),
+    ],
+)
+def test_assigned_arguments_train_as_those_of_the_constructor(callback, values):
+    """From the first batch on, which is when an assignment before the training takes effect."""
+    models = [Classifier(dropout=0.3), Classifier(dropout=0.3)]
+    late = callback()
+    trainer = build(models[0], [late, Early(late, values)])
+    torch.manual_seed(1)
+    trainer.run()
+    train(models[1], [callback(**values)])
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_an_assigned_argument_is_checked_and_a_bad_one_changes_nothing():
+    callback = PGDCallback()
+    with pytest.raises(ValueError, match="Expected `epsilon` to be a finite, non-negative number, but got -1"):
+        callback.epsilon = -1
+    with pytest.raises(ValueError, match="Expected `inner_autocast`"):
+        callback.inner_autocast, callback.steps = torch.bfloat16, 1
+    assert (callback.epsilon, callback.steps) == (1.0, 3)
+    with pytest.raises(ValueError, match="Expected `every`"):
+        callback.every = 0

@@ -11,6 +11,7 @@ FOLDER/N.pt.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +35,7 @@ METHODS = {
 }
 #: batches per optimizer step, label smoothing, processes, task, the norm that gradients are clipped to
 LEVELS = [(1, 4), (0.0, 0.1), (1, 2), ("classes", "words"), (0.0, 0.4)]
-CODES = {"fgm": "00000", "pgd": "01010", "awp": "00110", "sam": "01100", "rdrop": "00011", "fgm+rdrop": "01001"}
+CODES = {"fgm": "00000", "pgd": "01010", "awp": "00110", "sam": "01100", "rdrop": "01011", "fgm+rdrop": "01001"}
 #: each method with each level, and each level with each one of the others
 TABLE = [
     (method, *(pair[int(bit) ^ other] for pair, bit in zip(LEVELS, code, strict=True)))
@@ -137,6 +138,12 @@ def train(method, accumulation, smoothing, processes, task, clip, watch=None):
 
 def by_hand(method, accumulation, smoothing, processes, task, clip):
     """The same training, written out."""
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    # whether the loss is told `num_items_in_batch`, BERT's from transformers 5 on, and divided by it
+    is_told = "kwargs" in inspect.signature(build(task).forward).parameters
+    smooths_by_count = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
+    counts_labels = smooths_by_count if smoothing else task == "words"
     model = build(task)
     samples = data(task, SIZE * accumulation * processes * STEPS)
     batches = [
@@ -148,10 +155,13 @@ def by_hand(method, accumulation, smoothing, processes, task, clip):
         counts = [int((targets(task, batch["labels"]) != -100).sum()) for batch in window]
         total = None
         for batch, count in zip(window, counts, strict=True):
-            # mean over all labels of the step; transformers leaves the division to BERT, which does not make it
-            divided = task == "words" or smoothing > 0
-            weight = 1 / (sum(counts) / processes) if divided else 1 / count
-            grads = gradients(method, model, batch, task, smoothing, weight, 1 / accumulation if divided else 1.0)
+            if is_told and counts_labels:  # the mean over all labels of the step
+                weight, part = processes / sum(counts), 1 / accumulation
+            elif is_told:  # the sum of the means over the batches: transformers leaves the division to the model
+                weight, part = processes / count, processes
+            else:
+                weight, part = 1 / (count * accumulation), 1 / accumulation
+            grads = gradients(method, model, batch, task, smoothing, weight, part)
             total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
         total = [g / processes for g in total]
         norm = torch.stack([g.norm() for g in total]).norm()

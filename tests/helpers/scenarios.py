@@ -211,7 +211,7 @@ def scenarios(world):
         yield "fgm", "mixin", 2
         yield "rdrop two_pass", "mixin", 2
     else:
-        for method in PATTERNS:
+        for method in (*PATTERNS, "fgm auto"):
             yield method, "buffers and unused", 1
     for method in PATTERNS:
         yield method, "plain" if world == 2 else "buffers", 1
