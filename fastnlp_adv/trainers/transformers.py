@@ -125,8 +125,7 @@ class MethodsMixin(_Base):
         def backward(loss: Tensor, each: Pass) -> None:
             # the Trainer's own step, which divides the loss for accumulation, scales it and runs the backward pass
             loss = loss / self._divisor if self._is_divided else loss
-            known = {"compute_loss": lambda *_, **__: loss, "_prepare_inputs": lambda inputs: inputs}
-            with _replaced(self, known):
+            with _replaced(self, {"compute_loss": lambda *_, **__: loss, "_prepare_inputs": lambda inputs: inputs}):
                 train(model, inputs, num_items_in_batch, *args, **kwargs)
 
         def scale(loss: Tensor) -> Tensor:
@@ -137,8 +136,7 @@ class MethodsMixin(_Base):
         with ExitStack() as stack:
             objective, acting, terms = regularized(train_step, self._regularizers, no_sync, stack)
             if attack is None:
-                loss = forward(Pass(last=True))
-                backward(loss, Pass(last=True))
+                backward(loss := forward(Pass(last=True)), Pass(last=True))
             else:
                 reduces = self.args.world_size > 1
                 loss = attack.drive(forward, backward, batch, no_sync=no_sync, scale=scale, reduces=reduces)
@@ -270,15 +268,19 @@ class _Events(TrainerCallback):
         for method in self.trainer._regularizers:
             method.after_step()
 
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        attack = self.trainer._attack
+        if attack is not None and attack.warmup == "auto":
+            say(attack.pacing.describe(type(attack).__name__, attack.names()[0]))
+
 
 def _check_trainer(trainer: Any) -> None:
     """Raise ``ValueError`` if the methods cannot work in this Trainer."""
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    gpus = trainer.args.n_gpu
     for unfit, kind, way_out in (
         (trainer.is_fsdp_enabled, "FSDP", "use fastNLP's Trainer with `driver='torch_fsdp'`"),
         (trainer.is_deepspeed_enabled, "DeepSpeed", "drive the engine in a loop of your own with `attack.drive`"),
-        (gpus > 1, f"nn.DataParallel over {gpus} devices", "set CUDA_VISIBLE_DEVICES to one"),
+        (trainer.args.n_gpu > 1, "nn.DataParallel", "set CUDA_VISIBLE_DEVICES to one GPU"),
         (parallel is not None, "`parallelism_config`", "leave it out"),
         (getattr(trainer, "is_distributed_loading_by_transformers", False), "a sharded model", "load it whole"),
     ):

@@ -103,11 +103,15 @@ def test_without_methods_it_is_the_trainer(tmp_path):
     assert attacked.state.log_history[0]["loss"] == theirs.state.log_history[0]["loss"]
 
 
-def test_fractions_of_the_training_are_counted_in_its_steps(tmp_path):
+def test_fractions_of_the_training_are_counted_in_its_steps(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="fastnlp_adv")
     trainer = train(tmp_path, [FGM(epsilon=0.2, warmup=1.0)], gradient_accumulation_steps=2, n=12, num_train_epochs=2)
     assert trainer.state.max_steps == 6
     norms = [entry["perturbation_norm"] for entry in logged(trainer)]
     assert norms == pytest.approx([0.2 * step / 6 for step in range(1, 7)], rel=1e-4)
+    assert not [line for line in caplog.messages if "warmup" in line]
+    train(tmp_path, [FGM(epsilon=0.2, warmup="auto")], n=2)
+    assert "FGM: no perturbation yet, since `warmup='auto'` begins after 5 optimizer steps" in caplog.messages
     late = train(tmp_path, [FGM(epsilon=0.2, start=0.5)], n=8)
     assert ["perturbation_norm" in entry for entry in logged(late)] == [False, False, True, True]
 
