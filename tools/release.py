@@ -1,4 +1,4 @@
-"""Name what a release still lacks and no build notices: ``make dist`` ends with it. CONTRIBUTING.md has the steps."""
+"""Name the things that a release still lacks, at the end of ``make dist``. CONTRIBUTING.md has the steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def last_release(root: Path = ROOT) -> tuple[str, str] | None:
 
 def lacking(root: Path = ROOT) -> list[str]:
     """
-    Return what a release lacks, a sentence each.
+    Return the things that a release lacks, a sentence each.
 
     :param root: the repository.
     """
@@ -56,7 +56,7 @@ def lacking(root: Path = ROOT) -> list[str]:
 
 
 def main() -> None:
-    """Print what is lacking, and end with status 1 if something is."""
+    """Print them, and end with status 1 if there are any."""
     found = lacking()
     print("\n".join(["Not ready to publish:", *found] if found else ["Ready to publish."]))
     sys.exit(bool(found))
