@@ -157,32 +157,34 @@ def label(axes: Axes, points: dict[str, Point], best: list[Point]) -> None:
     corners = [
         axes.transData.transform((x, y)) for i, (x, _) in enumerate(best) for _, y in best[max(i - 1, 0) : i + 1]
     ]
-    taken = [_box((a + b) / 2, abs(a - b) / 2 + 3 * pixels) for a, b in itertools.pairwise(corners)]
-    taken += [_box(centre, 6 * pixels) for centre in centres.values()]
+    fixed = [_box((a + b) / 2, abs(a - b) / 2 + 3 * pixels) for a, b in itertools.pairwise(corners)]
+    fixed += [_box(centre, 6 * pixels) for centre in centres.values()]
     inside = np.array([axes.bbox.min, axes.bbox.max])
-    # Those with the most points nearby choose first.
-    for name in sorted(
-        points, key=lambda each: -sum(np.abs(at - centres[each]).max() < 60 * pixels for at in centres.values())
-    ):
-        outline = [withStroke(linewidth=2.5, foreground="white")]  # lines do not strike the name through
-        line = {"arrowstyle": "-", "color": "0.5", "lw": 0.7, "shrinkA": 0, "shrinkB": 4}
-        options = {"ha": "center", "va": "center", "textcoords": "offset points", "path_effects": outline}
-        text = axes.annotate(name, points[name], (0, 0), fontsize=10, arrowprops=line, **options)
-        extent = text.get_window_extent()
-        half = np.array([extent.width, extent.height]) / 2
+    outline = [withStroke(linewidth=2.5, foreground="white")]  # lines do not strike a name through
+    line = {"arrowstyle": "-", "color": "0.5", "lw": 0.7, "shrinkA": 0, "shrinkB": 4}
+    options = {"ha": "center", "va": "center", "textcoords": "offset points", "path_effects": outline}
+    texts = {
+        name: axes.annotate(name, at, (0, 0), fontsize=10, arrowprops=line, **options) for name, at in points.items()
+    }
+    extents = {name: text.get_window_extent() for name, text in texts.items()}
+    nearby = {name: sum(np.abs(at - centres[name]).max() < 60 * pixels for at in centres.values()) for name in points}
+    placed: dict[str, np.ndarray] = {}
+    # Those with the most points nearby choose first, and all choose again when the others are placed.
+    for name in sorted(points, key=nearby.__getitem__, reverse=True) * 2:
+        others = [*fixed, *(box for other, box in placed.items() if other != name)]
+        half = np.array([extents[name].width, extents[name].height]) / 2
         tried = []
-        for far, angle in itertools.product((8, 16, 28, 42), range(0, 360, 30)):
+        for far, angle in itertools.product((8, 16, 28, 42, 60), range(0, 360, 30)):
             direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
             offset = far * pixels * direction + half * np.sign(direction.round(1)) * (np.abs(direction) > 0.4)
             box = _box(centres[name] + offset, half)
-            covered = sum(_overlap(box, other) for other in taken) - _overlap(box, inside)
+            covered = sum(_overlap(box, other) for other in others) - _overlap(box, inside)
             own = 1.5 * _distance(box, centres[name])
             unclear = any(_distance(box, at) < own for each, at in centres.items() if each != name)
             tried.append((covered + (60 * unclear + 2 * far) * pixels, far, tuple(offset / pixels), box))
-        _, far, place, box = min(tried, key=lambda each: each[:2])
-        text.set_position(place)
-        text.arrow_patch.set_visible(far > 20)
-        taken.append(box)
+        _, far, place, placed[name] = min(tried, key=lambda each: each[:2])
+        texts[name].set_position(place)
+        texts[name].arrow_patch.set_visible(far > 20)
 
 
 def _box(centre: np.ndarray, half: np.ndarray | float) -> np.ndarray:

@@ -1544,6 +1544,64 @@ def refused_trainers_have_no_way_out():
         without_way_out(owner, "on_after_trainer_initialized", "on_train_begin")
 
 
+in_transformers = area("transformers' Trainer")
+
+
+def of_transformers() -> ModuleType:
+    return importlib.import_module(PACKAGE + ".trainers.transformers")
+
+
+@in_transformers("trainers/test_by_hand.py")
+def passes_of_transformers_share_their_labels():
+    """Passes take labels out of one batch, not out of a copy of each."""
+    put(of_transformers(), "copy", ModuleType("copy"))
+    of_transformers().copy.copy = lambda batch: batch
+
+
+@in_transformers("trainers/test_by_hand.py")
+def every_pass_of_transformers_reduces():
+    """Every pass in transformers' Trainer reduces gradients, not only the last one."""
+    accelerator = importlib.import_module("accelerate").Accelerator
+    around(accelerator, "no_sync", lambda old, self, model: nullcontext())
+
+
+@in_transformers("trainers/test_by_hand.py", "trainers/test_trainer.py")
+def checkpoints_of_transformers_hold_no_methods():
+    """Checkpoints of transformers' Trainer have no state of the methods."""
+    around(
+        of_transformers().torch,
+        "save",
+        lambda old, state, file, **kw: "methods_" in str(file) or old(state, file, **kw),
+    )
+
+
+@in_transformers("trainers/test_trainer.py")
+def transformers_logs_no_methods():
+    """transformers' Trainer does not log losses and norms of methods."""
+    mixin = of_transformers().MethodsMixin
+
+    def log(old, self, logs, *args, **kwargs):
+        before = dict(self.adv)
+        self.adv.clear()
+        try:
+            return old(self, logs, *args, **kwargs)
+        finally:
+            self.adv.update(before)
+
+    around(mixin, "log", log)
+
+
+@in_transformers("trainers/test_trainer.py")
+def sharded_training_of_transformers_is_accepted():
+    """transformers' Trainer takes methods under FSDP and DeepSpeed, which cannot work."""
+    for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
+        put(
+            importlib.import_module("transformers").Trainer,
+            name,
+            property(lambda self: False, lambda self, value: None),
+        )
+
+
 options = area("arguments")
 
 
