@@ -1552,13 +1552,6 @@ def of_transformers() -> ModuleType:
 
 
 @in_transformers("trainers/test_by_hand.py")
-def passes_of_transformers_share_their_labels():
-    """Passes take labels out of one batch, not out of a copy of each."""
-    put(of_transformers(), "copy", ModuleType("copy"))
-    of_transformers().copy.copy = lambda batch: batch
-
-
-@in_transformers("trainers/test_by_hand.py")
 def every_pass_of_transformers_reduces():
     """Every pass in transformers' Trainer reduces gradients, not only the last one."""
     accelerator = importlib.import_module("accelerate").Accelerator

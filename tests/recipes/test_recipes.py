@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from fastNLP import Callback, TorchDataLoader, TorchGradClipCallback, Trainer
 from support import Classifier, collate, distance, samples, since_torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,10 +22,13 @@ FOLDER = Path(__file__).parents[2] / "examples/recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
 OTHER_TRAINERS = [name for name in RECIPES if name.startswith("in_")]
 #: those whose requirements are here
-RUN = [
-    pytest.param(name, marks=since_torch(2, 3, "torch.amp.GradScaler") if name == "in_a_plain_loop" else ())
-    for name in OTHER_TRAINERS
-]
+NEEDS = {
+    "in_a_plain_loop": since_torch(2, 3, "torch.amp.GradScaler"),
+    "in_transformers_trainer": pytest.mark.skipif(
+        tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 55), reason="needs transformers 4.55"
+    ),
+}
+RUN = [pytest.param(name, marks=NEEDS.get(name, ())) for name in OTHER_TRAINERS]
 #: recipes that compare a loss before and after; the others end in an accuracy
 LOSSES = ["causal_lm", "lora", "regression", "seq2seq_t5"]
 

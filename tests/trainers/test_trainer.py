@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import logging
 import os
 import signal
@@ -116,6 +117,10 @@ def test_fractions_of_the_training_are_counted_in_its_steps(tmp_path, caplog):
     assert ["perturbation_norm" in entry for entry in logged(late)] == [False, False, True, True]
 
 
+def test_the_examples_of_docstrings_run():
+    assert doctest.testmod(trainers).failed == 0
+
+
 class OwnLoss(MethodsMixin, Trainer):
     """A subclass that computes the loss without the Trainer's help, and looks at the labels that it is given."""
 
@@ -128,6 +133,11 @@ class OwnLoss(MethodsMixin, Trainer):
 
 def own_loss(outputs, labels, num_items_in_batch=None):
     return cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+
+def test_each_forward_of_rdrop_has_its_labels(tmp_path):
+    trainer = train(tmp_path, [RDrop(mode="two_pass")], base=OwnLoss, n=4)
+    assert {*logged(trainer)[-1]} == {"loss", "kl"}
 
 
 def test_losses_of_ones_own_are_the_same_training(tmp_path):
