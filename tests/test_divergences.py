@@ -259,3 +259,19 @@ def test_predictions_that_do_not_fit_are_refused():
 def test_unknown_choices_are_refused(name, value):
     with pytest.raises(ValueError, match=f"Expected `{name}` to be .*, but got '{value}'"):
         divergence(torch.zeros(3, 4), torch.zeros(3, 4), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "mask", "expected"),
+    [
+        ("categorical", (3, 4), (4,), r"\(3,\), but got \(4,\)"),
+        ("categorical", (3, 4), (3, 4), r"\(3,\), but got \(3, 4\)"),
+        ("categorical", (3, 4), (3, 1), r"\(3,\), but got \(3, 1\)"),
+        ("categorical", (3, 2, 4), (3,), r"\(3, 2\), but got \(3,\)"),
+        ("mse", (3, 2, 4), (3, 2, 1), r"\(3, 2\), but got \(3, 2, 1\)"),
+        ("mse", (3,), (), r"\(3,\), but got \(\)"),
+    ],
+)
+def test_masks_of_another_shape_are_refused(kind, shape, mask, expected):
+    with pytest.raises(ValueError, match=f"Expected `mask` to have shape {expected}"):
+        divergence(torch.zeros(shape), torch.zeros(shape), kind=kind, mask=torch.ones(mask))

@@ -148,3 +148,17 @@ def test_a_checkpoint_that_is_loaded_before_the_training_begins_is_kept(tmp_path
     callback.on_train_begin(trainer)
     assert all(torch.equal(callback.method.tables[name], table) for name, table in tables.items())
     callback.on_train_end(trainer)
+
+
+def test_a_failing_attach_leaves_the_method_unattached():
+    method = FGM(emb_name="nothing")
+    with pytest.raises(ValueError, match="emb_name"):
+        method.attach(Classifier())
+    assert method.model is None and method.taps == []
+    method.emb_name = None
+    method.attach(Classifier())
+
+
+def test_another_object_in_place_of_the_model_is_named():
+    with pytest.raises(TypeError, match=r"Expected `model` to be a torch\.nn\.Module, but got float"):
+        FGM(1.0)

@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fastnlp_adv.attacks.atta import ATTA
-from fastnlp_adv.callbacks.atta import ATTACallback
+from fastnlp_adv.callbacks.atta import ATTACallback, _length
 
 EPSILON, ALPHA = 0.3, 0.2
 G = torch.Generator().manual_seed(3)
@@ -207,3 +207,19 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
     assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in said[0]
     assert 0 < kept[0][0] < kept[5][0] <= kept[5][1] == 24 * 7 * 8 * 2
     assert kept[5][0] == kept[-1][0]  # all examples are there after the first epoch
+
+
+def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
+    class Forgetful(TorchDataLoader):
+        def get_batch_indices(self):
+            return None
+
+    with pytest.raises(ValueError, match="Forgetful, which does not"):
+        build(Classifier(), [ATTACallback()], train_dataloader=indexed(Forgetful)).run()
+
+
+def test_the_estimate_sees_through_a_batch_encoding():
+    from transformers import BatchEncoding
+
+    batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
+    assert _length(batch, 3) == _length(BatchEncoding(batch), 3) == 7

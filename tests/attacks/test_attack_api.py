@@ -184,3 +184,12 @@ def test_attacks_that_come_too_early_say_so(attack):
     backward(model)
     with pytest.raises(RuntimeError, match=r"closed. Call `open\(\)` first"):
         attack.attack(*arguments)
+
+
+def test_two_attacks_in_a_row_need_a_backward_pass_in_between():
+    model = classifier()
+    fgm = FGM(model)
+    backward(model)
+    with fgm.attack(), pytest.raises(RuntimeError, match="a backward pass through the lookups"):
+        fgm.attack()
+    assert_same(plain(model), plain(classifier()))

@@ -212,3 +212,9 @@ def test_norms_are_recorded():
     assert float(attack.grad_norm) == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()))
     assert float(attack.perturbation_norm) == pytest.approx(float(torch.stack(sizes).norm()))
     assert int(attack.skipped) == 0
+
+
+def test_weights_that_got_no_gradient_are_refused():
+    model = Odd()
+    with pytest.raises(RuntimeError, match="params='idle'"):
+        AWP(model, params="idle").step(lambda: LOSS(model))

@@ -9,7 +9,7 @@ from rows import Row, step_of
 from support import CLASSES, VOCAB, Classifier
 from torch import nn
 
-from fastnlp_adv import FGM
+from fastnlp_adv import FGM, PGD
 from fastnlp_adv.callbacks import METHODS
 
 IDS, LABELS = batch(4, 7)
@@ -162,3 +162,17 @@ def test_the_line_of_several_embeddings():
     assert fgm.describe().endswith("epsilon 0.5 rows of each, shared by the micro-batch")
     neftune = Row("NEFTune", {"relative": True}).attach(Classifier())
     assert neftune.describe().endswith("alpha 5 rows = 13, per example")
+
+
+def test_parameters_that_are_not_looked_up_have_no_rows():
+    with pytest.raises(
+        ValueError, match=r"Expected `relative` to be False, since `head.weight` .* but got True\. Give"
+    ):
+        FGM(Classifier(), emb_name="head", relative=True)
+
+
+def test_rows_without_a_length_are_refused():
+    model = Classifier()
+    nn.init.zeros_(model.word_embeddings.weight)
+    with pytest.raises(ValueError, match=r"Expected `relative` to be False, since the rows .* are 0 long .* got True"):
+        PGD(model, relative=True)

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from references import assert_same, batch, bert, classifier, differ, gradients, loss_on
-from support import Classifier, assert_untouched, snapshot
+from support import Classifier, assert_untouched, build, snapshot
 from torch import nn
 
-from fastnlp_adv import SAM
+from fastnlp_adv import SAM, SAMCallback
 
 IDS, LABELS = batch(4, 7)
 IDS[:2, 5:] = 0
@@ -190,3 +190,20 @@ def test_what_the_first_line_says():
     assert (
         SAM(Classifier(), 0.5, adaptive=True).describe().endswith("rho 0.5, shared by all, in units of each parameter")
     )
+
+
+def test_a_model_without_trainable_parameters_is_refused_when_the_trainer_is_built():
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"to have a trainable parameter, but got 7 .* Call `requires_grad_\(\)`"):
+        build(model, [SAMCallback()], optimizers=optimizer)
+
+
+def test_a_loss_that_no_parameter_takes_part_in_is_refused():
+    model, x = Classifier(), torch.ones(2, requires_grad=True)
+    with (
+        SAM(model) as sam,
+        pytest.raises(RuntimeError, match="Expected the first pass to compute a gradient for a para"),
+    ):
+        sam.step(lambda: x.sum())

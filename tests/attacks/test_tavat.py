@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastnlp_adv.attacks.tavat import TAVAT
+from fastnlp_adv.taps import Lookup
 
 IDS, LABELS = batch(4, 7)
 IDS[0] = 9  # one token in all places of an example
@@ -237,3 +238,25 @@ def test_groups_without_a_finite_gradient_make_no_step():
     torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
     torch.testing.assert_close(kept, table)
     assert kept.isfinite().all()
+
+
+def test_a_model_that_was_moved_is_refused():
+    attack = TAVAT(classifier())
+    with pytest.raises(
+        RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
+    ):
+        attack.step(lambda: classifier_on_meta(attack))
+
+
+def classifier_on_meta(attack):
+    """Runs the hook as a model on another device would."""
+    ids = IDS.to("meta")
+    lookup = Lookup(attack.model.word_embeddings, ids, ids, number=0)
+    return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
+
+
+def test_the_table_of_another_embedding_is_refused():
+    attack, table, _ = attack_on(classifier())
+    with pytest.raises(ValueError, match=r"\(50, 8\).* but got .*\(50, 4\)"):
+        attack.load_state_dict(TAVAT(classifier(hidden=4)).state_dict())
+    assert torch.equal(the_table(attack), table)

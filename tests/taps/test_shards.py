@@ -76,3 +76,12 @@ def test_a_model_that_is_sharded_later_is_refused_before_it_is_run(group, engine
     ENGINES[engine](model)
     with pytest.raises(ValueError, match="GradientPenalty, which differentiates twice"):
         penalty(lambda batch: pytest.fail("the model was run"), {})
+
+
+def test_fully_shard_is_noticed_while_the_weights_are_gathered(group):
+    model = fsdp.fully_shard(Classifier())
+    with torch.no_grad():
+        model(**{"input_ids": support.collate(support.samples(4))["input_ids"]})  # the root keeps its weights after it
+    assert not any(hasattr(param, "device_mesh") for param in model.parameters())
+    with pytest.raises(ValueError, match="AWP, which moves the weights, to find every parameter whole"):
+        AWP(model)
