@@ -138,7 +138,7 @@ def test_public_classes_and_functions_document_their_parameters():
     inside = tuple(f"fastnlp_adv.{name}." for name in ("attacks", "options", "regularizers", "schedule"))
     shown = {}
     for name in reference():
-        with suppress(ImportError) if ".trainers." in name else nullcontext():  # a library too old
+        with suppress(ImportError, AttributeError) if ".trainers." in name else nullcontext():  # a library too old
             shown |= {} if name.startswith(inside) else {name: pkgutil.resolve_name(name)}
     wrong = {name: documented_wrongly(thing) for name, thing in shown.items()}
     assert {name: each for name, each in wrong.items() if each} == {}
