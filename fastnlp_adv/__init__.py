@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # they import fastNLP, so at run time `__getattr__` imports t
         VATCallback,
     )
 
-__version__ = "0.3.0.dev0"
+__version__ = "0.3.0"
 
 __all__ = [
     "ATTA",
