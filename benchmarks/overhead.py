@@ -72,7 +72,7 @@ def variants() -> list[Variant]:
         Variant("FGM, by hand", "FGM", fgm, loop=by_hand),
         ours("PGD", "PGD-3"),
         Variant("PGD-3, by hand", "PGD", pgd, loop=lambda model: by_hand(model, alpha=0.5, steps=3)),
-        ours("FGM", "FGM, not due", start=NEVER),
+        ours("FGM", "FGM, skipped step", start=NEVER),
         PLAIN,
     ]
 
@@ -81,7 +81,7 @@ def variants() -> list[Variant]:
 PAIRS = {
     "FGM": "FGM, by hand",
     "PGD-3": "PGD-3, by hand",
-    "FGM, not due": "plain",
+    "FGM, skipped step": "plain",
 }
 
 

@@ -58,7 +58,7 @@ def _vocabulary(found: Record) -> Iterator[Target]:
     first, last = found["points"][0], found["points"][-1]
     for name in ("FGM", "PGD-3"):
         small, large = (reading.in_plain_steps(point, name).median for point in (first, last))
-        promise = f"{name}: no dearer (10 % for noise) with {last['label']} words than with {first['label']}"
+        promise = f"{name}: costs no more (10 % for noise) with {last['label']} words than with {first['label']}"
         text = f"{small:.2f} and {large:.2f} plain steps"
         yield Target(promise, text, large <= 1.1 * small)
 

@@ -6,7 +6,7 @@ TEXTBOOK = "A textbook loop runs every pass in full, so its own limit is higher:
 FEW = "{layers} layer{s} only, so that the largest settings take minutes and not hours."
 
 INTRODUCTION = """\
-# What it costs
+# Costs
 
 Made by `python -m benchmarks` from the JSON files beside it; do not edit. `python -m benchmarks --render` makes page
 and figures again without measuring.
@@ -16,8 +16,8 @@ as its ratio to the plain step of the same round: the median, in brackets the qu
 forward and backward pass, the optimizer's step (SGD) and the clearing of gradients.
 
 The **limit** is the least that a step can cost by its passes: a forward pass counts 1/3, a full backward pass 2/3, a
-backward pass that ends at the embeddings 1/3. Forward and backward passes alone are counted, so what is done once a
-step (the optimizer, the clearing of gradients) can bring a measured ratio below its limit.
+backward pass that ends at the embeddings 1/3. Only forward and backward passes count, so a measured ratio may be below
+its limit: the optimizer's step and the clearing of gradients run once per step.
 
 The **textbook** loops are written from the definitions: they clone the embedding matrix, write the perturbation into
 it and put the clone back, PGD clones and restores all gradients as well, and R-Drop runs two separate forward passes.
@@ -36,10 +36,10 @@ TITLE = {
     "every": "Every method of the package",
     "fraction": "Attacking a part of the batch",
     "precision": "Inner passes in lower precision",
-    "reductions": "What distributed training sends",
+    "reductions": "Traffic of distributed training",
 }
 
-#: what the points of a sweep differ in
+#: the values in which the points of a sweep differ
 AXIS = {
     "vocabulary": "words in the vocabulary",
     "hidden": "hidden size",
@@ -59,15 +59,15 @@ COLUMNS = {
 #: by sweep; filled with the settings of its first point
 NOTE = {
     "methods": TEXTBOOK,
-    "overhead": "What a callback adds to a loop that is written by hand for one model and does the same passes, in "
-    "the Trainer as well; for one that is not due, to plain training. Measured on a model that does next to "
-    "nothing but has lookups of full size, where microseconds show; then set against a plain step of the real "
+    "overhead": "The time of a callback beyond a loop that is written by hand for one model with the same passes, in "
+    "the Trainer as well; of a callback in a step that it skips, beyond plain training. Measured on a model that "
+    "computes next to nothing but has lookups of full size, so that microseconds show, and compared with a plain step of the real "
     "model. In brackets: 95 % intervals of the median.",
     "memory": "The peak of three steps ({peak}), in a process of its own for each run.",
-    "vocabulary": "Forward and backward passes alone, without the optimizer's step and the clearing of gradients. "
-    "In the plain step there is what every training has: the dense gradient of the embedding is filled, and added "
-    "to `.grad` (fastNLP zeroes gradients in place). Two training passes do that twice, PGD's inner passes never, "
-    "so PGD may fall. Layers of {hidden}, for the memory that textbook PGD needs at a million words.",
+    "vocabulary": "Only forward and backward passes, without the optimizer's step and the clearing of gradients. "
+    "The plain step fills the dense gradient of the embedding and adds it "
+    "to `.grad` (fastNLP zeroes gradients in place). Two training passes do so twice, PGD's inner passes never, "
+    "so the ratio of PGD may fall. Layers of {hidden}, for the memory that textbook PGD needs at a million words.",
     "hidden": FEW,
     "tokens": FEW,
     "steps": f"{TEXTBOOK} {FEW}",
@@ -75,18 +75,18 @@ NOTE = {
     "every": 'Default arguments, and `attn_implementation="eager"`, which the gradient penalty needs. The limit '
     "counts passes; the gradient penalty's second backward pass goes through the first one as well, so its limit "
     "is out of reach.",
-    "fraction": "`fraction`: what the attack needs runs on so many of the examples, and one pass on all of them. "
+    "fraction": "`fraction`: the passes of the attack run on this part of the examples, and one pass on all of them. "
     "By hand: the same passes on `inputs_embeds` in plain torch, without this package. They stay above the limit, "
     "too: a pass over few examples takes more than its share of a pass over all.",
-    "precision": "`inner_autocast=torch.bfloat16`. The cosines are those of the perturbation after each ascent "
-    "step to the one in float32, on a model with fresh weights and dropout off. The time depends on the machine.",
+    "precision": "`inner_autocast=torch.bfloat16`. The cosines compare the perturbation after each ascent "
+    "step with the one in float32, on a model with fresh weights and dropout off. The time depends on the machine.",
     "reductions": "Two processes (gloo); counted in a hook of DistributedDataParallel, so the numbers are exact.",
 }
 #: by variant, where it was measured
-NOTE_ON = {"SAM": " So is that of SAM, whose inner pass comes to all weights."}
-PEAK = {"cpu": "resident", "gpu": "what the allocator gave out"}
+NOTE_ON = {"SAM": " The limit of SAM is, too, since its inner pass computes the gradients of all weights."}
+PEAK = {"cpu": "resident", "gpu": "allocated memory"}
 
-#: what all points of a sweep may have in common
+#: settings that all points of a sweep may share
 SETTINGS = {
     "batch": "batch",
     "length": "length",

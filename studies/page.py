@@ -17,7 +17,7 @@ from studies.tasks import TASKS, Task
 from tools.table import Table
 
 BASES = {PLAIN: "plain training", WHOLE: "FGM"}
-#: what "keeps the robustness" and "cheap" mean, in points and in plain steps
+#: the limits of "keeps the robustness" and "cheap", in points and in plain steps
 POINT, CHEAP = 1.0, 1.25
 #: radii of the answer at most
 LARGEST = 0.2
@@ -54,16 +54,16 @@ def _described(runs: Runs, task: type[Task]) -> str:
 def _key(runs: Runs, task: type[Task]) -> str:
     """Say how to read the tables."""
     cost = "The cost is the time of a step in plain steps: the median of rounds in which methods took turns. "
-    least = "that of tagging nothing" if task.metric == "F1" else "the share of the most frequent label"
-    over = ", over seeds alone for clean texts" if runs.over_texts() else ""
+    least = "0" if task.metric == "F1" else "the share of the most frequent label"
+    over = ", over seeds only for clean texts" if runs.over_texts() else ""
     drawn = f"seeds and {task.unit} together" if runs.over_texts() else "seeds, and texts where they are recorded"
     return (
         "A row has the name of its call: `FGM fraction=0.25 replace=True` is `FGMCallback(fraction=0.25, "
         "replace=True)`, and arguments that are not named have their defaults. Accuracies are in %, mean ± standard "
         f"deviation over seeds. *Learned* counts the seeds with a clean {task.metric} above {least} by more than "
-        "0.82/√n for n test texts, a one-sided test at 5 %: a model that has learned nothing is never fooled, so its "
-        f"robust accuracy means nothing. {cost * task.timed}Differences are in percentage points, paired by seed: the "
-        f"mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not tell the "
+        "0.82/√n for n test texts, a one-sided test at 5 %: a model that always predicts one class is never fooled, so "
+        f"its robust accuracy has no meaning. {cost * task.timed}Differences are in percentage points, paired by "
+        f"seed: the mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not tell the "
         "two methods apart."
     )
 
@@ -82,7 +82,7 @@ def _of_model(runs: Runs, task: type[Task], level: str) -> list[str]:
     if not learned:
         return [*parts, "No method learned anything, so there is nothing to compare."]
     if nothing := [method for method in runs.methods if method not in learned]:
-        parts.append(f"Learned nothing with any seed, and not compared below: {', '.join(nothing)}.")
+        parts.append(f"Methods that did not learn with any seed, and are not compared below: {', '.join(nothing)}.")
     for base, told in BASES.items():
         found = differences(runs, base, [m for m in learned if m not in (base, PLAIN)], columns)
         if base not in learned or not found:
@@ -140,9 +140,9 @@ def _sensitivity(runs: Runs, task: type[Task], found: Differences, attacked: lis
             over_seeds.append((high - low) / 2)
     intervals = len(found) * len(next(iter(found.values())))
     return [
-        f"{level} What {count} {task.unit} can tell apart",
+        f"{level} Resolution of {count} {task.unit}",
         f"Under attack the intervals above are ±{np.median(widths):.1f} points in the median, ±{max(widths):.1f} at "
-        f"most: smaller differences cannot be seen with so many {task.unit} and seeds. Over seeds alone, for exactly "
+        f"most: smaller differences cannot be seen with so many {task.unit} and seeds. Over seeds only, for exactly "
         f"these {task.unit}, the median is ±{np.median(over_seeds):.1f}: the rest is the choice of {task.unit}. With "
         f"{intervals} intervals, about {0.05 * intervals:.0f} would leave out 0 by chance if nothing helped.",
     ]
