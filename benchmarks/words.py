@@ -61,8 +61,8 @@ NOTE = {
     "methods": TEXTBOOK,
     "overhead": "The time of a callback beyond a loop that is written by hand for one model with the same passes, in "
     "the Trainer as well; of a callback in a step that it skips, beyond plain training. Measured on a model that "
-    "computes next to nothing but has lookups of full size, so that microseconds show, and compared with a plain step of the real "
-    "model. In brackets: 95 % intervals of the median.",
+    "computes next to nothing but has lookups of full size, so that microseconds show, and compared with a "
+    "plain step of the real model. In brackets: 95 % intervals of the median.",
     "memory": "The peak of three steps ({peak}), in a process of its own for each run.",
     "vocabulary": "Only forward and backward passes, without the optimizer's step and the clearing of gradients. "
     "The plain step fills the dense gradient of the embedding and adds it "

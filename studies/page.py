@@ -63,8 +63,8 @@ def _key(runs: Runs, task: type[Task]) -> str:
         f"deviation over seeds. *Learned* counts the seeds with a clean {task.metric} above {least} by more than "
         "0.82/√n for n test texts, a one-sided test at 5 %: a model that always predicts one class is never fooled, so "
         f"its robust accuracy has no meaning. {cost * task.timed}Differences are in percentage points, paired by "
-        f"seed: the mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not tell the "
-        "two methods apart."
+        f"seed: the mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not "
+        "tell the two methods apart."
     )
 
 
