@@ -135,7 +135,7 @@ def dist(session: nox.Session) -> None:
         shutil.rmtree(old, ignore_errors=True)
     session.run("python", "-m", "build")
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
-    session.run("python", "tools/release.py", success_codes=[0, 1])  # what it names hinders publishing, not building
+    session.run("python", "tools/release.py", success_codes=[0, 1])  # its findings prevent publishing, not building
 
 
 show_all_of_pyenv()

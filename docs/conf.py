@@ -184,7 +184,7 @@ def add_switch(app: Any, pagename: str, templatename: str, context: dict[str, An
     :param app: Sphinx.
     :param pagename: the page.
     :param templatename: its template.
-    :param context: what the template knows.
+    :param context: the variables of the template.
     :param doctree: its contents.
     """
     there = DOCS if CHINESE else DOCS / "zh-CN"

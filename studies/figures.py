@@ -45,7 +45,7 @@ def draw(runs: Runs, task: type[Task]) -> list[str]:
 
 
 def percents(runs: Runs, column: str) -> Values:
-    """Return what was measured of each method, for each seed, in %."""
+    """Return the results of each method, for each seed, in %."""
     return {method: [100 * each for each in runs.values(method, column).values()] for method in runs.methods}
 
 

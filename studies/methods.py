@@ -11,8 +11,8 @@ from fastNLP import Callback
 
 from fastnlp_adv import callbacks
 
-PLAIN = "plain"  # what the others are compared with
-WHOLE = "FGM"  # and what a cheaper method is compared with
+PLAIN = "plain"  # the baseline of all methods
+WHOLE = "FGM"  # the baseline of cheaper methods
 
 #: by name; :func:`add_methods` adds others
 CALLBACKS: dict[str, type[Callback]] = {entry.title: entry.callback for entry in callbacks.METHODS.values()}

@@ -1,5 +1,5 @@
 """
-The page of a study: what was run, what came out, how sure that is, and what it cannot tell apart.
+The page of a study: its settings, results and intervals, and the smallest difference that it resolves.
 """
 
 from __future__ import annotations

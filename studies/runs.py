@@ -33,7 +33,7 @@ Key = tuple[str, str, int]
 
 
 def key_of(row: Mapping) -> Key:
-    """Return by what a row is found: its model (``""`` in a study of one model), method and seed."""
+    """Return the key of a row: its model (``""`` in a study of one model), method and seed."""
     return row.get("model", ""), row["method"], row["seed"]
 
 
@@ -45,7 +45,7 @@ def share(counts: Sequence[Counts]) -> float:
 
 
 def machine() -> str:
-    """Return what the runs were made on."""
+    """Return the machine of the runs."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.machine()}, {os.cpu_count()} cores{gpu}"
 
@@ -54,7 +54,7 @@ def machine() -> str:
 class Runs:
     """
     :param folder: where ``runs.csv``, ``study.json`` and ``outcomes.json.gz`` are.
-    :param about: ``task``, ``command``, ``machine``, and under ``settings`` what all rows have in common.
+    :param about: ``task``, ``command``, ``machine``, and under ``settings`` the settings of all rows.
     :param rows: the rows, in the order in which they were run.
     :param outcomes: the counts of each attacked text, by column, for each run.
     :param rounds: the time of a step of each method, in rounds in which methods took turns.
@@ -96,7 +96,7 @@ class Runs:
         return sorted(found, key=lambda method: (method != PLAIN, method != WHOLE))
 
     def values(self, method: str, column: str) -> dict[int, float]:
-        """Return what was measured of a method, for each seed."""
+        """Return a column of a method, by seed."""
         return {seed: row[column] for (_, name, seed), row in self.rows.items() if name == method}
 
     def learned(self, method: str) -> int:
@@ -104,7 +104,7 @@ class Runs:
         return sum(self.values(method, "learned").values())
 
     def cost(self, method: str) -> list[float]:
-        """Return what a step costs in plain steps, in each round; empty if it was not timed."""
+        """Return the cost of a step in plain steps, round by round; empty if it was not timed."""
         return [times[method] / times[PLAIN] for times in self.rounds if method in times]
 
     def difference(self, base: str, method: str, column: str) -> tuple[float, float, float] | None:
@@ -135,7 +135,7 @@ def read_runs(folder: Path, task: str = "", settings: Mapping | None = None) -> 
     """
     :param folder: where the files may be.
     :param task: the name of the task.
-    :param settings: those of this study; ``None`` for those in ``study.json``.
+    :param settings: the settings of this study; ``None`` to take them from ``study.json``.
     :return: the runs so far.
     :raises ValueError: the runs there have other settings.
     """

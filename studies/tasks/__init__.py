@@ -1,4 +1,4 @@
-"""What the studies train and attack."""
+"""Models and data of the studies."""
 
 from studies.tasks.base import Task
 from studies.tasks.chinese import Entities, Reviews

@@ -1,5 +1,5 @@
 """
-What a task tells the engine.
+The interface of a task to the engine.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Task:
     """
 
     title: ClassVar[str]
-    #: what the result of a run depends on: default and meaning
+    #: settings of a run: default and meaning
     settings: ClassVar[dict[str, tuple[Any, str]]]
-    #: what a setting may be, where it is a choice
+    #: the values of a setting that is a choice
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     #: studied unless others are asked for
     methods: ClassVar[list[str]]
@@ -53,7 +53,7 @@ class Task:
         """
         Train, and attack.
 
-        :return: ``clean``, ``learned`` and what else was measured, and the outcomes of the attacked texts.
+        :return: ``clean``, ``learned`` and other results, and the outcomes of the attacked texts.
         """
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class Task:
 
     @staticmethod
     def columns(settings: dict) -> dict[str, str]:
-        """Return what the tables show, and the heads of its columns."""
+        """Return the columns of the tables, and their heads."""
         raise NotImplementedError
 
     @staticmethod
@@ -81,7 +81,7 @@ class Task:
 
     @staticmethod
     def described(settings: dict) -> str:
-        """Say what was trained, on which data, and how it was attacked."""
+        """Describe the training, the data and the attacks."""
         raise NotImplementedError
 
 
