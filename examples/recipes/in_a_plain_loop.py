@@ -30,13 +30,14 @@ def train(
     def scale(loss: Tensor) -> Tensor:
         return scaler.scale(loss / accumulation)
 
+    def backward(loss: Tensor, each: Pass) -> None:
+        scale(loss).backward()
+
     model.train()
     with FGM(model, epsilon=0.5) as fgm:
-        print(fgm.describe())
-        fgm.progress.accumulation_steps = accumulation  # for `start`, `every` and `warmup`
         for number, batch in enumerate(torch.utils.data.DataLoader(data, batch_size=batch_size), 1):
             batch = {name: value.to(device) for name, value in batch.items()}
-            fgm.drive(forward, lambda loss, each: scale(loss).backward(), batch, scale=scale)
+            fgm.drive(forward, backward, batch, scale=scale, accumulation_steps=accumulation)
             if number % accumulation == 0:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), max_norm)  # of the sum of both passes

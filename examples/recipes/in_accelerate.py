@@ -18,7 +18,6 @@ def train(
 ) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)  # no `cpu` where there is a GPU
     fgm = FGM(model, epsilon=0.5)
-    fgm.progress.accumulation_steps = accumulation  # for `start`, `every` and `warmup`
     loader = torch.utils.data.DataLoader(data, batch_size=batch_size)
     prepared, optimizer, loader = accelerator.prepare(model.train(), optimizer, loader)
 
@@ -31,11 +30,12 @@ def train(
     def no_sync() -> AbstractContextManager:
         return accelerator.no_sync(prepared)
 
+    # gradients are reduced in the last pass
+    how = {"no_sync": no_sync, "reduces": accelerator.num_processes > 1, "accumulation_steps": accumulation}
     with fgm:
         for batch in loader:
             with accelerator.accumulate(prepared):
-                # gradients are reduced in the last pass
-                fgm.drive(forward, backward, batch, no_sync=no_sync, reduces=accelerator.num_processes > 1)
+                fgm.drive(forward, backward, batch, **how)
                 optimizer.step()
                 optimizer.zero_grad()
 

@@ -22,7 +22,6 @@ class FGMModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self.fgm.attach(self.model)
-        self.fgm.progress.accumulation_steps = self.accumulation  # for `start`, `every` and `warmup`
 
     def on_train_end(self) -> None:
         self.fgm.detach()
@@ -35,6 +34,7 @@ class FGMModule(lightning.LightningModule):
             batch,
             no_sync=lambda: optimizer.toggle_model(sync_grad=False),  # gradients are reduced in the last pass
             reduces=self.trainer.world_size > 1,
+            accumulation_steps=self.accumulation,
         )
         self.log_dict({"loss": loss, "perturbation_norm": self.fgm.perturbation_norm})
         if (batch_idx + 1) % self.accumulation == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -123,6 +123,8 @@ class Attack(Growing, Method, ABC):
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         scale: Callable[[Tensor], Tensor] | None = None,
         reduces: bool = False,
+        accumulation_steps: int = 1,
+        total_steps: float | None = None,
     ) -> Tensor:
         """
         Run all passes of a step, in a loop of any kind. :meth:`step` is the short form for a plain one.
@@ -133,8 +135,26 @@ class Attack(Growing, Method, ABC):
         :param no_sync: a context without gradient reduction, for all passes but the last.
         :param scale: divides and scales the loss of a pass that does not train, which does not reach ``backward``.
         :param reduces: True if the last pass must run even where it only reduces.
+        :param accumulation_steps: how many batches make an optimizer step, for ``start``, ``every`` and ``warmup``.
+        :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
+        self.progress.begin_batch(accumulation_steps, total_steps)
+        loss = self.run_passes(forward, backward, batch, no_sync, scale, reduces=reduces)
+        self._log()
+        return loss
+
+    def run_passes(
+        self,
+        forward: Callable[[Pass], Tensor],
+        backward: Callable[[Tensor, Pass], object],
+        batch: Any,
+        no_sync: Callable[[], AbstractContextManager[Any]],
+        scale: Callable[[Tensor], Tensor] | None,
+        *,
+        reduces: bool,
+    ) -> Tensor:
+        """Run :meth:`drive` for trainers, which set ``progress`` and have logs of their own."""
         trained: Tensor | None = None
         with closing(self._prepared(batch)) as passes:
             for each in passes:
@@ -241,14 +261,12 @@ class Attack(Growing, Method, ABC):
         :param total_steps: the optimizer steps of the training, for ``start`` and ``warmup`` as fractions of it.
         :return: the loss of the first pass that trains, detached.
         """
-        self.progress.begin_batch(accumulation_steps, total_steps)
 
         def forward(each: Pass) -> Tensor:
             return run_closure(closure, *(() if batch is None else (each.of(batch),)))
 
-        loss = self.drive(forward, lambda loss, each: loss.backward(), batch)
-        self._log()
-        return loss
+        how: dict[str, Any] = {"accumulation_steps": accumulation_steps, "total_steps": total_steps}
+        return self.drive(forward, lambda loss, each: loss.backward(), batch, **how)
 
     @contextmanager
     def running(
@@ -264,6 +282,12 @@ class Attack(Growing, Method, ABC):
             yield passes
         self._count_batch()
         self._log()
+
+    def follow_epoch(self) -> tuple[str, str]:
+        """Return a line on ``warmup="auto"``, and a warning if the training does not learn, at the end of an epoch."""
+        auto = self.warmup == "auto"
+        line = self.pacing.describe(type(self).__name__, self.names()[0]) if auto else ""
+        return line, self.learning.check(self.progress) if self.has_two_losses else ""
 
     def _log(self) -> None:
         """Log the lines that a callback logs in a Trainer."""
@@ -327,3 +351,24 @@ class Attack(Growing, Method, ABC):
             self.norms["grad"] = torch.linalg.vector_norm(torch.stack(grads)) if several else grads[0]
             self.norms["perturbation"] = torch.linalg.vector_norm(torch.stack(values)) if several else values[0]
             self.norms["skipped"] = without
+
+
+def measured(attack: Attack | None, regularizers: Iterable[Method], divisor: float, scaler: Any) -> dict[str, Any]:
+    """
+    Return the norms of an attack that acted, and how many directions were missing so far; for trainers.
+
+    :param regularizers: those that acted.
+    :param divisor: of a loss before its backward pass; the norm of the gradient is that of the loss itself.
+    """
+    acts = attack is not None and attack.current.acts
+    skipped: Tensor | int = attack.skipped if attack is not None and acts else 0
+    for method in regularizers:
+        skipped = skipped + method.without_grad
+    if attack is None or not acts:
+        return {"skipped": skipped} if skipped else {}
+    values: dict[str, Any] = {"skipped": skipped}
+    if attack.norms:
+        scale = getattr(scaler, "_scale", None)  # the tensor, since `get_scale()` would wait for the device
+        values["grad_norm"] = attack.norms["grad"] * (divisor if scale is None else divisor / scale)
+        values["perturbation_norm"] = attack.norms["perturbation"]
+    return values

@@ -123,7 +123,7 @@ class EmbeddingAttack(_InRows, Attack):
         moved = []
         for tap in self.taps if taps is None else taps:
             deltas, values = tap.deltas(), []
-            size = tap.unit * self.strength
+            size = tap.unit * self.current.strength
             for delta in deltas:
                 delta.value = ascend(delta.value, delta.grad, step * size, dims=delta.dims, norm=self.norm)
                 if radius is not None:
@@ -136,7 +136,7 @@ class EmbeddingAttack(_InRows, Attack):
     def randomize(self, radius: float) -> None:
         """Start every perturbation at a random point of its ball; ``radius`` in the units of the argument."""
         for tap in self.taps:
-            size, values = radius * tap.unit * self.strength, []
+            size, values = radius * tap.unit * self.current.strength, []
             for delta in tap.deltas():
                 how: dict[str, Any] = {"free": delta.free, "generator": self.stream.on(delta.value.device)}
                 values.append(random_in_ball(delta.value, size, dims=delta.dims, norm=self.norm, **how))

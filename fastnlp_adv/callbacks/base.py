@@ -119,15 +119,10 @@ class MethodCallback(Callback):
         model = trainer.driver.unwrap_model()
         self._trainer = weakref.ref(trainer)
         self.method.detach().attach(model)  # with the state of a checkpoint, or of an earlier run
-        self.method.close()  # hooks are on during a step only
+        if not has_compiled_parts(model):  # compiled graphs do not notice hooks that come later
+            self.method.close()  # hooks are on during a step only
         tell_progress(self.method, trainer)
-        line, *warnings = self.method.introduce(type(self).__name__)
-        if line:
-            _log(trainer, line)
-        for warning in warnings:
-            logger.rank_zero_warning(warning)
-        if has_compiled_parts(model):
-            self.method.open()  # compiled graphs do not notice hooks that come later: these stay while it trains
+        _log(trainer, *self.method.introduce(type(self).__name__))
         # before other callbacks, which may raise
         ends = trainer.callback_manager.callback_fns["on_train_end"]
         ends.sort(key=lambda each: not isinstance(getattr(each, "__self__", None), MethodCallback))
@@ -168,14 +163,10 @@ class AttackCallback(MethodCallback):
     method: Attack
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        if warning := self.method.follow_learning():
-            logger.rank_zero_warning(warning)
+        _log(trainer, "", self.method.follow_learning())
 
     def on_train_epoch_end(self, trainer: Any) -> None:
-        if self.method.has_two_losses and (warning := self.method.learning.check(self.method.progress)):
-            logger.rank_zero_warning(warning)
-        if self.method.warmup == "auto":
-            _log(trainer, self.method.pacing.describe(type(self.method).__name__, self.method.names()[0]))
+        _log(trainer, *self.method.follow_epoch())
 
 
 class RegularizerCallback(MethodCallback):
@@ -185,9 +176,12 @@ class RegularizerCallback(MethodCallback):
     method: Regularizer
 
 
-def _log(trainer: Any, line: str) -> None:
-    if trainer.driver.global_rank == 0:
+def _log(trainer: Any, line: str, *warnings: str) -> None:
+    """Log, as :func:`~fastnlp_adv.method.say`, in fastNLP's log."""
+    if line and trainer.driver.global_rank == 0:
         logger.info(line)
+    for warning in filter(None, warnings):
+        logger.rank_zero_warning(warning)
 
 
 def _check_trainer(trainer: Any, driver: Any, callback: MethodCallback) -> None:

@@ -10,6 +10,7 @@ from fastNLP.core.drivers.torch_driver import TorchFSDPDriver
 from torch import Tensor
 
 from ..attacks import Attack, Pass
+from ..attacks.base import measured
 from ..method import Method
 from ..regularizers import RDropMixin, Regularizer
 from ..regularizers.base import nesting, regularized
@@ -47,12 +48,8 @@ class BatchStep:
                 no_sync = trainer.driver.get_model_no_sync_context()
                 objective, acting, terms = regularized(objective, regularizers, no_sync, stack)
             _train(trainer, batch, objective, attack, terms)
-        acted = attack is not None and attack.current.acts
-        skipped = attack.skipped if attack is not None and acted else 0
-        for regularizer in acting:
-            skipped = skipped + regularizer.without_grad
-        if acted or skipped:
-            trainer.state["adv"]["skipped"] = skipped
+        scaler = trainer.driver.grad_scaler
+        trainer.state["adv"].update(measured(attack, acting, trainer.accumulation_steps, scaler))
         trainer.step()
         trainer.zero_grad()
 
@@ -112,7 +109,7 @@ def _train(
         each = Pass(last=True)
         backward(forward(each), each)
         return
-    attack.drive(
+    attack.run_passes(
         forward,
         backward,
         batch,
@@ -120,9 +117,3 @@ def _train(
         scale=lambda loss: driver.grad_scaler.scale(loss / accumulation_steps),
         reduces=driver.is_distributed(),
     )
-    if attack.norms and attack.current.acts:
-        # the tensor, since `get_scale()` would wait for the device
-        scale = getattr(driver.grad_scaler, "_scale", None)
-        unit = accumulation_steps if scale is None else accumulation_steps / scale
-        state["grad_norm"] = attack.norms["grad"] * unit
-        state["perturbation_norm"] = attack.norms["perturbation"]

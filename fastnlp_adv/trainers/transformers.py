@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import ATTA, Attack, Pass
+from ..attacks.base import measured
 from ..functional import nodes_of
 from ..method import Method, say
 from ..model_method import refuse_wrappers
@@ -139,8 +140,10 @@ class MethodsMixin(_Base):
                 backward(loss := forward(Pass(last=True)), Pass(last=True))
             else:
                 reduces = self.args.world_size > 1
-                loss = attack.drive(forward, backward, batch, no_sync=no_sync, scale=scale, reduces=reduces)
-        self._end_batch(acting)
+                loss = attack.run_passes(forward, backward, batch, no_sync, scale, reduces=reduces)
+        self.adv.update(measured(attack, acting, self._divisor, self.accelerator.scaler))
+        if attack is not None:
+            say("", attack.follow_learning())
         return loss.detach() / self._divisor
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -180,13 +183,12 @@ class MethodsMixin(_Base):
             if name in states:
                 method.load_state_dict(states[name])
             method.attach(self.model)
-            method.close()  # hooks are on during a step only
+            if not has_compiled_parts(self.model_wrapped):  # compiled graphs do not notice hooks that come later
+                method.close()  # hooks are on during a step only
             self._tell_progress(method)
             if isinstance(method, RDrop):
                 warn_without_dropout(self.model)
             say(*method.introduce(name))
-            if has_compiled_parts(self.model_wrapped):
-                method.open()  # compiled graphs do not notice hooks that come later
 
     def _tell_progress(self, method: Method) -> None:
         progress, steps = method.progress, self.args.gradient_accumulation_steps
@@ -224,23 +226,6 @@ class MethodsMixin(_Base):
             )
             say("", warning if times > 1 else "")
 
-    def _end_batch(self, acting: list[Regularizer]) -> None:
-        """Note the values that the methods measured."""
-        attack = self._attack
-        acts = attack is not None and attack.current.acts
-        skipped: Tensor | int = sum(method.without_grad for method in acting)
-        if attack is not None and acts:
-            skipped = skipped + attack.skipped
-            if attack.norms:
-                scale = getattr(self.accelerator.scaler, "_scale", None)  # `get_scale()` would wait for the device
-                unit = self._divisor if scale is None else self._divisor / scale
-                self.adv["grad_norm"] = attack.norms["grad"] * unit
-                self.adv["perturbation_norm"] = attack.norms["perturbation"]
-        if acts or skipped:
-            self.adv["skipped"] = skipped
-        if attack is not None:
-            say("", attack.follow_learning())
-
 
 class AdversarialTrainer(MethodsMixin, Trainer):
     """
@@ -269,9 +254,8 @@ class _Events(TrainerCallback):
             method.after_step()
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        attack = self.trainer._attack
-        if attack is not None and attack.warmup == "auto":
-            say(attack.pacing.describe(type(attack).__name__, attack.names()[0]))
+        if self.trainer._attack is not None:
+            say(*self.trainer._attack.follow_epoch())
 
 
 def _check_trainer(trainer: Any) -> None:
