@@ -358,7 +358,7 @@ def measured(attack: Attack | None, regularizers: Iterable[Method], divisor: flo
     Return the norms of an attack that acted, and how many directions were missing so far; for trainers.
 
     :param regularizers: those that acted.
-    :param divisor: of a loss before its backward pass; the norm of the gradient is that of the loss itself.
+    :param divisor: divides a loss before its backward pass; the norm is the gradient norm of the undivided loss.
     """
     acts = attack is not None and attack.current.acts
     skipped: Tensor | int = attack.skipped if attack is not None and acts else 0
