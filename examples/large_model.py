@@ -9,12 +9,12 @@ Needs torch 2.6 or later. On GPUs the same script uses NCCL and one device per p
 
 from __future__ import annotations
 
-import gc
 import os
 
 import torch
 import torch.distributed as dist
 from fastNLP import Accuracy, DataSet, Trainer, prepare_torch_dataloader
+from launch import finish
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -59,9 +59,7 @@ def main() -> None:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
     train(device)
-    dist.barrier()
-    gc.collect()  # a Trainer is a reference cycle, and holds on to the process group and its threads
-    dist.destroy_process_group()
+    finish()
 
 
 def train(device: torch.device) -> None:

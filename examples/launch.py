@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -44,5 +45,7 @@ def finish() -> None:
     """
     if dist.is_initialized():
         dist.barrier()
+        # Gloo's thread needs the interpreter's lock to free its last work. What follows holds it until the thread ends.
+        time.sleep(0.1)
         gc.collect()  # a Trainer is a reference cycle: until it is collected, its model keeps the group alive
         dist.destroy_process_group()
