@@ -24,12 +24,9 @@ def said(step, batch, times=1, **settings):
     return [str(w.message) for w in caught]
 
 
-def classes(rows, count, seed=0, scale=1.0):
-    torch.manual_seed(seed)
+def classes(rows, count):
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, count))
-    with torch.no_grad():
-        net[-1].weight *= scale
-        net[-1].bias *= scale
     return net, {"x": torch.randn(rows, 5), "labels": torch.randint(count, (rows,))}
 
 
@@ -50,44 +47,29 @@ def test_probabilities_in_the_place_of_logits_are_told_once(mode, dtype):
     assert said(step, batch, mode=mode, divergence="mse") == []
 
 
-def tokens(net, reduction):
-    def step(batch):
+SUMMED = {
+    "categorical": (F.cross_entropy, torch.tensor([0, 1, 2, 3, 0, 1]), "labels"),
+    "bernoulli": (F.binary_cross_entropy_with_logits, torch.eye(6, 4), "targets"),
+    "mse": (F.mse_loss, torch.eye(6, 4), "target"),
+    "tokens": (F.cross_entropy, torch.tensor([[0, 1, -100]] * 6), "label"),
+}
+
+
+@pytest.mark.parametrize("kind", SUMMED)
+def test_a_summed_loss_is_told_under_concat_once(kind):
+    net, _ = classes(6, 4)
+    loss, labels, name = SUMMED[kind]
+    batch = {"x": torch.randn(*((6, 3) if kind == "tokens" else (6,)), 5), name: labels}
+
+    def step(batch, reduction="sum"):
         pred = net(batch["x"])
-        return {"loss": F.cross_entropy(pred.mT, batch["labels"], reduction=reduction), "pred": pred}
+        return {"loss": loss(pred.mT if pred.dim() == 3 else pred, batch[name], reduction=reduction), "pred": pred}
 
-    return step
-
-
-def test_a_summed_loss_is_told_under_concat_once():
-    net, batch = classes(6, 4)
-    del batch["labels"]
-    labels = {
-        "categorical": torch.randint(4, (6,)),
-        "bernoulli": torch.rand(6, 4).round(),
-        "mse": torch.randn(6, 4),
-    }
-    losses = {
-        "categorical": F.cross_entropy,
-        "bernoulli": F.binary_cross_entropy_with_logits,
-        "mse": F.mse_loss,
-    }
-    for kind, loss in losses.items():
-        for name in ("labels", "label", "targets", "target"):
-
-            def step(batch, reduction="sum", loss=loss, name=name):
-                pred = net(batch["x"])
-                return {"loss": loss(pred, batch[name], reduction=reduction), "pred": pred}
-
-            given = {**batch, name: labels[kind]}
-            (message,) = said(step, given, times=3, divergence=kind)
-            assert "mean over the examples" in message and "mode='two_pass'" in message
-            assert said(step, given, divergence=kind, mode="two_pass") == []
-            assert said(lambda b, step=step: step(b, "mean"), given, divergence=kind) == []
-    torch.manual_seed(0)
-    words = {"x": torch.randn(3, 7, 5), "labels": torch.randint(4, (3, 7))}
-    words["labels"][:, 5:] = -100
-    assert len(said(tokens(net, "sum"), words)) == 1
-    assert said(tokens(net, "mean"), words) == []
+    how = {"divergence": "categorical" if kind == "tokens" else kind}
+    (message,) = said(step, batch, times=3, **how)
+    assert "mean over the examples" in message and "mode='two_pass'" in message
+    assert said(step, batch, **how, mode="two_pass") == []
+    assert said(lambda batch: step(batch, "mean"), batch, **how) == []
 
 
 class Softmaxed(Classifier):

@@ -4,12 +4,7 @@ import math
 
 import pytest
 import torch
-from smoothness import (
-    FAMILIES,
-    assert_oracle,
-    batches,
-    both,
-)
+from smoothness import FAMILIES, assert_oracle, batches, both
 from support import Classifier
 
 from fastnlp_adv.regularizers import R3F

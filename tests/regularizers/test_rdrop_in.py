@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import warnings
 from collections import namedtuple
@@ -16,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastNLP import Trainer
 from fastNLP.core.drivers.torch_driver import TorchDDPDriver
-from support import Classifier, loader, train
+from support import Classifier, loader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -161,12 +160,6 @@ def test_a_call_that_passes_train_step_by_is_warned_of_once(form):
     assert model.rows == [5, 5]
 
 
-def test_a_copied_model_does_the_same():
-    model = InForward()
-    model(X, LABELS)
-    assert "kl" in copy.deepcopy(model)(X, LABELS)
-
-
 @pytest.fixture
 def process_group(tmp_path):
     store = dist.FileStore(os.fspath(tmp_path / "store"), 1)
@@ -232,20 +225,3 @@ def test_a_wrapped_model_in_a_trainer_of_fastnlp(process_group, monkeypatch):
         run_wrapped(Wordy(), FGMCallback())
     run_wrapped(plain, FGMCallback(), RDropCallback(mode="two_pass"))
     assert plain.rows[len(model.rows) // 2 :] == run_wrapped(WordyInForward(), FGMCallback()).rows == 2 * model.rows
-
-
-# Loops that call the model.
-
-
-def test_a_trainer_of_fastnlp_runs_it_once():
-    class Words(RDropMixin, Classifier):
-        rdrop_in = "forward"
-
-    class InStep(RDropMixin, Classifier):
-        pass
-
-    models = [Words(), InStep()]
-    for model in models:
-        torch.manual_seed(1)
-        train(model)
-    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
