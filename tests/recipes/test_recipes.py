@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import math
 import runpy
@@ -33,9 +34,14 @@ RUN = [pytest.param(name, marks=NEEDS.get(name, ())) for name in OTHER_TRAINERS]
 LOSSES = ["causal_lm", "lora", "regression", "seq2seq_t5"]
 
 
+@functools.cache
+def run(name):
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in OTHER_TRAINERS])
 def test_a_recipe_learns(name):
-    found = runpy.run_path(str(FOLDER / f"{name}.py"))
+    found = run(name)
     if name in LOSSES:
         assert found["after"] < 0.8 * found["before"]
     else:
@@ -43,7 +49,7 @@ def test_a_recipe_learns(name):
 
 
 def test_lora_leaves_the_frozen_embedding_alone():
-    found = runpy.run_path(str(FOLDER / "lora.py"))
+    found = run("lora")
     assert torch.equal(found["embedding"], found["frozen"])
 
 
