@@ -22,6 +22,10 @@ EXPORTED = [
 ]
 
 
+def noting(event):
+    return lambda self, *_: self.events.append(event)
+
+
 class Record(Callback):
     """The hooks of a batch in their order, and what they were given."""
 
@@ -40,20 +44,11 @@ class Record(Callback):
         self.reported.append(outputs["loss"].item())
         self.outputs = outputs
 
-    def on_after_backward(self, trainer):
-        self.events.append("backward done")
-
-    def on_before_optimizers_step(self, trainer, optimizers):
-        self.events.append("step")
-
-    def on_after_optimizers_step(self, trainer, optimizers):
-        self.events.append("step done")
-
-    def on_before_zero_grad(self, trainer, optimizers):
-        self.events.append("zero grad")
-
-    def on_after_zero_grad(self, trainer, optimizers):
-        self.events.append("zero grad done")
+    on_after_backward = noting("backward done")
+    on_before_optimizers_step = noting("step")
+    on_after_optimizers_step = noting("step done")
+    on_before_zero_grad = noting("zero grad")
+    on_after_zero_grad = noting("zero grad done")
 
 
 @cache
@@ -194,9 +189,8 @@ def test_accumulation_counts_optimizer_steps(row):
         train(each, callbacks, accumulation_steps=2, n_batches=12)
     batches = plain.passes["forward"]
     assert batches == 12
-    assert model.passes["forward"] == batches + 4 * (
-        row.cost.forwards - 1
-    )  # in steps 2 and 4 of 0 to 5, two batches each
+    acted = 4  # in steps 2 and 4 of 0 to 5, two batches each
+    assert model.passes["forward"] == batches + acted * (row.cost.forwards - 1)
 
 
 @each_method

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
-from pathlib import Path
 
 import fastNLP
 import pytest
 import torch
 from fastNLP import Accuracy, Callback, FitlogCallback, Trainer
 from fastNLP.core.callbacks import fitlog_callback
+from pages import blocks
 from support import Classifier, build, loader, train
 
 from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
 
-DOCS = Path(__file__).parents[2] / "docs/logging.md"
 METHODS = {
     "attack": (lambda: [FGMCallback()], {"loss", "adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
     "no clean pass": (lambda: [FreeLBCallback()], {"adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
@@ -167,8 +165,8 @@ def test_the_examples_of_the_documentation_train(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr(fastNLP, "FitlogCallback", lambda log_loss_every: Callback())
     space, runs = {}, 0
-    for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S):
-        exec(compile(block, DOCS.name, "exec"), space)
+    for block in blocks("docs/logging.md"):
+        exec(compile(block, "logging.md", "exec"), space)
         if "callbacks" in space:
             train(Classifier(), space.pop("callbacks"), n_batches=12)
             runs += 1
