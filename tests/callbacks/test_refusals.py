@@ -12,7 +12,7 @@ from fastNLP.core.drivers.torch_driver.fairscale import FairScaleDriver
 from support import Classifier, build
 from torch import nn
 
-from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
+from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
 
 each_method = pytest.mark.parametrize("method", [FGMCallback, PGDCallback, RDropCallback])
 
@@ -108,3 +108,16 @@ def test_data_parallel_over_several_devices(method):
     driver = TorchSingleDriver(model, torch.device("cpu"))
     with refused("nn.DataParallel over 2 devices", "`Trainer(device=[0, 1])`"):
         method().on_after_trainer_initialized(trainer, driver)
+
+
+class Mixed(RDropMixin, Classifier):
+    """R-Drop in its ``train_step``, which is not called where the model comes wrapped."""
+
+
+def test_r_drop_in_the_step_of_a_wrapped_model():
+    trainer, driver = build(Classifier()), TorchSingleDriver(Mixed(), torch.device("cpu"))
+    driver.outside_ddp = True
+    with refused(
+        "`rdrop_in` of Mixed to be 'forward'", 'Set `rdrop_in = "forward"` in Mixed, or add `RDropCallback()`'
+    ):
+        FGMCallback().on_after_trainer_initialized(trainer, driver)

@@ -12,6 +12,7 @@ from rows import ROWS, Probe, each_method, train_shortly
 from support import Classifier, assert_untouched, build, samples, snapshot, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
+from fastnlp_adv.callbacks import METHODS as NAMES
 
 COMBINATIONS = {
     "fgm+rdrop": (lambda: [FGMCallback(), RDropCallback(mode="two_pass")], {"forward": 4, "backward": 4}),
@@ -20,7 +21,8 @@ COMBINATIONS = {
         {"forward": 3, "backward": 3},
     ),
 }
-METHODS = {**{name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()}, **COMBINATIONS}
+SINGLE = {name: (lambda row=ROWS[name]: [row.callback()], ROWS[name].passes) for name in NAMES}
+METHODS = {**SINGLE, **COMBINATIONS}
 ERRORS = (ValueError, KeyboardInterrupt)
 #: in the first pass, which is clean or inner, and in the last; the errors take turns
 EVERYWHERE = [

@@ -47,29 +47,42 @@ def test_probabilities_in_the_place_of_logits_are_told_once(mode, dtype):
     assert said(step, batch, mode=mode, divergence="mse") == []
 
 
-SUMMED = {
-    "categorical": (F.cross_entropy, torch.tensor([0, 1, 2, 3, 0, 1]), "labels"),
-    "bernoulli": (F.binary_cross_entropy_with_logits, torch.eye(6, 4), "targets"),
-    "mse": (F.mse_loss, torch.eye(6, 4), "target"),
-    "tokens": (F.cross_entropy, torch.tensor([[0, 1, -100]] * 6), "label"),
+WORDS = torch.tensor([[0, 1, -100]] * 6)
+#: losses that are no mean over the examples: the divergence that goes with them, the labels and their name
+GROWING = {
+    "classes": (lambda p, y: F.cross_entropy(p, y, reduction="sum"), "categorical", "labels", torch.arange(6) % 4),
+    "decisions": (
+        lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="sum"),
+        "bernoulli",
+        "targets",
+        torch.eye(6, 4),
+    ),
+    "numbers": (lambda p, y: F.mse_loss(p, y, reduction="sum"), "mse", "target", torch.eye(6, 4)),
+    "words": (lambda p, y: F.cross_entropy(p.mT, y, reduction="sum"), "categorical", "label", WORDS),
+    "by a constant": (lambda p, y: F.cross_entropy(p.mT, y, reduction="sum") / 28, "categorical", "labels", WORDS),
+    "smoothed": (
+        lambda p, y: F.cross_entropy(p.mT, y, reduction="sum", label_smoothing=0.2) / 28,
+        "categorical",
+        "labels",
+        WORDS,
+    ),
+    "of ones own": (lambda p, y: p.exp().sum(-1).log().sum() / 50, "categorical", "labels", WORDS),
 }
 
 
-@pytest.mark.parametrize("kind", SUMMED)
-def test_a_summed_loss_is_told_under_concat_once(kind):
+@pytest.mark.parametrize("loss, divergence, name, labels", GROWING.values(), ids=GROWING)
+def test_a_loss_that_grows_with_the_batch_is_told_under_concat_once(loss, divergence, name, labels):
     net, _ = classes(6, 4)
-    loss, labels, name = SUMMED[kind]
-    batch = {"x": torch.randn(*((6, 3) if kind == "tokens" else (6,)), 5), name: labels}
+    batch = {"x": torch.randn(*labels.shape[: 2 if labels is WORDS else 1], 5), name: labels}
 
-    def step(batch, reduction="sum"):
+    def step(batch, by_rows=False):
         pred = net(batch["x"])
-        return {"loss": loss(pred.mT if pred.dim() == 3 else pred, batch[name], reduction=reduction), "pred": pred}
+        return {"loss": loss(pred, batch[name]) / (len(pred) if by_rows else 1), "pred": pred}
 
-    how = {"divergence": "categorical" if kind == "tokens" else kind}
-    (message,) = said(step, batch, times=3, **how)
-    assert "mean over the examples" in message and "mode='two_pass'" in message
-    assert said(step, batch, **how, mode="two_pass") == []
-    assert said(lambda batch: step(batch, "mean"), batch, **how) == []
+    (message,) = said(step, batch, times=3, divergence=divergence)
+    assert "twice as large" in message and "mode='two_pass'" in message
+    assert said(step, batch, divergence=divergence, mode="two_pass") == []
+    assert said(lambda batch: step(batch, by_rows=True), batch, divergence=divergence) == []
 
 
 class Softmaxed(Classifier):

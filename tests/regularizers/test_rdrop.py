@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, BertForTokenClassification
 from transformers.utils import ModelOutput
 
-from fastnlp_adv.regularizers import RDrop, has_dropout, warn_without_dropout
+from fastnlp_adv.regularizers import RDrop, has_dropout
 
 few = settings(max_examples=30, deadline=None)
 ROWS, CLASSES = 6, 4
@@ -361,13 +361,6 @@ def test_a_recurrent_layer_alone_drops_nothing():
     with pytest.warns(UserWarning, match="non-zero dropout"):  # torch's own
         gru = nn.GRU(2, 2, num_layers=1, dropout=0.5)
     assert not has_dropout(gru)
-
-
-def test_without_dropout_there_is_a_warning(recwarn):
-    warn_without_dropout(nn.Dropout(0.1))
-    assert not recwarn
-    with pytest.warns(UserWarning, match="no dropout above 0 in Linear: .* divergence is 0"):
-        warn_without_dropout(nn.Linear(2, 2))
 
 
 class Packing(nn.Module):

@@ -13,13 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastNLP import Trainer
-from fastNLP.core.drivers.torch_driver import TorchDDPDriver
-from support import Classifier, loader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastnlp_adv import FGMCallback, RDrop, RDropCallback, RDropMixin
+from fastnlp_adv import RDrop, RDropMixin
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -92,13 +89,6 @@ def seeded(function):
 def no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        yield
-
-
-@contextlib.contextmanager
-def no_warning_of_rdrop():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(rdrop_in|R-Drop)")
         yield
 
 
@@ -182,46 +172,3 @@ def test_distributed_data_parallel_does_the_same(process_group, form):
     torch.testing.assert_close(gradients, list(expected))
     with pytest.warns(UserWarning, match="rdrop_in"):
         DistributedDataParallel(Net(form))(X, LABELS)
-
-
-class Wordy(RDropMixin, Classifier):
-    """Returns its loss from ``forward``, which fastNLP calls on a model that comes wrapped."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-        self.head.register_forward_pre_hook(lambda module, args: self.rows.append(len(args[0])))
-
-    def forward(self, input_ids, labels):
-        pred = super().forward(input_ids)
-        return {"loss": F.cross_entropy(pred, labels), "pred": pred}
-
-
-class WordyInForward(Wordy):
-    rdrop_in = "forward"
-
-
-def run_wrapped(model, *callbacks):
-    """Three steps of a Trainer that is given the model in its wrapper."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    wrapped = DistributedDataParallel(model)
-    device = torch.device("cpu")
-    driver = TorchDDPDriver(wrapped, device, is_pull_by_torch_run=True, data_device=device)
-    settings = {"device": None, "progress_bar": None, "n_batches": 3, "use_dist_sampler": False}
-    Trainer(wrapped, loader(), optimizer, driver=driver, callbacks=[*callbacks], **settings).run()
-    return model
-
-
-def test_a_wrapped_model_in_a_trainer_of_fastnlp(process_group, monkeypatch):
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    with no_warning_of_rdrop():
-        model = run_wrapped(WordyInForward())
-    assert set(model.rows) == {4} and len(model.rows) % 2 == 0 and len(model.rows) >= 6
-    with pytest.warns(UserWarning, match=r'`rdrop_in = "forward"` in Wordy'):
-        plain = run_wrapped(Wordy())
-    assert plain.rows == model.rows[::2]
-    with pytest.raises(ValueError, match=r'Set `rdrop_in = "forward"` in Wordy'):
-        run_wrapped(Wordy(), FGMCallback())
-    run_wrapped(plain, FGMCallback(), RDropCallback(mode="two_pass"))
-    assert plain.rows[len(model.rows) // 2 :] == run_wrapped(WordyInForward(), FGMCallback()).rows == 2 * model.rows
