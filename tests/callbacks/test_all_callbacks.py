@@ -110,15 +110,6 @@ def test_trains_as_a_plain_loop_does(row):
 
 
 @each_method
-def test_same_callback_trains_a_second_trainer_alike(row):
-    callback, models, states = row.callback(), [Classifier(), Classifier()], []
-    for model in models:
-        states.append(train_shortly(model, [callback]).state["adv"])
-    assert torch.equal(weights(models[0]), weights(models[1]))
-    assert {k: v.item() for k, v in states[0].items()} == {k: v.item() for k, v in states[1].items()}
-
-
-@each_method
 def test_before_its_start_it_is_plain_training(row):
     model = Classifier()
     train_shortly(model, [row.callback(start=10**6)])

@@ -107,15 +107,16 @@ def test_failure_when_training_begins_leaves_no_trace(row, order):
 
 
 @each_method
-def test_callback_works_again_after_a_failure(row):
+def test_callback_works_again_after_a_training_and_a_failure(row):
     callback, broken = row.callback(), Probe()
-    broken.fail("backward", row.passes["backward"] - 1, ValueError)
+    train_shortly(Classifier(), [callback])
+    broken.fail("backward", 6 * row.passes["backward"] - 1, ValueError)  # in the last batch
     with pytest.raises(ValueError, match="made to fail"):
         train_shortly(broken, [callback])
     again, fresh = Classifier(), Classifier()
-    train_shortly(again, [callback])
-    train_shortly(fresh, [row.callback()])
+    ours, theirs = train_shortly(again, [callback]), train_shortly(fresh, [row.callback()])
     assert torch.equal(weights(again), weights(fresh))
+    assert all(torch.equal(ours.state["adv"][name], value) for name, value in theirs.state["adv"].items())
 
 
 @each_method

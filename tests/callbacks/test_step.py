@@ -61,9 +61,9 @@ def test_start_and_every_count_optimizer_steps(schedule, accumulation, expected)
     assert forwards.counts == expected
 
 
-def one_batch(callbacks, model=None, **kwargs):
+def one_batch(callbacks, **kwargs):
     """The state after one step on one batch without dropout, that batch, and the model as it was before."""
-    model = Classifier(dropout=0.0) if model is None else model
+    model = Classifier(dropout=0.0)
     before = copy.deepcopy(model)
     trainer = train(model, callbacks, data=samples(4), n_batches=1, **kwargs)
     return trainer.state["adv"], next(iter(loader(samples(4)))), before

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 from fastNLP import Callback, TorchDataLoader, TorchGradClipCallback, Trainer
-from support import Classifier, collate, distance, samples, since_torch
+from support import Classifier, bert_config, collate, distance, samples, since_torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from fastnlp_adv import AWP, PGD, FGMCallback
 
@@ -70,9 +70,7 @@ def load(name):
 
 def bert():
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertForSequenceClassification(BertConfig(vocab_size=64, **size, **dropout))
+    return BertForSequenceClassification(bert_config(0.0, vocab_size=64))
 
 
 def adam(model):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
 from collections import namedtuple
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastnlp_adv import RDrop, RDropMixin
+
+pytestmark = pytest.mark.filterwarnings("error:.*R-Drop")  # unless a test expects it
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -85,13 +85,6 @@ def seeded(function):
     return function()
 
 
-@contextlib.contextmanager
-def no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
 @pytest.mark.parametrize("mode", ["two_pass", "concat"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
@@ -100,8 +93,7 @@ def no_warning():
 def test_a_call_returns_the_models_type_with_the_combined_loss(form, mode, call):
     model = InForward(form)
     model.rdrop_mode = mode
-    with no_warning():
-        found = seeded(lambda: call(model))
+    found = seeded(lambda: call(model))
     assert model.rows == ([5, 5] if mode == "two_pass" else [10])
     assert type(found) is type(FORMS[form][0](loss=0, logits=0, name=0))
     loss, logits, name = FORMS[form][1](found)
@@ -125,8 +117,7 @@ def test_what_is_no_training_call_is_plain():
 @pytest.mark.parametrize("model_class", [Net, InForward])
 def test_train_step_runs_it_once_either_way(model_class):
     model = model_class()
-    with no_warning():
-        found = seeded(lambda: model.train_step(X, LABELS))
+    found = seeded(lambda: model.train_step(X, LABELS))
     torch.testing.assert_close(found["loss"], seeded(lambda: definition(model))[0])
     assert model.rows == [5, 5]
 
@@ -134,8 +125,7 @@ def test_train_step_runs_it_once_either_way(model_class):
 @pytest.mark.parametrize("model_class", [Net, InForward])
 def test_inside_r_drop_of_another_it_runs_once(model_class):
     model, batch = model_class(), {"x": X, "labels": LABELS}
-    with no_warning():
-        RDrop()(lambda b: model(**b), batch)
+    RDrop()(lambda b: model(**b), batch)
     assert model.rows == [10]
 
 
@@ -144,9 +134,8 @@ def test_a_call_that_passes_train_step_by_is_warned_of_once(form):
     model = Net(form)
     with pytest.warns(UserWarning, match=r'`rdrop_in = "forward"` in Net'):
         assert torch.equal(FORMS[form][1](seeded(lambda: model(X, LABELS)))[1], seeded(lambda: model.inner(X)))
-    with no_warning():
-        model(X, LABELS)
-        Net(form).eval()(X, LABELS)
+    model(X, LABELS)
+    Net(form).eval()(X, LABELS)
     assert model.rows == [5, 5]
 
 

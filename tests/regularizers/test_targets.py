@@ -106,31 +106,28 @@ def test_looking_at_an_unusual_loss_draws_no_dropout_mask():
 # The positions of causal language models.
 
 
-def kl_at(p, q, counts):
+def kl_at(p, q, positions):
     """The mean of both KL divergences over the positions that count, in Python floats."""
-    total, n = 0.0, 0
-    for i, row in enumerate(counts):
-        for j, counted in enumerate(row):
-            if counted:
-                a, b = p[i, j].softmax(-1).tolist(), q[i, j].softmax(-1).tolist()
-                total += sum((x - y) * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True)) / 2
-                n += 1
-    return total / n
+    total = 0.0
+    for i, j in positions:
+        a, b = p[i, j].softmax(-1).tolist(), q[i, j].softmax(-1).tolist()
+        total += sum((x - y) * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True)) / 2
+    return total / len(positions)
 
 
 def partly_labelled():
+    """A batch, and the positions whose following one has a label."""
     batch = sentences()
     batch["labels"][:, :3] = -100  # a prompt
     batch["labels"][1, 6:] = -100
-    labels = batch["labels"].tolist()
-    same = [[label != -100 for label in row] for row in labels]
-    return batch, same, [[*row[1:], False] for row in same]
+    rows = batch["labels"].tolist()
+    return batch, [(i, j) for i, row in enumerate(rows) for j, label in enumerate(row[1:]) if label != -100]
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_a_position_counts_whose_loss_is_the_next_labels(make, mode):
-    model, (batch, _, following) = make(), partly_labelled()
+    model, (batch, following) = make(), partly_labelled()
 
     def of_ones_own(batch):
         outputs = model(**batch)
@@ -144,8 +141,9 @@ def test_a_position_counts_whose_loss_is_the_next_labels(make, mode):
 @pytest.mark.parametrize("method", [VAT, SMART, R3F])
 def test_smoothness_counts_the_same_positions(method):
     """The positions that do not count are made to differ in each forward: they change nothing."""
-    model, (batch, _, following) = gpt2(dropout=0.0), partly_labelled()
-    elsewhere, calls = ~torch.tensor(following).unsqueeze(-1), []
+    model, (batch, following) = gpt2(dropout=0.0), partly_labelled()
+    elsewhere, calls = torch.ones(4, 8, 1), []
+    elsewhere[tuple(zip(*following, strict=True))] = 0.0
 
     def step(batch, noise):
         outputs = model(**batch)
