@@ -22,6 +22,10 @@ EXPORTED = [
 ]
 
 
+def noting(event):
+    return lambda self, *_: self.events.append(event)
+
+
 class Record(Callback):
     """The hooks of a batch in their order, and what they were given."""
 
@@ -40,20 +44,11 @@ class Record(Callback):
         self.reported.append(outputs["loss"].item())
         self.outputs = outputs
 
-    def on_after_backward(self, trainer):
-        self.events.append("backward done")
-
-    def on_before_optimizers_step(self, trainer, optimizers):
-        self.events.append("step")
-
-    def on_after_optimizers_step(self, trainer, optimizers):
-        self.events.append("step done")
-
-    def on_before_zero_grad(self, trainer, optimizers):
-        self.events.append("zero grad")
-
-    def on_after_zero_grad(self, trainer, optimizers):
-        self.events.append("zero grad done")
+    on_after_backward = noting("backward done")
+    on_before_optimizers_step = noting("step")
+    on_after_optimizers_step = noting("step done")
+    on_before_zero_grad = noting("zero grad")
+    on_after_zero_grad = noting("zero grad done")
 
 
 @cache
@@ -112,15 +107,6 @@ def test_trains_as_a_plain_loop_does(row):
     train_shortly(ours, [row.callback()], accumulation_steps=3)
     train_by_hand(theirs, row.callback().method, accumulation=3)
     assert distance(ours, theirs) < 1e-6
-
-
-@each_method
-def test_same_callback_trains_a_second_trainer_alike(row):
-    callback, models, states = row.callback(), [Classifier(), Classifier()], []
-    for model in models:
-        states.append(train_shortly(model, [callback]).state["adv"])
-    assert torch.equal(weights(models[0]), weights(models[1]))
-    assert {k: v.item() for k, v in states[0].items()} == {k: v.item() for k, v in states[1].items()}
 
 
 @each_method
@@ -194,9 +180,8 @@ def test_accumulation_counts_optimizer_steps(row):
         train(each, callbacks, accumulation_steps=2, n_batches=12)
     batches = plain.passes["forward"]
     assert batches == 12
-    assert model.passes["forward"] == batches + 4 * (
-        row.cost.forwards - 1
-    )  # in steps 2 and 4 of 0 to 5, two batches each
+    acted = 4  # in steps 2 and 4 of 0 to 5, two batches each
+    assert model.passes["forward"] == batches + acted * (row.cost.forwards - 1)
 
 
 @each_method

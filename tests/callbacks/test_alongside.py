@@ -3,22 +3,12 @@
 import pytest
 import torch
 from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback
-from support import (
-    Classifier,
-    distance,
-    loader,
-    samples,
-    textbook_fgm,
-    textbook_pgd,
-    train,
-    weights,
-)
+from support import Classifier, distance, loader, samples, textbook_fgm, textbook_pgd, train, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
 
 OTHERS = {
-    "clip by norm": lambda: TorchGradClipCallback(clip_value=0.05, clip_type="norm"),
-    "clip by value": lambda: TorchGradClipCallback(clip_value=0.01, clip_type="value"),
+    "clipping": lambda: TorchGradClipCallback(clip_value=0.05, clip_type="norm"),
     "warmup": lambda: TorchWarmupCallback(warmup=0.5),
 }
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
-from pathlib import Path
 
 import fastNLP
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, FitlogCallback, Trainer, logger
+from fastNLP import Accuracy, Callback, FitlogCallback, Trainer
 from fastNLP.core.callbacks import fitlog_callback
+from pages import blocks
 from support import Classifier, build, loader, train
 
 from fastnlp_adv import FGMCallback, FreeLBCallback, LogCallback, RDropCallback, VATCallback
 
-DOCS = Path(__file__).parents[2] / "docs/logging.md"
 METHODS = {
     "attack": (lambda: [FGMCallback()], {"loss", "adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
     "no clean pass": (lambda: [FreeLBCallback()], {"adv_loss", "grad_norm", "perturbation_norm", "skipped"}),
@@ -120,17 +118,13 @@ def test_only_the_first_rank_writes():
 
 
 @pytest.mark.parametrize("progress_bar", ["rich", "tqdm", "raw", None])
-def test_real_progress_bars_take_it(progress_bar, caplog):
+def test_real_progress_bars_take_it(progress_bar, said):
     model = Classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     where = {"driver": "torch", "device": "cpu", "progress_bar": progress_bar}
     callbacks = [FGMCallback(), LogCallback(every=2, progress_bar=True)]
-    logger.addHandler(caplog.handler)
-    try:
-        Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where).run()
-    finally:
-        logger.removeHandler(caplog.handler)
-    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Batch ")]
+    Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where).run()
+    lines = [r.getMessage() for r in said.records if r.getMessage().startswith("Batch ")]
     assert [line.split(":")[0] for line in lines] == (
         [] if progress_bar in ("rich", "tqdm") else ["Batch 2", "Batch 4", "Batch 6"]
     )
@@ -144,13 +138,9 @@ def test_without_a_writer_it_writes_to_the_log_of_fastnlp(said):
     assert all("loss=" in line and "adv_loss=" in line for line in lines)
 
 
-def test_a_trainer_without_methods_is_warned(caplog):
-    logger.addHandler(caplog.handler)
-    try:
-        trainer = build(Classifier(), [LogCallback(summary := Summary(), every=1)], n_batches=6)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "LogCallback has nothing to log" in caplog.text
+def test_a_trainer_without_methods_is_warned(said):
+    trainer = build(Classifier(), [LogCallback(summary := Summary(), every=1)], n_batches=6)
+    assert "LogCallback has nothing to log" in said.text
     trainer.run()
     assert not summary.scalars
 
@@ -175,8 +165,8 @@ def test_the_examples_of_the_documentation_train(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr(fastNLP, "FitlogCallback", lambda log_loss_every: Callback())
     space, runs = {}, 0
-    for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S):
-        exec(compile(block, DOCS.name, "exec"), space)
+    for block in blocks("docs/logging.md"):
+        exec(compile(block, "logging.md", "exec"), space)
         if "callbacks" in space:
             train(Classifier(), space.pop("callbacks"), n_batches=12)
             runs += 1

@@ -2,13 +2,11 @@
 
 import pytest
 import torch.nn.functional as F
-from fastNLP import logger
 from support import Bert, Classifier, distance, matched, train
 
 from fastnlp_adv import FGMCallback, RDropCallback, RDropMixin
 
 TUTORIAL = {"kl_weight": 0.1, "reduction": "sum", "mode": "two_pass"}
-each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
 
 
 def symmetric_kl(first, second):
@@ -23,20 +21,15 @@ def two_forwards(trainer, batch):
     return (F.cross_entropy(first, labels) + F.cross_entropy(second, labels)) / 2 + 0.1 * symmetric_kl(first, second)
 
 
-def by_hand(trainer, batch):
-    trainer.backward({"loss": two_forwards(trainer, batch)})
-    trainer.step()
-    trainer.zero_grad()
-
-
-def by_hand_under_fgm(model):
+def by_hand(model, attacked):
     def batch_step_fn(trainer, batch):
         trainer.backward({"loss": two_forwards(trainer, batch)})
-        (weight,) = matched(model, "word_embeddings")
-        value = weight.detach().clone()
-        weight.data += weight.grad / weight.grad.norm()
-        trainer.backward({"loss": two_forwards(trainer, batch)})
-        weight.data = value
+        if attacked:
+            (weight,) = matched(model, "word_embeddings")
+            value = weight.detach().clone()
+            weight.data += weight.grad / weight.grad.norm()
+            trainer.backward({"loss": two_forwards(trainer, batch)})
+            weight.data = value
         trainer.step()
         trainer.zero_grad()
 
@@ -53,33 +46,16 @@ class MixedBert(RDropMixin, Bert):
     rdrop_reduction = "sum"
 
 
-MIXED = {Classifier: MixedClassifier, Bert: MixedBert}
-
-
-@each_model
-def test_two_pass_equals_the_tutorial(model_class):
-    ours, theirs = model_class(), model_class()
-    train(ours, [RDropCallback(**TUTORIAL)])
-    train(theirs, batch_step_fn=by_hand)
+@pytest.mark.parametrize("model_class, mixed", [(Classifier, MixedClassifier), (Bert, MixedBert)])
+@pytest.mark.parametrize("mixin", [False, True], ids=["callback", "mixin"])
+@pytest.mark.parametrize("attacked", [False, True], ids=["alone", "under fgm"])
+def test_it_equals_the_tutorial(model_class, mixed, mixin, attacked):
+    ours, theirs = (mixed if mixin else model_class)(), model_class()
+    callbacks = [FGMCallback()] if attacked else []
+    train(ours, callbacks if mixin else [*callbacks, RDropCallback(**TUTORIAL)])
+    train(theirs, batch_step_fn=by_hand(theirs, attacked))
     assert distance(ours, theirs) < 1e-4
     assert distance(ours, model_class()) > 1e-3
-
-
-@each_model
-def test_mixin_equals_the_tutorial(model_class):
-    ours, theirs = MIXED[model_class](), model_class()
-    train(ours)
-    train(theirs, batch_step_fn=by_hand)
-    assert distance(ours, theirs) < 1e-4
-
-
-@each_model
-@pytest.mark.parametrize("mixin", [False, True])
-def test_fgm_with_rdrop_equals_the_combination_by_hand(model_class, mixin):
-    ours, theirs = MIXED[model_class]() if mixin else model_class(), model_class()
-    train(ours, [FGMCallback()] if mixin else [FGMCallback(), RDropCallback(**TUTORIAL)])
-    train(theirs, batch_step_fn=by_hand_under_fgm(theirs))
-    assert distance(ours, theirs) < 1e-4
 
 
 def test_kl_of_the_state_is_that_of_the_clean_pass():
@@ -100,12 +76,8 @@ def test_kl_of_the_state_is_that_of_the_clean_pass():
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("model_class", [Classifier, MixedClassifier])
-def test_model_without_dropout_gets_one_warning(model_class, caplog, recwarn):
-    logger.addHandler(caplog.handler)
-    try:
-        train(model_class(dropout=0.0), [RDropCallback()])
-        train(model_class(), [RDropCallback()])
-    finally:
-        logger.removeHandler(caplog.handler)
-    messages = [r.getMessage() for r in caplog.records] + [str(w.message) for w in recwarn]
+def test_model_without_dropout_gets_one_warning(model_class, said, recwarn):
+    train(model_class(dropout=0.0), [RDropCallback()])
+    train(model_class(), [RDropCallback()])
+    messages = [r.getMessage() for r in said.records] + [str(w.message) for w in recwarn]
     assert len([message for message in messages if "no dropout" in message]) == 1

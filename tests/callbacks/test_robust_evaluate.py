@@ -100,7 +100,7 @@ class Failing(Classifier):
         return super().forward(input_ids)
 
 
-@pytest.mark.parametrize("at", [1, 2, 6, 10, 20])
+@pytest.mark.parametrize("at", [1, 6, 20])
 def test_after_a_failure_the_model_is_as_before(at):
     model, states = Failing(at), {}
 
@@ -117,32 +117,21 @@ def test_after_a_failure_the_model_is_as_before(at):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "trainer", "message"),
+    ("arguments", "message"),
     [
-        ({"epsilon": -1.0}, {}, "`epsilons` to be a finite"),
-        ({"steps": 0}, {}, "`steps` to be an integer"),
-        ({"dataloaders": None}, {}, "to have data.* Give one of them"),
-        ({"labels": "target"}, {}, "`labels` to name a field.* Name the field that holds them"),
-        ({"emb_name": "nothing"}, {}, "`emb_name` to be part.* Give part of one of these names"),
+        ({"epsilon": -1.0}, "`epsilons` to be a finite"),
+        ({"steps": 0}, "`steps` to be an integer"),
+        ({"dataloaders": None}, "to have data.* Give one of them"),
+        ({"labels": "target"}, "`labels` to name a field.* Name the field that holds them"),
+        ({"emb_name": "nothing"}, "`emb_name` to be part.* Give part of one of these names"),
     ],
 )
-def test_refuses_when_the_trainer_is_built(arguments, trainer, message):
+def test_refuses_when_the_trainer_is_built(arguments, message):
     model = Classifier()
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
-        build(model, [callback(**arguments)], **trainer)
+        build(model, [callback(**arguments)])
     assert_untouched(model, before)
-
-
-def test_attack_lowers_what_plain_evaluation_gives(tmp_path):
-    data = samples(24)
-    for sample in data:
-        sample["labels"] = sample["input_ids"][0] % 3
-    model = Classifier(0.0)
-    robust = saving(tmp_path, dataloaders=loader(data), epsilon=1.0, evaluate_every=-20)
-    train(model, [robust], data=data, lr=0.5, n_epochs=20, n_batches=-1)
-    clean = model(torch.stack([s["input_ids"] for s in data])).argmax(-1) == torch.stack([s["labels"] for s in data])
-    assert saved(tmp_path)[-1]["accuracy#robust"] < clean.double().mean().item() - 0.2
 
 
 def test_labels_under_no_known_name_are_asked_for():

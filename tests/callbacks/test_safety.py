@@ -12,6 +12,7 @@ from rows import ROWS, Probe, each_method, train_shortly
 from support import Classifier, assert_untouched, build, samples, snapshot, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback, RDropMixin
+from fastnlp_adv.callbacks import METHODS as NAMES
 
 COMBINATIONS = {
     "fgm+rdrop": (lambda: [FGMCallback(), RDropCallback(mode="two_pass")], {"forward": 4, "backward": 4}),
@@ -20,7 +21,8 @@ COMBINATIONS = {
         {"forward": 3, "backward": 3},
     ),
 }
-METHODS = {**{name: (lambda row=row: [row.callback()], row.passes) for name, row in ROWS.items()}, **COMBINATIONS}
+SINGLE = {name: (lambda row=ROWS[name]: [row.callback()], ROWS[name].passes) for name in NAMES}
+METHODS = {**SINGLE, **COMBINATIONS}
 ERRORS = (ValueError, KeyboardInterrupt)
 #: in the first pass, which is clean or inner, and in the last; the errors take turns
 EVERYWHERE = [
@@ -62,25 +64,20 @@ def test_failure_in_any_pass_leaves_the_model_as_before_the_step(make, passes, n
         assert all(torch.equal(value, keep.before[0][name]) for name, value in state.items())
 
 
+def raising(hook, error):
+    """A callback that raises in a hook."""
+
+    def fail(*_):
+        raise error
+
+    return type("Raising", (Callback,), {hook: fail})()
+
+
 @each_method
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward", "on_before_optimizers_step"])
 def test_failure_in_another_callback_leaves_the_model_as_before_the_step(row, hook):
-    class Fail(Callback):
-        def on_before_backward(self, trainer, outputs):
-            self.fail("on_before_backward")
-
-        def on_after_backward(self, trainer):
-            self.fail("on_after_backward")
-
-        def on_before_optimizers_step(self, trainer, optimizers):
-            self.fail("on_before_optimizers_step")
-
-        def fail(self, where):
-            if where == hook:
-                raise OSError("disk full")
-
     model, keep = Probe(), Keep()
-    trainer = build(model, [keep, row.callback(), Fail()])
+    trainer = build(model, [keep, row.callback(), raising(hook, OSError("disk full"))])
     with pytest.raises(OSError, match="disk full"):
         trainer.run()
     assert_untouched(model, keep.before)
@@ -89,44 +86,37 @@ def test_failure_in_another_callback_leaves_the_model_as_before_the_step(row, ho
 
 @each_method
 def test_early_stop_ends_the_methods_as_well(row):
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer):
-            raise EarlyStopException("enough")
-
     model = Probe()
     before = snapshot(model)[1:]
-    trainer = train_shortly(model, [row.callback(), Stop()])
+    trainer = train_shortly(model, [row.callback(), raising("on_train_batch_end", EarlyStopException("enough"))])
     assert trainer.global_forward_batches == 1
     assert snapshot(model)[1:] == before
     assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
 
 
 @each_method
-def test_failure_when_training_begins_leaves_no_trace(row):
-    class Fail(Callback):
-        def on_train_begin(self, trainer):
-            raise OSError("no such file")
-
-    for callbacks in ([row.callback(), Fail()], [Fail(), row.callback()]):
-        model = Probe()
-        before = snapshot(model)
-        trainer = build(model, callbacks)
-        with pytest.raises(OSError, match="no such file"):
-            trainer.run()
-        assert_untouched(model, before)
-        assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
+@pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
+def test_failure_when_training_begins_leaves_no_trace(row, order):
+    model = Probe()
+    before = snapshot(model)
+    trainer = build(model, [row.callback(), raising("on_train_begin", OSError("no such file"))][::order])
+    with pytest.raises(OSError, match="no such file"):
+        trainer.run()
+    assert_untouched(model, before)
+    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
 
 
 @each_method
-def test_callback_works_again_after_a_failure(row):
+def test_callback_works_again_after_a_training_and_a_failure(row):
     callback, broken = row.callback(), Probe()
-    broken.fail("backward", row.passes["backward"] - 1, ValueError)
+    train_shortly(Classifier(), [callback])
+    broken.fail("backward", 6 * row.passes["backward"] - 1, ValueError)  # in the last batch
     with pytest.raises(ValueError, match="made to fail"):
         train_shortly(broken, [callback])
     again, fresh = Classifier(), Classifier()
-    train_shortly(again, [callback])
-    train_shortly(fresh, [row.callback()])
+    ours, theirs = train_shortly(again, [callback]), train_shortly(fresh, [row.callback()])
     assert torch.equal(weights(again), weights(fresh))
+    assert all(torch.equal(ours.state["adv"][name], value) for name, value in theirs.state["adv"].items())
 
 
 @each_method

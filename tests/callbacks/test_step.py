@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from fastNLP import Callback, logger
-from fastNLP.core.controllers.loops import TrainBatchLoop
+from fastNLP import Callback
 from fastNLP.core.utils.exceptions import EarlyStopException
 from rows import Probe
-from support import Assign, Classifier, build, loader, samples, train, weights
+from support import Classifier, build, loader, samples, train, weights
 from torch import nn
 
 from fastnlp_adv import (
@@ -25,7 +24,6 @@ from fastnlp_adv import (
     TAVATCallback,
     VATCallback,
 )
-from fastnlp_adv.callbacks.step import BatchStep
 
 
 class Forwards(Callback):
@@ -63,21 +61,9 @@ def test_start_and_every_count_optimizer_steps(schedule, accumulation, expected)
     assert forwards.counts == expected
 
 
-def test_steps_before_the_start_are_bitwise_plain():
-    class Keep(Callback):
-        def on_train_batch_end(self, trainer):
-            seen.append(weights(trainer.model))
-
-    seen = []
-    train(Classifier(), [FGMCallback(start=4), Keep()])
-    ours, seen = seen, []
-    train(Classifier(), [Keep()])
-    assert [torch.equal(a, b) for a, b in zip(ours, seen, strict=True)] == [True] * 4 + [False] * (len(seen) - 4)
-
-
-def one_batch(callbacks, model=None, **kwargs):
+def one_batch(callbacks, **kwargs):
     """The state after one step on one batch without dropout, that batch, and the model as it was before."""
-    model = Classifier(dropout=0.0) if model is None else model
+    model = Classifier(dropout=0.0)
     before = copy.deepcopy(model)
     trainer = train(model, callbacks, data=samples(4), n_batches=1, **kwargs)
     return trainer.state["adv"], next(iter(loader(samples(4)))), before
@@ -111,31 +97,6 @@ def test_state_of_accumulation_is_that_of_the_whole_loss():
     alone, _, _ = one_batch([FGMCallback()])
     divided, _, _ = one_batch([FGMCallback()], accumulation_steps=4)
     assert {k: v.item() for k, v in divided.items()} == pytest.approx({k: v.item() for k, v in alone.items()})
-
-
-def test_a_log_callback_writes_through_the_logger_of_fastnlp(caplog):
-    logger.addHandler(caplog.handler)
-    try:
-        trainer = train(Classifier(), [FGMCallback(), RDropCallback(), LogCallback(every=5)], n_batches=12)
-    finally:
-        logger.removeHandler(caplog.handler)
-    lines = [r.getMessage() for r in caplog.records if "adv_loss" in r.getMessage()]
-    assert [line.split(":")[0] for line in lines] == ["Batch 5", "Batch 10"]
-    assert trainer.global_forward_batches == 12
-    for name in ("loss=", "adv_loss=", "kl=", "grad_norm=", "perturbation_norm=1,", "skipped=0"):
-        assert name in lines[0]
-
-
-def test_one_step_serves_all_callbacks_and_leaves_with_the_last():
-    class Look(Callback):
-        def on_train_batch_begin(self, trainer, batch, indices):
-            found.append(trainer.train_batch_loop.batch_step_fn)
-
-    found = []
-    trainer = train(Classifier(), [FGMCallback(), Look(), RDropCallback()])
-    assert len(set(map(id, found))) == 1
-    assert isinstance(found[0], BatchStep)
-    assert trainer.train_batch_loop.batch_step_fn is TrainBatchLoop.batch_step_fn
 
 
 # Habits of fastNLP's users: fractions of a training, exceptions, one callback in two Trainers, own methods.
@@ -243,21 +204,6 @@ def test_one_line_says_what_is_perturbed_and_by_how_much(said):
 
 
 # Arguments are live: what is assigned to a callback holds from the next batch on.
-
-
-class Norms(Callback):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_train_batch_end(self, trainer):
-        self.seen.append(float(trainer.state["adv"]["perturbation_norm"]))
-
-
-def test_an_assigned_epsilon_holds_from_the_next_batch_on():
-    callback, norms = FGMCallback(1.0), Norms()
-    train(Classifier(), [callback, norms, Assign(callback, 3, epsilon=0.25)], n_batches=6)
-    assert norms.seen == pytest.approx([1.0] * 3 + [0.25] * 3, rel=1e-5)
 
 
 class Early(Callback):

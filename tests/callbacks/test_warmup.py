@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fastNLP import Callback
 from rows import Row
-from support import Assign, Classifier, build, loader, train
+from support import Assign, Classifier, train
 
 from fastnlp_adv import FGMCallback, PGDCallback
 from fastnlp_adv.callbacks import METHODS
@@ -16,36 +16,30 @@ class Norms(Callback):
 
     def __init__(self):
         super().__init__()
-        self.seen, self.sizes = [], []
+        self.seen = []
 
     def on_train_batch_begin(self, trainer, batch, indices):
         trainer.state.get("adv", {}).pop("perturbation_norm", None)
-        self.sizes.append(float(trainer.model.head.weight.detach().norm()))
 
     def on_train_batch_end(self, trainer):
         self.seen.append(float(trainer.state["adv"].get("perturbation_norm", 0.0)))
 
 
-def norms(callback, model=None, n_batches=6, more=(), **kwargs):
+def norms(callback, n_batches=6, more=(), **kwargs):
     found = Norms()
-    train(Classifier() if model is None else model, [callback, found, *more], n_batches=n_batches, **kwargs)
+    train(Classifier(), [callback, found, *more], n_batches=n_batches, **kwargs)
     return found
 
 
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ({"warmup": 0}, [1, 1, 1, 1, 1, 1]),
         ({}, [1, 1, 1, 1, 1, 1]),
-        ({"warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
         ({"warmup": 4, "epsilon": 0.2}, [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]),
         ({"warmup": 1.0}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
         ({"start": 2, "warmup": 1}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),  # whole at the end, though it sets in late
         ({"start": 0.3, "warmup": 0.9}, [0, 0, 1 / 4, 2 / 4, 3 / 4, 1]),
         ({"warmup": 2.5}, [0.4, 0.8, 1, 1, 1, 1]),
-        ({"warmup": 100}, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]),
-        ({"warmup": 0.5}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
-        ({"warmup": 3, "start": 2}, [0, 0, 1 / 3, 2 / 3, 1, 1]),
         ({"warmup": 0.5, "start": 0.3}, [0, 0, 1 / 3, 2 / 3, 1, 1]),  # 0.3 of 6 steps is over with the second
         ({"warmup": 3, "start": 1, "every": 2}, [0, 1 / 3, 0, 1, 0, 1]),
         ({"warmup": 3, "replace": True}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
@@ -96,13 +90,6 @@ def test_every_attack_begins_with_next_to_nothing(method):
 def test_arguments_are_live(values, expected):
     callback = FGMCallback(warmup=4)
     assert norms(callback, more=[Assign(callback, 2, **values)]).seen == pytest.approx(expected, rel=1e-4)
-
-
-def run(model, callbacks, resume_from=None):
-    """Two epochs of six batches, at a rate that moves the word vectors."""
-    data = loader(shuffle=True)
-    trainer = build(model, callbacks, train_dataloader=data, n_batches=-1, n_epochs=2, lr=0.5)
-    trainer.run(resume_from=resume_from)
 
 
 @pytest.mark.parametrize("warmup, steps", [(4, 4), (0.5, 3), (0.25, 1.5), (1, 6)])

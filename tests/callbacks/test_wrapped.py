@@ -27,10 +27,8 @@ class Own(RDropMixin, Counts):
     rdrop_reduction = "sum"
 
 
-class OwnForward(RDropMixin, Counts):
+class PlainForward(Counts):
     """Returns its loss from ``forward``."""
-
-    rdrop_kl_weight = 7.0
 
     def forward(self, input_ids, labels):
         pred = super().forward(input_ids)
@@ -40,15 +38,10 @@ class OwnForward(RDropMixin, Counts):
         return self(input_ids, labels)
 
 
-class PlainForward(Counts):
-    """The same without R-Drop of its own."""
+class OwnForward(RDropMixin, PlainForward):
+    """The same with R-Drop of its own."""
 
-    def forward(self, input_ids, labels):
-        pred = Classifier.forward(self, input_ids)
-        return {"loss": cross_entropy(pred, labels), "pred": pred}
-
-    def train_step(self, input_ids, labels):
-        return self(input_ids, labels)
+    rdrop_kl_weight = 7.0
 
 
 class Wrapper(nn.Module):

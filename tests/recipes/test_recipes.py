@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import math
 import runpy
@@ -12,9 +13,9 @@ import pytest
 import torch
 import transformers
 from fastNLP import Callback, TorchDataLoader, TorchGradClipCallback, Trainer
-from support import Classifier, collate, distance, samples, since_torch
+from support import Classifier, bert_config, collate, distance, samples, since_torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from fastnlp_adv import AWP, PGD, FGMCallback
 
@@ -33,9 +34,14 @@ RUN = [pytest.param(name, marks=NEEDS.get(name, ())) for name in OTHER_TRAINERS]
 LOSSES = ["causal_lm", "lora", "regression", "seq2seq_t5"]
 
 
+@functools.cache
+def run(name):
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in OTHER_TRAINERS])
 def test_a_recipe_learns(name):
-    found = runpy.run_path(str(FOLDER / f"{name}.py"))
+    found = run(name)
     if name in LOSSES:
         assert found["after"] < 0.8 * found["before"]
     else:
@@ -43,7 +49,7 @@ def test_a_recipe_learns(name):
 
 
 def test_lora_leaves_the_frozen_embedding_alone():
-    found = runpy.run_path(str(FOLDER / "lora.py"))
+    found = run("lora")
     assert torch.equal(found["embedding"], found["frozen"])
 
 
@@ -64,9 +70,7 @@ def load(name):
 
 def bert():
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertForSequenceClassification(BertConfig(vocab_size=64, **size, **dropout))
+    return BertForSequenceClassification(bert_config(0.0, vocab_size=64))
 
 
 def adam(model):

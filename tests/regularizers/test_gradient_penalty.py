@@ -7,16 +7,7 @@ import copy
 import pytest
 import torch
 from references import assert_same, bert, classifier, gradients, words
-from support import (
-    Bert,
-    Classifier,
-    assert_untouched,
-    collate,
-    samples,
-    since_torch,
-    snapshot,
-    train,
-)
+from support import Bert, Classifier, assert_untouched, collate, samples, since_torch, snapshot, train
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy

@@ -24,12 +24,9 @@ def said(step, batch, times=1, **settings):
     return [str(w.message) for w in caught]
 
 
-def classes(rows, count, seed=0, scale=1.0):
-    torch.manual_seed(seed)
+def classes(rows, count):
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, count))
-    with torch.no_grad():
-        net[-1].weight *= scale
-        net[-1].bias *= scale
     return net, {"x": torch.randn(rows, 5), "labels": torch.randint(count, (rows,))}
 
 
@@ -50,44 +47,42 @@ def test_probabilities_in_the_place_of_logits_are_told_once(mode, dtype):
     assert said(step, batch, mode=mode, divergence="mse") == []
 
 
-def tokens(net, reduction):
-    def step(batch):
+WORDS = torch.tensor([[0, 1, -100]] * 6)
+#: losses that are no mean over the examples: the divergence that goes with them, the labels and their name
+GROWING = {
+    "classes": (lambda p, y: F.cross_entropy(p, y, reduction="sum"), "categorical", "labels", torch.arange(6) % 4),
+    "decisions": (
+        lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="sum"),
+        "bernoulli",
+        "targets",
+        torch.eye(6, 4),
+    ),
+    "numbers": (lambda p, y: F.mse_loss(p, y, reduction="sum"), "mse", "target", torch.eye(6, 4)),
+    "words": (lambda p, y: F.cross_entropy(p.mT, y, reduction="sum"), "categorical", "label", WORDS),
+    "by a constant": (lambda p, y: F.cross_entropy(p.mT, y, reduction="sum") / 28, "categorical", "labels", WORDS),
+    "smoothed": (
+        lambda p, y: F.cross_entropy(p.mT, y, reduction="sum", label_smoothing=0.2) / 28,
+        "categorical",
+        "labels",
+        WORDS,
+    ),
+    "of ones own": (lambda p, y: p.exp().sum(-1).log().sum() / 50, "categorical", "labels", WORDS),
+}
+
+
+@pytest.mark.parametrize("loss, divergence, name, labels", GROWING.values(), ids=GROWING)
+def test_a_loss_that_grows_with_the_batch_is_told_under_concat_once(loss, divergence, name, labels):
+    net, _ = classes(6, 4)
+    batch = {"x": torch.randn(*labels.shape[: 2 if labels is WORDS else 1], 5), name: labels}
+
+    def step(batch, by_rows=False):
         pred = net(batch["x"])
-        return {"loss": F.cross_entropy(pred.mT, batch["labels"], reduction=reduction), "pred": pred}
+        return {"loss": loss(pred, batch[name]) / (len(pred) if by_rows else 1), "pred": pred}
 
-    return step
-
-
-def test_a_summed_loss_is_told_under_concat_once():
-    net, batch = classes(6, 4)
-    del batch["labels"]
-    labels = {
-        "categorical": torch.randint(4, (6,)),
-        "bernoulli": torch.rand(6, 4).round(),
-        "mse": torch.randn(6, 4),
-    }
-    losses = {
-        "categorical": F.cross_entropy,
-        "bernoulli": F.binary_cross_entropy_with_logits,
-        "mse": F.mse_loss,
-    }
-    for kind, loss in losses.items():
-        for name in ("labels", "label", "targets", "target"):
-
-            def step(batch, reduction="sum", loss=loss, name=name):
-                pred = net(batch["x"])
-                return {"loss": loss(pred, batch[name], reduction=reduction), "pred": pred}
-
-            given = {**batch, name: labels[kind]}
-            (message,) = said(step, given, times=3, divergence=kind)
-            assert "mean over the examples" in message and "mode='two_pass'" in message
-            assert said(step, given, divergence=kind, mode="two_pass") == []
-            assert said(lambda b, step=step: step(b, "mean"), given, divergence=kind) == []
-    torch.manual_seed(0)
-    words = {"x": torch.randn(3, 7, 5), "labels": torch.randint(4, (3, 7))}
-    words["labels"][:, 5:] = -100
-    assert len(said(tokens(net, "sum"), words)) == 1
-    assert said(tokens(net, "mean"), words) == []
+    (message,) = said(step, batch, times=3, divergence=divergence)
+    assert "twice as large" in message and "mode='two_pass'" in message
+    assert said(step, batch, divergence=divergence, mode="two_pass") == []
+    assert said(lambda batch: step(batch, by_rows=True), batch, divergence=divergence) == []
 
 
 class Softmaxed(Classifier):
@@ -101,12 +96,8 @@ class Mixed(RDropMixin, Softmaxed):
 
 
 @pytest.mark.parametrize("model, callbacks", [(Softmaxed, [RDropCallback()]), (Mixed, []), (Mixed, [RDropCallback()])])
-def test_a_training_says_it_once_and_trains(model, callbacks):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(model(), callbacks)
-    assert sum("softmax" in str(w.message) for w in caught) == 1
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(Classifier(), [RDropCallback()])
-    assert not [w for w in caught if "R-Drop" in str(w.message)]
+@pytest.mark.filterwarnings("always")
+def test_a_training_says_it_once_and_trains(model, callbacks, recwarn):
+    train(Classifier(), [RDropCallback()])  # says nothing
+    train(model(), callbacks)
+    assert ["softmax" in str(each.message) for each in recwarn if "R-Drop" in str(each.message)] == [True]

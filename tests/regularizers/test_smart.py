@@ -6,17 +6,7 @@ import math
 import pytest
 import torch
 from references import assert_same, gradients
-from smoothness import (
-    FAMILIES,
-    SEED,
-    Gru,
-    Passes,
-    assert_oracle,
-    batches,
-    both,
-    reference_training,
-    step_of,
-)
+from smoothness import FAMILIES, SEED, Gru, Passes, assert_oracle, batches, both, reference_training, step_of
 from support import distance, train
 from torch.nn.functional import cross_entropy
 
@@ -88,26 +78,26 @@ def test_a_trainer_averages_the_weights_as_a_loop_by_hand(family, accumulation):
     assert distance(ours, without) > 1e-5
 
 
-def moved(smart, model):
-    """Weights that the average lags behind."""
+def lagging(dropout=0.0, **arguments):
+    """SMART on a model that its average lags behind, a copy of that model, and the average by hand."""
+    ours = Gru.make(dropout)
+    average = copy.deepcopy(ours)
+    smart = SMART(ours, **BREGMAN, **arguments)
     with torch.no_grad():
-        for p in model.parameters():
+        for p in ours.parameters():
             p.mul_(1.1)
-    smart.after_step()
+        smart.after_step()
+        for a, p in zip(average.parameters(), ours.parameters(), strict=True):
+            a.copy_(0.8 * a + 0.2 * p)
+    smart.stream.generator = torch.Generator().manual_seed(SEED)
+    return smart, ours, copy.deepcopy(ours), average
 
 
 @pytest.mark.parametrize("dropout_mask", ["new", "same"])
 def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
     """Its pass is the first of the step."""
-    ours, batch = Gru.make(0.2), batches()[0]
-    average = copy.deepcopy(ours)
-    smart = SMART(ours, **BREGMAN, dropout_mask=dropout_mask)
-    moved(smart, ours)
-    theirs = copy.deepcopy(ours)
-    with torch.no_grad():
-        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
-            a.copy_(0.8 * a + 0.2 * p)
-    smart.stream.generator = torch.Generator().manual_seed(SEED)
+    smart, ours, theirs, average = lagging(0.2, dropout_mask=dropout_mask)
+    batch = batches()[0]
     torch.manual_seed(SEED)
     outputs = smart(step_of(Gru, ours), batch)
     outputs["loss"].backward()
@@ -123,16 +113,9 @@ def test_the_average_sees_the_dropout_mask_of_its_turn(dropout_mask):
 
 
 def test_under_fgm_the_regularized_objective_is_attacked():
-    ours, batch = Gru.make(), batches()[0]
-    average = copy.deepcopy(ours)
-    smart, fgm = SMART(ours, **BREGMAN), FGM(ours, 0.7, emb_name="head.weight")
-    moved(smart, ours)
-    theirs = copy.deepcopy(ours)
-    with torch.no_grad():
-        for a, p in zip(average.parameters(), theirs.parameters(), strict=True):
-            a.copy_(0.8 * a + 0.2 * p)
-    smart.stream.generator = torch.Generator().manual_seed(SEED)
-    fgm.step(lambda: smart(step_of(Gru, ours), batch)["loss"])
+    smart, ours, theirs, average = lagging()
+    batch = batches()[0]
+    FGM(ours, 0.7, emb_name="head.weight").step(lambda: smart(step_of(Gru, ours), batch)["loss"])
 
     generator = torch.Generator().manual_seed(SEED)
     old = Gru.logits(average, batch).detach()  # in both passes: what the attack writes is put aside for it

@@ -6,17 +6,7 @@ import math
 import pytest
 import torch
 from references import assert_same, gradients
-from smoothness import (
-    FAMILIES,
-    SEED,
-    Gru,
-    Passes,
-    assert_oracle,
-    batches,
-    kl,
-    step_of,
-    unit,
-)
+from smoothness import FAMILIES, SEED, Gru, Passes, assert_oracle, batches, kl, step_of, unit
 from support import Classifier, distance, loader, samples, train
 from torch.nn.functional import cross_entropy
 

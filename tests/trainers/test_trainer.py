@@ -46,16 +46,20 @@ def bert(dropout=0.1, **config):
     return BertForSequenceClassification(bert_config(dropout, num_hidden_layers=1, **config))
 
 
-def train(folder, methods, model=None, *, base=AdversarialTrainer, n=8, before=None, **changed):
-    """Train for a few steps; return the Trainer."""
-    model = bert() if model is None else model
+def build(folder, methods, model=None, *, base=AdversarialTrainer, n=8, given=None, **changed):
+    """A Trainer for a few steps."""
     data = [{**sample, "index": i} for i, sample in enumerate(samples(n))]
     args = by_hand.arguments(folder, **{"per_device_train_batch_size": 2, "learning_rate": 0.01, **changed})
-    given = {} if base is Trainer else {"methods": methods}
-    trainer = base(model=model, args=args, train_dataset=data, **given)
+    given = {**(given or {}), **({} if base is Trainer else {"methods": methods})}
+    return base(model=bert() if model is None else model, args=args, train_dataset=data, **given)
+
+
+def train(folder, methods, model=None, *, before=None, resume=None, **changed):
+    """Train for a few steps; return the Trainer."""
+    trainer = build(folder, methods, model, **changed)
     if before is not None:
         before(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -147,16 +151,28 @@ def test_losses_of_ones_own_are_the_same_training(tmp_path):
     usual = train(tmp_path, methods())
     own = train(tmp_path, methods(), base=OwnLoss)
     assert by_hand.distance(own.model, usual.model) == 0
-    args = by_hand.arguments(tmp_path, per_device_train_batch_size=2, learning_rate=0.01)
-    given = {"train_dataset": samples(8), "compute_loss_func": own_loss}
-    function = AdversarialTrainer(bert(), args, methods=methods(), **given)
-    function.train()
+    function = train(tmp_path, methods(), given={"compute_loss_func": own_loss})
     assert by_hand.distance(function.model, usual.model) < 1e-6
 
 
 def scaled(trainer):
     """Give the Trainer a gradient scaler, as fp16 does on a GPU."""
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+
+SGD = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+
+
+def precisely(folder, **changed):
+    return train(folder, [PGD(epsilon=0.3, steps=2), RDrop()], bert(0.0), n=4, **SGD, **changed)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("usual")
+    trainer, plain = precisely(folder), train(folder, None, bert(0.0), base=Trainer, n=4, **SGD)
+    assert by_hand.distance(trainer.model, plain.model) > 1e-3
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -170,15 +186,9 @@ def scaled(trainer):
     ids=["scaler", "bf16", "checkpointing", "compile"],
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
-def test_precision_and_memory_do_not_change_the_training(changed, before, bound, tmp_path):
-    def run(**changed):
-        model = bert(dropout=0.0)
-        optimizer = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
-        return train(tmp_path, [PGD(epsilon=0.3, steps=2), RDrop()], model, **{**optimizer, **changed})
-
-    usual, other, plain = run(), run(before=before, **changed), train(tmp_path, None, bert(0.0), base=Trainer)
+def test_precision_and_memory_do_not_change_the_training(changed, before, bound, usual, tmp_path):
+    other = precisely(tmp_path, before=before, **changed)
     assert by_hand.distance(other.model, usual.model) < bound
-    assert by_hand.distance(usual.model, plain.model) > 1e-3
     for name, value in logged(usual)[0].items():
         assert logged(other)[0][name] == pytest.approx(value, rel=max(bound, 1e-3), abs=1e-4), name
 
@@ -202,7 +212,7 @@ class Killed(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    "build",
+    "methods",
     [
         lambda: [PGD(epsilon=0.2, random_init=True, warmup="auto"), RDrop()],
         lambda: [ATTA(epsilon=0.1, alpha=0.1)],
@@ -212,30 +222,21 @@ class Killed(TrainerCallback):
     ids=["pgd", "atta", "smart", "vat"],
 )
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_killed_run_goes_on_to_the_same_weights(build, tmp_path):
-    settings = {
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 4,
-    }
+def test_a_killed_run_goes_on_to_the_same_weights(methods, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4}
 
-    def run(folder, resume=None, callback=None):
-        data = [{**sample, "index": i} for i, sample in enumerate(samples(8))]
-        args = by_hand.arguments(folder, **settings, per_device_train_batch_size=2, learning_rate=0.01)
-        trainer = AdversarialTrainer(bert(), args, train_dataset=data, methods=build(), callbacks=callback)
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
+    def run(folder, **how):
+        return train(tmp_path / folder, methods(), **saving, **how)
 
-    whole = run(tmp_path / "whole")
+    whole = run("whole")
     process = os.fork()
     if process == 0:  # a child shares the imports
         try:
-            run(tmp_path / "killed", callback=[Killed()])
+            run("killed", given={"callbacks": [Killed()]})
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-    resumed = run(tmp_path / "killed", resume=True)
+    resumed = run("killed", resume=True)
     assert resumed.state.global_step == whole.state.global_step == 8
     assert by_hand.distance(resumed.model, whole.model) == 0
     for entry, other in zip(logged(resumed), logged(whole), strict=True):  # a method that pauses leaves its last values
@@ -243,7 +244,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(build, tmp_path):
 
     anew = tmp_path / "killed/checkpoint-4"
     (anew / "methods_0.pt").unlink()
-    assert by_hand.distance(run(tmp_path / "killed", resume=str(anew)).model, whole.model) > 0
+    assert by_hand.distance(run("killed", resume=str(anew)).model, whole.model) > 0
 
 
 def test_a_training_that_breaks_leaves_the_model_as_it_was(tmp_path):
@@ -252,15 +253,14 @@ def test_a_training_that_breaks_leaves_the_model_as_it_was(tmp_path):
             raise KeyboardInterrupt
 
     methods, model = [FGM(), VAT()], bert()
-    args = by_hand.arguments(tmp_path)
-    trainer = AdversarialTrainer(model, args, train_dataset=samples(8), methods=methods, callbacks=[Breaks])
+    trainer = build(tmp_path, methods, model, given={"callbacks": [Breaks]})
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert all(each.model is None for each in methods)
     assert not any(module._forward_hooks for module in model.modules()) and "compute_loss" not in vars(trainer)
     trainer.remove_callback(Breaks)
     trainer.train()
-    assert len(logged(trainer)) == 3
+    assert len(logged(trainer)) == 4
 
 
 class OwnRDrop(RDropMixin, BertForSequenceClassification):
@@ -274,14 +274,11 @@ class InTrainStep(RDropMixin, BertForSequenceClassification):
 def test_a_model_with_rdrop_of_its_own(tmp_path):
     inside = train(tmp_path, [FGM(epsilon=0.2)], OwnRDrop(bert_config(0.1)))
     assert "kl" in logged(inside)[0]
-    for cls in (OwnRDrop, InTrainStep):  # the regularizer takes its place
+    trained = []
+    for cls in (BertForSequenceClassification, OwnRDrop, InTrainStep):  # the regularizer takes its place
         torch.manual_seed(0)
-        own = train(tmp_path, [FGM(epsilon=0.2), RDrop(kl_weight=0.3)], cls(bert_config(0.1)))
-        torch.manual_seed(0)
-        plain = train(
-            tmp_path, [FGM(epsilon=0.2), RDrop(kl_weight=0.3)], BertForSequenceClassification(bert_config(0.1))
-        )
-        assert by_hand.distance(own.model, plain.model) == 0
+        trained.append(train(tmp_path, [FGM(epsilon=0.2), RDrop(kl_weight=0.3)], cls(bert_config(0.1)), n=4).model)
+    assert [by_hand.distance(own, trained[0]) for own in trained[1:]] == [0, 0]
     with pytest.raises(ValueError, match=r"`rdrop_in` of InTrainStep to be 'forward'.*RDrop\(\)"):
         train(tmp_path, [FGM(epsilon=0.2)], InTrainStep(bert_config(0.1)))
 
@@ -300,11 +297,11 @@ def test_a_model_with_rdrop_of_its_own(tmp_path):
 )
 def test_what_cannot_work_is_refused_when_the_trainer_is_built(methods, error, tmp_path):
     with pytest.raises((TypeError, ValueError), match=error):
-        AdversarialTrainer(bert(), by_hand.arguments(tmp_path), train_dataset=samples(4), methods=methods)
+        build(tmp_path, methods)
 
 
 def test_sharded_training_is_refused_by_name(tmp_path):
-    trainer = AdversarialTrainer(bert(), by_hand.arguments(tmp_path), train_dataset=samples(4), methods=[FGM()])
+    trainer = build(tmp_path, [FGM()])
     for flag, name in (("is_fsdp_enabled", "FSDP"), ("is_distributed_loading_by_transformers", "a sharded model")):
         setattr(trainer, flag, True)
         with pytest.raises(ValueError, match=f"the whole model.*but got {name}"):
@@ -314,10 +311,8 @@ def test_sharded_training_is_refused_by_name(tmp_path):
 
 
 def test_atta_asks_for_the_index(tmp_path):
-    args = by_hand.arguments(tmp_path)
-    trainer = AdversarialTrainer(bert(), args, train_dataset=samples(4), methods=[ATTA()])
     with pytest.raises(ValueError, match=r"a column `index` in the data set.*add_column"):
-        trainer.train()
+        AdversarialTrainer(bert(), by_hand.arguments(tmp_path), train_dataset=samples(4), methods=[ATTA()]).train()
 
 
 def test_both_towers_of_a_sentence_transformer_are_attacked(tmp_path):
