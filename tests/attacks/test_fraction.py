@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
-from references import assert_same, differ, direction, gradients, shrink
+from references import assert_same, differ, direction, each_granularity, gradients, shrink
 from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -25,10 +24,10 @@ LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
 class Model(nn.Module):
     """Words, one layer and a head; what is dropped depends on the number of the forward, so that it can be repeated."""
 
-    def __init__(self, drop=0.3, **embedding):
+    def __init__(self, drop=0.3):
         super().__init__()
         torch.manual_seed(0)
-        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0, **embedding)
+        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0)
         self.layer, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 3)
         self.double()
         self.drop, self.calls, self.sizes = drop, 0, []
@@ -148,11 +147,10 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
 
 ATTACKS = {
     "FGM": (lambda m, **k: FGM(m, 0.7, **k), ([0.7], 10.0)),
-    "PGD-1": (lambda m, **k: PGD(m, 0.5, alpha=0.8, steps=1, **k), ([0.8], 0.5)),
-    "PGD-3": (lambda m, **k: PGD(m, 0.5, alpha=0.3, steps=3, **k), ([0.3] * 3, 0.5)),
+    "PGD": (lambda m, **k: PGD(m, 0.5, alpha=0.3, steps=3, **k), ([0.3] * 3, 0.5)),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS)
-each_granularity = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+each_class = pytest.mark.parametrize("build", [FGM, FGSM, PGD])
 both_losses = pytest.mark.parametrize("replace", [False, True])
 
 
@@ -193,12 +191,9 @@ def test_gradients_are_those_of_the_definition(attack, granularity, replace, nor
     assert_same(found, expected, rtol=1e-8)
     others = torch.tensor([i for i in range(EXAMPLES) if i not in rows.tolist()])
     assert differ(found, by_definition(cls(), others, steps, **options)) > 1e-3
-    factor = 2 if mode == "concat" else 1
-    inner, part, whole = len(steps[0]) - (not replace), 3 * factor, EXAMPLES * factor
-    sizes = [part] * inner + [whole] if replace else [whole] + [part] * (inner + 1)
-    assert model.sizes == list(
-        itertools.chain(*([size] * (2 if mode in ("two_pass", "mixin") else 1) for size in sizes))
-    )
+    part, whole = (6, 12) if mode == "concat" else (3, 6)
+    sizes = [part] * len(steps[0]) + [whole] if replace else [whole] + [part] * len(steps[0])
+    assert model.sizes[:: 2 if mode in ("two_pass", "mixin") else 1] == sizes
 
 
 @both_losses
@@ -260,19 +255,16 @@ def test_the_choice_goes_on_from_a_state():
 # Lookups of all kinds.
 
 
-def frozen(model):
-    model.words.weight.requires_grad_(False)
-    return model
-
-
 @both_losses
 @each_granularity
 def test_a_frozen_embedding(granularity, replace):
-    rows = chosen(ATTACKS["PGD-3"][0], Model(), fraction=0.5)
-    options = {"granularity": granularity, "replace": replace}
-    expected = by_definition(frozen(Model()), rows, ATTACKS["PGD-3"][1], mode="concat", **options)
-    found = ours(ATTACKS["PGD-3"][0], frozen(Model()), mode="concat", fraction=0.5, **options)
-    assert_same(found, expected, rtol=1e-8)
+    build, steps = ATTACKS["PGD"]
+    model, reference = Model(), Model()
+    for each in (model, reference):
+        each.words.weight.requires_grad_(False)
+    options = {"granularity": granularity, "replace": replace, "mode": "concat"}
+    expected = by_definition(reference, chosen(build, Model(), fraction=0.5), steps, **options)
+    assert_same(ours(build, model, fraction=0.5, **options), expected, rtol=1e-8)
 
 
 def test_several_lookups_each_with_a_row_per_example():
@@ -346,31 +338,39 @@ class Sorting(Model):
 
 @both_losses
 @each_granularity
-def test_a_model_that_sorts_the_batch_is_warned_of_once(granularity, replace, recwarn):
-    for model, number in ((Sorting(), 1), (Model(), 0)):
-        fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
-        for _ in range(4):
-            fgm.step(closure_of(model, "concat"), fields())
-        found = [str(each.message) for each in recwarn if "in the order of the batch" in str(each.message)]
-        assert len(found) == number
-        assert all("`words.weight`" in each for each in found)
-        recwarn.clear()
+@pytest.mark.parametrize(("build", "warnings"), [(Sorting, 1), (Model, 0)])
+def test_a_model_that_sorts_the_batch_is_warned_of_once(granularity, replace, build, warnings, recwarn):
+    model = build()
+    fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
+    for _ in range(3):
+        fgm.step(closure_of(model, "concat"), fields())
+    found = [str(each.message) for each in recwarn if "in the order of the batch" in str(each.message)]
+    assert len(found) == warnings
+    assert all("`words.weight`" in each for each in found)
 
 
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
-def test_parameters_that_are_not_looked_up_are_refused_early(build):
+@each_class
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"emb_name": "head"}, "`fraction` to be 1 for parameters that are not looked up.*`head.weight`"),
+        ({"dropout_mask": "same"}, "`dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"),
+    ],
+    ids=["head", "one dropout mask"],
+)
+def test_what_excludes_a_part_is_refused_early_and_later(build, arguments, message):
     model = Model()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"`fraction` to be 1 for parameters that are not looked up.*`head.weight`"):
-        build(model, emb_name="head", fraction=0.5)
+    with pytest.raises(ValueError, match=message):
+        build(model, fraction=0.5, **arguments)
     assert_untouched(model, before)
-    attack = build(model, emb_name="head")
-    with pytest.raises(ValueError, match="`fraction` to be 1 for parameters"):
+    attack = build(model, **arguments)
+    with pytest.raises(ValueError, match=message):
         attack.fraction = 0.5
     assert attack.fraction == 1
 
 
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
+@each_class
 def test_attack_and_a_step_without_the_batch_are_refused(build):
     model = Model()
     attack = build(model, fraction=0.5)
@@ -381,16 +381,6 @@ def test_attack_and_a_step_without_the_batch_are_refused(build):
     with pytest.raises(ValueError, match=r"Expected the batch.* Use `step\(closure, batch\)`"):
         attack.step(lambda: closure_of(model)(fields()))
     assert_untouched(model, before)
-
-
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
-def test_one_dropout_mask_is_refused(build):
-    with pytest.raises(ValueError, match=r"`dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"):
-        build(Model(), fraction=0.5, dropout_mask="same")
-    attack = build(Model(), dropout_mask="same")
-    with pytest.raises(ValueError, match="`dropout_mask` to be 'new'"):
-        attack.fraction = 0.5
-    assert attack.fraction == 1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from references import (
     assert_same,
     batch,
     classifier,
-    on_positions,
+    each_granularity,
     on_weights,
     step,
+    textbook,
 )
 from support import VOCAB
 from torch import nn
@@ -21,11 +22,10 @@ from torch.nn.functional import cross_entropy
 from fastnlp_adv import PGD
 
 IDS, LABELS = batch(4, 7, vocab=12)
-WORDS = ["word_embeddings.weight"]
 
 
 @ATTACKS
-@pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+@each_granularity
 @pytest.mark.parametrize("shapes", [((4, 7), (4, 7)), ((4, 7), (4, 2)), ((4, 3), (1, 7))], ids=str)
 def test_two_lookups_in_a_forward(build, reference, granularity, shapes):
     left, right = (batch(*shape, vocab=12, seed=seed)[0] for seed, shape in enumerate(shapes))
@@ -35,17 +35,12 @@ def test_two_lookups_in_a_forward(build, reference, granularity, shapes):
         return m(left, right)
 
     found = step(build(model, granularity=granularity), model, loss)
-    if granularity == "vocab":
-        expected = on_weights(model, loss, ["emb.weight"], **reference)
-    else:
-        expected = on_positions(
-            model, [left, right], Siamese.compare, lambda m: m.emb, per_token=granularity == "token", **reference
-        )
+    expected = textbook(model, granularity, loss, [left, right], Siamese.compare, lambda m: m.emb, **reference)
     assert_same(found, expected)
 
 
 @ATTACKS
-@pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+@each_granularity
 def test_two_forwards_before_one_backward(build, reference, granularity):
     """R-Drop with two passes: here each its own noise of a fixed kind, so that the two differ."""
     model = classifier()
@@ -56,14 +51,11 @@ def test_two_forwards_before_one_backward(build, reference, granularity):
     def loss_from(m, first, second):
         return combine(*(m.head(m.rnn(embedded)[0].mean(1)) for embedded in (first, second)))
 
-    found = step(build(model, granularity=granularity), model, lambda m: combine(m(IDS), m(IDS)))
-    if granularity == "vocab":
-        expected = on_weights(model, lambda m: combine(m(IDS), m(IDS)), WORDS, **reference)
-    else:
-        per_token = granularity == "token"
-        expected = on_positions(
-            model, [IDS, IDS], loss_from, lambda m: m.word_embeddings, per_token=per_token, **reference
-        )
+    def loss(m):
+        return combine(m(IDS), m(IDS))
+
+    found = step(build(model, granularity=granularity), model, loss)
+    expected = textbook(model, granularity, loss, [IDS, IDS], loss_from, **reference)
     assert_same(found, expected)
 
 

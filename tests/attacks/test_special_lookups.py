@@ -46,12 +46,9 @@ class Pooled(nn.Module):
 @pytest.mark.parametrize(
     "options",
     [
-        {"padding_idx": None},
-        {"padding_idx": 3},
         {"padding_idx": -VOCAB + 3},
         {"padding_idx": None, "scale_grad_by_freq": True},
         {"padding_idx": 3, "scale_grad_by_freq": True},
-        {"padding_idx": None, "sparse": True},
         {"padding_idx": 3, "sparse": True},
     ],
     ids=str,
