@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from references import assert_same, differ, direction, each_granularity, gradients, shrink
+from references import ascend_inputs, assert_same, differ, direction, each_granularity, gradients
 from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -86,33 +86,6 @@ def objective(model, mode, embedded, labels):
     return losses + 1.5 * (kl(first, second) + kl(second, first)) / 2
 
 
-class Perturbation:
-    """That of the examples under attack, ``d``, and the groups of it that share a norm."""
-
-    def __init__(self, ids, granularity, norm):
-        self.ids, self.granularity, self.norm = ids, granularity, norm
-        self.d = torch.zeros(*ids.shape, HIDDEN).double()
-        self.rows = torch.zeros(VOCAB, HIDDEN).double()
-
-    def ascend(self, grad, length, radius):
-        places = [(i, t) for i in range(len(self.ids)) for t in range(LENGTH) if self.ids[i, t] != 0]
-        if self.granularity == "vocab":
-            total = torch.zeros_like(self.rows)
-            for i, t in places:
-                total[self.ids[i, t]] += grad[i, t]
-            self.rows = shrink(self.rows + length * direction(total, self.norm), radius, self.norm)
-            for i, t in places:
-                self.d[i, t] = self.rows[self.ids[i, t]]
-            return
-        real = torch.zeros_like(grad)
-        for i, t in places:
-            real[i, t] = grad[i, t]
-        for i in range(len(self.ids)):
-            for part in [(i,)] if self.granularity == "sequence" else [(i, t) for t in range(LENGTH)]:
-                moved = self.d[part] + length * direction(real[part], self.norm)
-                self.d[part] = shrink(moved, radius, self.norm)
-
-
 def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l2", replace=False, weight=1.0):
     """The gradients of a step on the examples ``rows``: ascent steps of these lengths, within a ball."""
     rows = rows.tolist()
@@ -127,21 +100,17 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
             embedded[i] = embedded[i] + d[j]
         return objective(model, mode, torch.stack(embedded), LABELS)
 
-    def leaf():
-        return r.d.clone().requires_grad_()
-
-    r = Perturbation(IDS[rows], granularity, norm)
-    d = leaf()
+    d = torch.zeros(len(rows), LENGTH, HIDDEN).double().requires_grad_()
     if replace:
         (grad,) = torch.autograd.grad(part(d), d)
     else:
         whole(d).backward()
         grad = d.grad
     for left, length in zip(reversed(range(len(lengths))), lengths, strict=True):
-        r.ascend(grad, length, radius)
+        d = ascend_inputs(d, grad, IDS[rows], granularity, 0, length, radius, norm).requires_grad_()
         if left:
-            (grad,) = torch.autograd.grad(part(d := leaf()), d)
-    (weight * (whole if replace else part)(r.d)).backward()
+            (grad,) = torch.autograd.grad(part(d), d)
+    (weight * (whole if replace else part)(d.detach())).backward()
     return gradients(model)
 
 
@@ -239,16 +208,9 @@ def test_the_choice_has_a_stream_of_its_own():
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.4
 
 
-def test_the_choice_goes_on_from_a_state():
-    fgm = FGM(Model(), fraction=0.5)
-    fgm.choose(EXAMPLES)
-    state = copy.deepcopy(fgm.state_dict())
-    expected = [fgm.choose(EXAMPLES).tolist() for _ in range(5)]
-    resumed = FGM(Model(), fraction=0.5)
-    resumed.load_state_dict(state)
-    assert [resumed.choose(EXAMPLES).tolist() for _ in range(5)] == expected
-    assert len({tuple(rows) for rows in expected}) > 1
-    del state["choice"]  # of a checkpoint from before there was a choice
+def test_states_from_before_there_was_a_choice_are_read():
+    state = FGM(Model()).state_dict()
+    del state["choice"]
     FGM(Model()).load_state_dict(state)
 
 

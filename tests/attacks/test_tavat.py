@@ -28,7 +28,6 @@ from support import assert_untouched, snapshot
 from torch import nn
 
 from fastnlp_adv.attacks.tavat import TAVAT
-from fastnlp_adv.taps import Lookup
 
 ARGUMENTS = {"epsilon": 0.5, "alpha": 0.1, "steps": 3, "init": 0.2}
 
@@ -206,18 +205,13 @@ def test_groups_without_a_finite_gradient_make_no_step():
 
 
 def test_a_model_that_was_moved_is_refused():
-    attack = TAVAT(classifier())
+    model = classifier()
+    attack, loss = TAVAT(model), loss_on(IDS.to("meta"), LABELS.to("meta"))
+    model.to("meta")
     with pytest.raises(
         RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
     ):
-        attack.step(lambda: classifier_on_meta(attack))
-
-
-def classifier_on_meta(attack):
-    """Runs the hook as a model on another device would."""
-    ids = IDS.to("meta")
-    lookup = Lookup(attack.model.word_embeddings, ids, ids, number=0)
-    return attack.taps[0].start(lookup, torch.empty(*ids.shape, 8, device="meta"))
+        attack.step(lambda: loss(model))
 
 
 def test_the_table_of_another_embedding_is_refused():

@@ -157,6 +157,12 @@ def shrink(r, radius, norm):
     return r if length <= radius else r * (radius / length)
 
 
+def ascend(r, grad, length, radius, norm):
+    """A group's perturbation after a step in a ball, if any."""
+    r = r + length * direction(grad, norm)
+    return r if radius is None else shrink(r, radius, norm)
+
+
 # Perturbing the weights.
 
 
@@ -193,9 +199,7 @@ def on_weights(model, loss_of, names, *, steps, radius=None, norm="l2", adv_weig
         put()
         here = grads()
         for name in targets:
-            r[name] = r[name] + length * direction(here[name], norm)
-            if radius is not None:
-                r[name] = shrink(r[name], radius, norm)
+            r[name] = ascend(r[name], here[name], length, radius, norm)
     put()
     for p in frozen:
         p.requires_grad_(False)
@@ -206,6 +210,21 @@ def on_weights(model, loss_of, names, *, steps, radius=None, norm="l2", adv_weig
 
 
 # Perturbing the inputs.
+
+
+def ascend_inputs(d, grad, ids, granularity, padding_idx, *step):
+    """What is added to one lookup after a step; by `vocab`, all places of a token move together."""
+    real = ids != (-1 if padding_idx is None else padding_idx)
+    d, grad = d.detach().clone(), grad * real.unsqueeze(-1)
+    if granularity == "vocab":
+        places = [ids == token for token in sorted({*ids[real].tolist()})]
+        rows, slopes = torch.stack([d[here][0] for here in places]), torch.stack([grad[here].sum(0) for here in places])
+        for here, row in zip(places, ascend(rows, slopes, *step), strict=True):
+            d[here] = row
+        return d
+    for part in itertools.product(*map(range, ids.shape if granularity == "token" else ids.shape[:1])):
+        d[part] = ascend(d[part], grad[part], *step)
+    return d
 
 
 def on_positions(
@@ -236,25 +255,13 @@ def on_positions(
     def inputs(r):
         return [embedding(model)(i) + d for i, d in zip(ids, r, strict=True)]
 
-    def parts(i):
-        """The indices of the groups of a lookup: an example, or a position."""
-        return itertools.product(*map(range, i.shape)) if per_token else [(b,) for b in range(i.shape[0])]
-
-    def real(i):
-        """1 where the id is not padding."""
-        return (i != (-1 if embedding(model).padding_idx is None else embedding(model).padding_idx)).unsqueeze(-1)
-
     r = [torch.zeros_like(e) for e in inputs([0.0] * len(ids))] if start is None else list(start)
     clean = on_inputs(model, lambda: loss_from(model, *inputs([torch.zeros_like(d) for d in r])))
     for length in steps:
         r = [d.detach().requires_grad_() for d in r]
         grads = torch.autograd.grad(loss_from(model, *inputs(r)), r)
-        r = [d.detach().clone() for d in r]
-        for d, g, i in zip(r, grads, ids, strict=True):
-            for part in parts(i):
-                d[part] += length * direction((g * real(i))[part], norm)
-                if radius is not None:
-                    d[part] = shrink(d[part], radius, norm)
+        step = ("token" if per_token else "sequence", embedding(model).padding_idx, length, radius, norm)
+        r = [ascend_inputs(d, g, i, *step) for d, g, i in zip(r, grads, ids, strict=True)]
     adversarial = on_inputs(model, lambda: loss_from(model, *inputs(r)))
     if replace:
         return {name: None if g is None else adv_weight * g for name, g in adversarial.items()}
