@@ -799,7 +799,7 @@ def padding_is_perturbed():
     as_seen_by_package(nn.Embedding, "padding_idx", None)
 
 
-@lookups("attacks/test_special_lookups.py")
+@lookups("attacks/test_lookups.py")
 def frequencies_are_ignored():
     """The gradient of an embedding with `scale_grad_by_freq` is that of one without."""
     from torch import nn
@@ -807,7 +807,7 @@ def frequencies_are_ignored():
     as_seen_by_package(nn.Embedding, "scale_grad_by_freq", False)
 
 
-@lookups("attacks/test_special_lookups.py", "callbacks/test_refusals.py")
+@lookups("attacks/test_lookups.py", "callbacks/test_refusals.py")
 def max_norm_is_accepted():
     """An embedding whose lookups rewrite its rows is attacked."""
     from torch import nn
@@ -815,7 +815,7 @@ def max_norm_is_accepted():
     as_seen_by_package(nn.Embedding, "max_norm", None)
 
 
-@lookups("attacks/test_special_lookups.py", "test_architectures.py")
+@lookups("attacks/test_lookups.py", "test_architectures.py")
 def scaled_lookups_are_not_scaled():
     """The perturbation of an embedding that scales its rows is not scaled."""
     from torch import nn
@@ -1054,7 +1054,7 @@ def rdrop_ignores_its_mask():
     acting("RDrop", mask=lambda mask: None)
 
 
-@rdrop("callbacks/test_rdrop_callback.py", "test_company.py", "attacks/test_several_lookups.py")
+@rdrop("callbacks/test_rdrop_callback.py", "test_company.py", "attacks/test_lookups.py")
 def second_forward_of_rdrop_is_clean():
     """Under an attack, the second forward of R-Drop runs without the perturbation."""
     from torch import nn

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from references import ascend_inputs, assert_same, differ, direction, each_granularity, gradients
+from references import Siamese, ascend_inputs, assert_same, differ, direction, each_granularity, gradients
 from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -230,31 +230,20 @@ def test_a_frozen_embedding(granularity, replace):
 
 
 def test_several_lookups_each_with_a_row_per_example():
-    """Two towers; the perturbation of each is that of the same examples."""
-
-    class Towers(Model):
-        def train_step(self, left, right, labels):
-            pred = self.after(self.words(left)) + self.after(self.words(right))
-            return {"loss": cross_entropy(pred, labels)}
-
-    right, model, reference = IDS.flip(1), Towers(drop=0.0), Towers(drop=0.0)
-    rows = chosen(FGM, Model(), fraction=0.5)
+    """The perturbation of each is that of the same examples."""
+    sides, model, reference = (IDS, IDS.flip(1)), Siamese(padding_idx=0), Siamese(padding_idx=0)
+    rows = chosen(FGM, model, fraction=0.5)
     torch.manual_seed(5)
     fgm = FGM(model, 0.7, granularity="sequence", fraction=0.5)
-    fgm.step(lambda b: model.train_step(**b)["loss"], {"left": IDS, "right": right, "labels": LABELS})
+    fgm.step(lambda b: model(b["left"], b["right"]), dict(zip(("left", "right"), sides, strict=True)))
 
-    d = [torch.zeros(EXAMPLES, LENGTH, HIDDEN).double().requires_grad_() for _ in range(2)]
-
-    def loss(some, moved):
-        towers = [reference.after(reference.words(i[some]) + m) for i, m in zip((IDS, right), moved, strict=True)]
-        return cross_entropy(towers[0] + towers[1], LABELS[some])
-
-    loss(range(EXAMPLES), d).backward()
+    d = [torch.zeros(EXAMPLES, LENGTH, 6).double().requires_grad_() for _ in sides]
+    reference.at(*sides)(d).backward()
     moved = []
-    for each, ids in zip(d, (IDS, right), strict=True):
+    for each, ids in zip(d, sides, strict=True):
         g = (each.grad * (ids != 0).unsqueeze(-1))[rows]
         moved.append(torch.stack([0.7 * direction(one, "l2") for one in g]))
-    loss(rows.tolist(), moved).backward()
+    reference.at(*(ids[rows] for ids in sides))(moved).backward()
     assert_same(gradients(model), gradients(reference), rtol=1e-8)
 
 

@@ -14,6 +14,7 @@ from references import (
     LABELS,
     LOSS,
     Siamese,
+    Two,
     additions,
     along_an_ascent,
     assert_same,
@@ -30,7 +31,6 @@ from references import (
     shrink,
 )
 from support import assert_untouched, snapshot
-from torch import nn
 
 from fastnlp_adv import TAVAT, FreeLB
 
@@ -206,25 +206,15 @@ def test_perturbations_and_their_report():
 
 
 def test_each_embedding_has_a_table():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.words, self.tags = nn.Embedding(50, 6, padding_idx=0), nn.Embedding(12, 4)
-            self.head = nn.Linear(10, 3)
-
-        def forward(self, ids):
-            return self.head(torch.cat([self.words(ids), self.tags(ids % 12)], -1).tanh().mean(1))
-
-    model = Two()
+    model = Two(padding_idx=0)
     attack = TAVAT(model, emb_name="s.weight")
     assert {name: tuple(table.shape) for name, table in attack.tables.items()} == {
-        "words.weight": (50, 6),
-        "tags.weight": (12, 4),
+        "words.weight": (50, 8),
+        "shapes.weight": (12, 4),
     }
     before = {name: table.clone() for name, table in attack.tables.items()}
     step(attack, model)
-    for name, ids in (("words.weight", IDS[IDS != 0]), ("tags.weight", IDS % 12)):
+    for name, ids in (("words.weight", IDS[IDS != 0]), ("shapes.weight", IDS % 12)):
         written = (attack.tables[name] != before[name]).any(1).nonzero().flatten().tolist()
         assert written == sorted({*ids.flatten().tolist()})
 

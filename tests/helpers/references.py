@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from support import VOCAB, Classifier, bert_config
+from support import CLASSES, VOCAB, Classifier, bert_config
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -387,3 +387,24 @@ class Siamese(nn.Module):
     def compare(self, left, right):
         left, right = (torch.tanh(self.layer(e)).mean(-2) for e in (left, right))
         return ((left - right) ** 2).sum(-1).mean()
+
+
+class Two(nn.Module):
+    """Two embeddings that are looked up by different ids, one of them with much longer rows."""
+
+    def __init__(self, padding_idx=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.shapes = nn.Embedding(VOCAB, 8, padding_idx), nn.Embedding(12, 4)
+        self.head = nn.Linear(12, CLASSES)
+        with torch.no_grad():
+            self.shapes.weight *= 20
+
+    def forward(self, ids):
+        return self.upper(self.words(ids), self.shapes(ids % 12))
+
+    def upper(self, words, shapes):
+        return self.head(torch.tanh(torch.cat([words, shapes], -1)).mean(1))
+
+    def loss_at(self, words, shapes):
+        return cross_entropy(self.upper(words, shapes), LABELS)
