@@ -16,7 +16,6 @@ from references import (
     LOSS,
     add,
     assert_same,
-    batch,
     classifier,
     differ,
     direction,
@@ -378,63 +377,54 @@ class Halved(nn.Module):
         return self.out(torch.tanh(self.still(self.norm(hidden))))
 
 
-def half_model():
-    """In bfloat16, with a twin in double precision at the same weights."""
-    model = Halved().bfloat16()
-    twin = Halved().double()
-    with torch.no_grad():
-        for own, other in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-            other.copy_(own)
-    return model, twin
-
-
-@pytest.mark.parametrize("method", ["AWP", "AWP-replace", "SAM"])
-def test_weights_in_half_precision_move_as_far_as_the_definition_says(method):
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [(AWP, {"gamma": 0.0005}), (AWP, {"gamma": 0.0005, "replace": True}), (SAM, {"rho": 0.01})],
+    ids=["awp", "awp-replace", "sam"],
+)
+def test_weights_in_half_precision_move_as_far_as_the_definition_says(method, arguments):
     """The pass there runs in single precision, and its gradients come to the weights in half precision."""
-    model, twin = half_model()
-    ids, labels = batch(4, 7)
+    model = Halved().bfloat16()
+    twin = copy.deepcopy(model).double()
     before, passes = snapshot(model), []
+
+    def loss_of(model):
+        return nn.functional.cross_entropy(model(IDS).float(), LABELS)
 
     def closure():
         passes.append({name: (p.dtype, p.detach().double()) for name, p in model.named_parameters()})
-        loss = nn.functional.cross_entropy(model(ids).float(), labels)
+        loss = loss_of(model)
         passes[-1]["statistics"] = model.batch_norm.running_mean.clone()
         return loss
 
     # the direction is the half-precision model's
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
     ours = copy.deepcopy(model)
-    nn.functional.cross_entropy(ours(ids).float(), labels).backward()
+    loss_of(ours).backward()
     grads = {name: p.grad.double() for name, p in ours.named_parameters() if p.grad is not None}
-    total = torch.stack([g.norm() for g in grads.values()]).norm()
-    attack = SAM(rho=0.01) if method == "SAM" else AWP(gamma=0.0005, replace=method == "AWP-replace")
-    expected = {
-        name: 0.01 * g / total if method == "SAM" else 0.0005 * own[name].double().norm() * g / g.norm()
-        for name, g in grads.items()
-        if method == "SAM" or "weight" in name
-    }
+    own = {name: model.get_parameter(name).detach().double() for name in grads if method is SAM or "weight" in name}
+    size, *_ = arguments
+    expected = (sam_moves if method is SAM else awp_moves)(own, grads, **{size: arguments[size]})
+    attack = method(**arguments)
     with attack.attach(model):
         attack.step(closure)
     first, second = passes
-    found = {name: second[name][1] - first[name][1] for name in own}
+    found = {name: second[name][1] - first[name][1] for name, _ in model.named_parameters()}
     for name, move in expected.items():
         assert second[name][0] is torch.float32
         assert float((found[name] - move).norm()) < 1e-2 * float(move.norm()) + 1e-9
-    assert all(not found[name].any() for name in own if name not in expected)
-    norm = torch.stack([move.norm() for move in expected.values()]).norm()
-    assert float(attack.perturbation_norm) == pytest.approx(float(norm), rel=1e-3)
+    assert all(not found[name].any() for name in found if name not in expected)
+    assert float(attack.perturbation_norm) == pytest.approx(length(expected), rel=1e-3)
 
     # the gradient is the one there
     with torch.no_grad():
         for name, p in twin.named_parameters():
             p += expected.get(name, 0)
-        twin.batch_norm.running_mean.copy_(
-            first["statistics"] if method == "AWP" else before[0]["batch_norm.running_mean"]
-        )
-    nn.functional.cross_entropy(twin(ids), labels).backward()
+        if method is AWP and not attack.replace:
+            twin.batch_norm.running_mean.copy_(first["statistics"])
+    nn.functional.cross_entropy(twin(IDS), LABELS).backward()
     for name, p in model.named_parameters():
         if p.grad is not None:
-            there = twin.get_parameter(name).grad + (grads[name] if method == "AWP" else 0)
+            there = twin.get_parameter(name).grad + (grads[name] if method is AWP and not attack.replace else 0)
             assert p.grad.dtype is p.dtype is torch.bfloat16
             assert float((p.grad.double() - there).norm()) < 1e-2 * float(there.norm()) + 1e-6
     assert torch.allclose(model.batch_norm.running_mean.double(), twin.batch_norm.running_mean, atol=1e-2)

@@ -204,9 +204,7 @@ def on_weights(model, loss_of, names, *, steps, radius=None, norm="l2", adv_weig
     for p in frozen:
         p.requires_grad_(False)
     adversarial = grads()
-    if replace:
-        return {name: None if g is None else adv_weight * g for name, g in adversarial.items()}
-    return add(clean, adversarial, adv_weight)
+    return add(dict.fromkeys(adversarial) if replace else clean, adversarial, adv_weight)
 
 
 # Perturbing the inputs.
@@ -263,9 +261,7 @@ def on_positions(
         step = ("token" if per_token else "sequence", embedding(model).padding_idx, length, radius, norm)
         r = [ascend_inputs(d, g, i, *step) for d, g, i in zip(r, grads, ids, strict=True)]
     adversarial = on_inputs(model, lambda: loss_from(model, *inputs(r)))
-    if replace:
-        return {name: None if g is None else adv_weight * g for name, g in adversarial.items()}
-    return add(clean, adversarial, adv_weight)
+    return add(dict.fromkeys(adversarial) if replace else clean, adversarial, adv_weight)
 
 
 def on_inputs(model, loss):
