@@ -7,14 +7,7 @@ import importlib
 
 import pytest
 import torch
-from references import (
-    IDS,
-    LOSS,
-    assert_same,
-    classifier,
-    gradients,
-    step,
-)
+from references import IDS, LOSS, assert_same, classifier, gradients, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD

@@ -6,16 +6,7 @@ import warnings
 
 import pytest
 import torch
-from references import (
-    ATTACKS,
-    LOSS,
-    assert_same,
-    bert,
-    bert_loss,
-    classifier,
-    on_weights,
-    step,
-)
+from references import ATTACKS, LOSS, assert_same, bert, bert_loss, classifier, on_weights, step
 from support import Bert, assert_untouched, collate, samples, snapshot, train
 
 from fastnlp_adv import FGM, PGD, FGMCallback

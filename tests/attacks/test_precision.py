@@ -6,17 +6,7 @@ import math
 
 import pytest
 import torch
-from references import (
-    ATTACKS,
-    IDS,
-    LABELS,
-    LOSS,
-    bert,
-    bert_loss,
-    classifier,
-    each_granularity,
-    step,
-)
+from references import ATTACKS, IDS, LABELS, LOSS, bert, bert_loss, classifier, each_granularity, step
 from support import Classifier
 
 from fastnlp_adv import FGM, PGD

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import (
-    IDS,
-    LABELS,
-    LOSS,
-    batch,
-    bert,
-    bert_loss,
-    classifier,
-    loss_on,
-    step,
-)
+from references import IDS, LABELS, LOSS, batch, bert, bert_loss, classifier, loss_on, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from support import CLASSES, VOCAB, Classifier, bert_config
+from support import CLASSES, VOCAB, Classifier, assert_untouched, bert_config, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -96,11 +96,13 @@ each_model = pytest.mark.parametrize(("make", "loss_of"), [each[:2] for each in 
 
 
 def step(attack, model, loss_of):
-    """The gradients after a step of the attack, run by ``step``, and a look at its loss."""
+    """The gradients after a step of the attack, run by ``step``, which leaves all else as it was."""
     model.zero_grad()
+    before = snapshot(model)
     clean = loss_of(model).detach()
     loss = attack.step(lambda: loss_of(model))
     assert attack.replace or torch.allclose(loss, clean)
+    assert_untouched(model, before)
     return gradients(model)
 
 
