@@ -63,15 +63,14 @@ def test_an_attack_around_a_backward_pass_is_the_step(build, granularity, ends_b
     assert_same(plain(model), plain(classifier()))  # nothing of the perturbation is left
 
 
-def test_epsilon_of_one_attack():
+@pytest.mark.parametrize("epsilon", [0.0, 2.0])
+def test_epsilon_of_one_attack(epsilon):
     model = classifier()
     fgm = FGM(model, 0.7)
-    for epsilon in (0.0, 2.0):
-        model.zero_grad()
+    backward(model)
+    with fgm.attack(epsilon):
         backward(model)
-        with fgm.attack(epsilon):
-            backward(model)
-        assert_same(gradients(model), on_weights(model, LOSS, WORDS, steps=[epsilon]))
+    assert_same(gradients(model), on_weights(model, LOSS, WORDS, steps=[epsilon]))
     assert fgm.epsilon == 0.7
 
 
@@ -84,18 +83,15 @@ def test_epsilon_of_one_attack_is_checked(epsilon):
         fgm.attack(epsilon)
 
 
-def test_names_choose_among_the_embeddings_of_the_attack():
+@pytest.mark.parametrize("emb_name", ["word_embeddings", "*position*"])
+def test_names_choose_among_the_embeddings_of_the_attack(emb_name):
     model = bert()
-    names = {n.split(".")[-2]: n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")}
+    (chosen,) = [name for name, _ in model.named_parameters() if emb_name.strip("*") in name]
     fgm = FGM(model, 0.7, emb_name="*_embeddings.weight")
-    for emb_name in ("word_embeddings", "*position*"):
-        model.zero_grad()
+    backward(model, bert_loss)
+    with fgm.attack(emb_name=emb_name):
         backward(model, bert_loss)
-        with fgm.attack(emb_name=emb_name):
-            backward(model, bert_loss)
-        chosen = [name for key, name in names.items() if emb_name.strip("*") in key]
-        assert len(chosen) == 1
-        assert_same(gradients(model), on_weights(model, bert_loss, chosen, steps=[0.7]))
+    assert_same(gradients(model), on_weights(model, bert_loss, [chosen], steps=[0.7]))
     with pytest.raises(ValueError, match=r"an embedding that this attack watches, but got 'head'.*word_embeddings"):
         fgm.attack(emb_name="head")
 
