@@ -552,7 +552,7 @@ def streams_are_alike():
     around(random_state().Noise, "__init__", lambda old, self, number=0: old(self))
 
 
-@streams("attacks/test_fgm.py", "attacks/test_awp.py", "regularizers/test_vat.py")
+@streams("attacks/test_fgm.py", "attacks/test_weights.py", "regularizers/test_vat.py")
 def dropout_masks_are_drawn_anew():
     """Under `dropout_mask="same"` each pass draws its own mask."""
     for name in ("attacks.base", "method"):
@@ -673,7 +673,7 @@ def freelb_has_no_ball():
     acting("FreeLB", epsilon=lambda epsilon: 0.0)
 
 
-@others("attacks/test_tavat.py")
+@others("attacks/test_freelb.py")
 def tavat_has_no_ball():
     """TA-VAT does not keep an example's perturbation within its ball."""
     acting("TAVAT", epsilon=lambda epsilon: 0.0)
@@ -688,7 +688,7 @@ def _forgetting(name):
     around(method(name), "passes", passes)
 
 
-@others("attacks/test_tavat.py")
+@others("attacks/test_freelb.py")
 def tavat_forgets():
     """TA-VAT keeps no perturbation of tokens from step to step."""
     _forgetting("TAVAT")
@@ -725,37 +725,37 @@ def neftune_noise_is_doubled():
 on_weights = area("AWP and SAM")
 
 
-@on_weights("attacks/test_awp.py")
+@on_weights("attacks/test_weights.py")
 def awp_gamma_is_doubled():
     """AWP moves the weights twice as far."""
     acting("AWP", gamma=lambda gamma: 2 * gamma)
 
 
-@on_weights("attacks/test_awp.py")
+@on_weights("attacks/test_weights.py")
 def awp_replace_trains_on_both():
     """AWP with `replace` trains at the weights where they are as well."""
     acting("AWP", replace=lambda replace: False)
 
 
-@on_weights("attacks/test_awp.py")
+@on_weights("attacks/test_weights.py")
 def awp_moves_everything():
     """AWP moves all parameters, whatever `params` is."""
     given(*methods("AWP"), params=lambda params: "*")
 
 
-@on_weights("attacks/test_sam.py")
+@on_weights("attacks/test_weights.py")
 def sam_trains_on_both():
     """SAM adds the gradient at the weights where they are."""
     passes_of("SAM", change=lambda number, each: {"trains": True})
 
 
-@on_weights("attacks/test_sam.py")
+@on_weights("attacks/test_weights.py")
 def sam_is_not_adaptive():
     """SAM with `adaptive` measures parameters in their own units all the same."""
     acting("SAM", adaptive=lambda adaptive: False)
 
 
-@on_weights("attacks/test_weights.py", "attacks/test_interruption.py", "test_method.py", "attacks/test_awp.py")
+@on_weights("attacks/test_weights.py", "attacks/test_interruption.py", "test_method.py")
 def weights_are_rounded_when_restored():
     """AWP and SAM put weights back to a rounding error."""
 
@@ -799,7 +799,7 @@ def padding_is_perturbed():
     as_seen_by_package(nn.Embedding, "padding_idx", None)
 
 
-@lookups("attacks/test_special_lookups.py")
+@lookups("attacks/test_lookups.py")
 def frequencies_are_ignored():
     """The gradient of an embedding with `scale_grad_by_freq` is that of one without."""
     from torch import nn
@@ -807,7 +807,7 @@ def frequencies_are_ignored():
     as_seen_by_package(nn.Embedding, "scale_grad_by_freq", False)
 
 
-@lookups("attacks/test_special_lookups.py", "callbacks/test_refusals.py")
+@lookups("attacks/test_lookups.py", "callbacks/test_refusals.py")
 def max_norm_is_accepted():
     """An embedding whose lookups rewrite its rows is attacked."""
     from torch import nn
@@ -815,7 +815,7 @@ def max_norm_is_accepted():
     as_seen_by_package(nn.Embedding, "max_norm", None)
 
 
-@lookups("attacks/test_special_lookups.py", "test_architectures.py")
+@lookups("attacks/test_lookups.py", "test_architectures.py")
 def scaled_lookups_are_not_scaled():
     """The perturbation of an embedding that scales its rows is not scaled."""
     from torch import nn
@@ -887,7 +887,7 @@ class _Unguarded:
         return kind is None and self.block.__exit__(kind, *error)
 
 
-@restoring("attacks/test_awp.py", "attacks/test_sam.py", "attacks/test_interruption.py", "callbacks/test_alongside.py")
+@restoring("attacks/test_weights.py", "attacks/test_interruption.py", "callbacks/test_alongside.py")
 def perturbation_stays_after_a_step():
     """A step leaves the perturbation on embeddings, and weights where it moved them."""
 
@@ -979,7 +979,7 @@ def perturbation_norm_is_that_of_the_gradient():
         put(cls, "perturbation_norm", property(lambda self: self.grad_norm))
 
 
-@by_hand("attacks/test_precision.py", "attacks/test_awp.py", "callbacks/test_step.py")
+@by_hand("attacks/test_precision.py", "attacks/test_weights.py", "callbacks/test_step.py")
 def skipped_attacks_are_not_counted():
     """`skipped` stays 0."""
     for cls in attacks():
@@ -1054,7 +1054,7 @@ def rdrop_ignores_its_mask():
     acting("RDrop", mask=lambda mask: None)
 
 
-@rdrop("callbacks/test_rdrop_callback.py", "test_company.py", "attacks/test_several_lookups.py")
+@rdrop("callbacks/test_rdrop_callback.py", "test_company.py", "attacks/test_lookups.py")
 def second_forward_of_rdrop_is_clean():
     """Under an attack, the second forward of R-Drop runs without the perturbation."""
     from torch import nn
@@ -1615,7 +1615,7 @@ def refused_arguments_have_no_way_out():
 saying = area("messages and logs")
 
 
-@saying("callbacks/test_step.py", "callbacks/test_warmup.py", "attacks/test_sam.py", "attacks/test_relative.py")
+@saying("callbacks/test_step.py", "callbacks/test_warmup.py", "attacks/test_weights.py", "attacks/test_relative.py")
 def first_line_is_missing():
     """Nothing says what is perturbed when training begins."""
     around_all(attacks(), "describe", lambda old, self: "")

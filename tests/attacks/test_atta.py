@@ -13,6 +13,7 @@ from references import (
     batch,
     bert,
     classifier,
+    classifier_from,
     differ,
     direction,
     gradients,
@@ -20,17 +21,9 @@ from references import (
     shrink,
     words,
 )
-from support import (
-    Classifier,
-    build,
-    collate,
-    distance,
-    samples,
-    train,
-    weights,
-)
-from torch.nn.functional import cross_entropy
+from support import Classifier, build, collate, distance, samples, train, weights
 from torch.utils.data import DataLoader
+from transformers import BatchEncoding
 
 from fastnlp_adv.attacks.atta import ATTA
 from fastnlp_adv.callbacks.atta import ATTACallback, _length
@@ -54,7 +47,7 @@ def padded(indices, length, side):
 
 def classifier_loss(model, ids, labels, embedded=None):
     embedded = model.word_embeddings(ids) if embedded is None else embedded
-    return cross_entropy(model.head(model.rnn(embedded)[0].mean(1)), labels)
+    return classifier_from(labels)(model, embedded)
 
 
 def bert_loss(model, ids, labels, embedded=None):
@@ -95,7 +88,7 @@ class Definition:
 
 
 @each_model
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, dtype):
     model, definition = make(), Definition(dtype)
     other = copy.deepcopy(model)
@@ -130,16 +123,11 @@ def indexed(loader=TorchDataLoader, **kwargs):
     return loader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **{"prefetch_factor": None, **kwargs})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_first_epoch_is_plain_to_the_bit(workers):
+def test_first_epoch_is_plain_to_the_bit():
+    """Also with workers, which are ahead of the batch that is trained."""
     ours, plain = Classifier(), Classifier()
-    train(
-        ours,
-        [ATTACallback()],
-        train_dataloader=indexed(num_workers=workers, prefetch_factor=workers or None),
-        n_epochs=1,
-        n_batches=-1,
-    )
+    workers = indexed(num_workers=2, prefetch_factor=2)
+    train(ours, [ATTACallback()], train_dataloader=workers, n_epochs=1, n_batches=-1)
     train(plain, train_dataloader=indexed(), n_epochs=1, n_batches=-1)
     assert torch.equal(weights(ours), weights(plain))
 
@@ -155,12 +143,12 @@ def test_every_lookup_has_its_own_perturbation():
         model.zero_grad()
         other.zero_grad()
         atta.step(lambda: model(*sides), indices)  # noqa: B023
-        embedded = [other.emb(ids) for ids in sides]
+        like = torch.zeros(3, 5, 6, dtype=torch.float64)
         d = [
-            definition.placed(ids, indices, e.detach()).requires_grad_()
-            for definition, ids, e in zip(definitions, sides, embedded, strict=True)
+            definition.placed(ids, indices, like[:, : ids.shape[1]]).requires_grad_()
+            for definition, ids in zip(definitions, sides, strict=True)
         ]
-        other.compare(*(e + v for e, v in zip(embedded, d, strict=True))).backward()
+        other.at(*sides)(d).backward()
         for definition, ids, v in zip(definitions, sides, d, strict=True):
             definition.move(ids, indices, v.detach(), v.grad)
         assert_same(gradients(model), gradients(other))
@@ -219,7 +207,4 @@ def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
 
 
 def test_the_estimate_sees_through_a_batch_encoding():
-    from transformers import BatchEncoding
-
-    batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
-    assert _length(batch, 3) == _length(BatchEncoding(batch), 3) == 7
+    assert _length(BatchEncoding(collate(samples(3))), 3) == 7

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from references import assert_same, batch, bert, classifier, gradients, loss_on, on_weights, step
+from references import (
+    LOSS,
+    assert_same,
+    bert,
+    bert_loss,
+    classifier,
+    each_granularity,
+    gradients,
+    on_weights,
+    same_noise,
+    step,
+)
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
 
-IDS, LABELS = batch(4, 7)
-LOSS = loss_on(IDS, LABELS)
 WORDS = ["word_embeddings.weight"]
-GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+ATTACKS = {
+    "fgm": FGM,
+    "fgm-replace": lambda m, **k: FGM(m, replace=True, **k),
+    "pgd": PGD,
+    "pgd-random": lambda m, **k: PGD(m, random_init=True, **k),
+    "pgd-replace": lambda m, **k: PGD(m, replace=True, **k),
+}
 
 
 def backward(model, loss_of=LOSS):
@@ -25,70 +39,38 @@ def plain(model):
     return gradients(model)
 
 
-@GRANULARITY
-def test_attack_and_restore_are_the_with_block_and_the_step(granularity):
+@pytest.mark.parametrize("build", ATTACKS.values(), ids=ATTACKS)
+@each_granularity
+@pytest.mark.parametrize("ends_by", ["with", "restore"])
+def test_an_attack_around_a_backward_pass_is_the_step(build, granularity, ends_by):
+    """The closure is for passes of the attack's own; with `replace` no pass comes before."""
     model = classifier()
-    fgm = FGM(model, 0.7, granularity=granularity)
-    expected = step(fgm, model, LOSS)
-
+    attack = build(model, granularity=granularity)
+    same_noise(attack)
+    expected = step(attack, model, LOSS)
+    same_noise(attack)
     model.zero_grad()
-    backward(model)
-    with fgm.attack():
+    if not attack.replace:
         backward(model)
-    assert_same(gradients(model), expected)
-
-    model.zero_grad()
-    backward(model)
-    fgm.attack()
-    backward(model)
-    fgm.restore()
+    block = attack.attack(**({"closure": lambda: LOSS(model)} if attack.replace or isinstance(attack, PGD) else {}))
+    if ends_by == "with":
+        with block:
+            backward(model)
+    else:
+        backward(model)
+        attack.restore()
     assert_same(gradients(model), expected)
     assert_same(plain(model), plain(classifier()))  # nothing of the perturbation is left
 
 
-@pytest.mark.parametrize("random_init", [False, True])
-@GRANULARITY
-def test_pgd_attack_with_a_closure_is_its_step(granularity, random_init):
-    model = classifier()
-    pgd = PGD(model, granularity=granularity, random_init=random_init)
-    pgd.stream.generator = torch.Generator().manual_seed(5)
-    expected = step(pgd, model, LOSS)
-    for use in ("with", "restore"):
-        pgd.stream.generator.manual_seed(5)
-        model.zero_grad()
-        backward(model)
-        block = pgd.attack(lambda: LOSS(model))
-        if use == "with":
-            with block:
-                backward(model)
-        else:
-            backward(model)
-            pgd.restore()
-        assert_same(gradients(model), expected)
-        assert_same(plain(model), plain(classifier()))
-
-
-@GRANULARITY
-@pytest.mark.parametrize("attack", [FGM, PGD])
-def test_replace_in_a_with_block_needs_the_closure_alone(attack, granularity):
-    model = classifier()
-    attack = attack(model, replace=True, granularity=granularity)
-    expected = step(attack, model, LOSS)
-    model.zero_grad()
-    with attack.attack(closure=lambda: LOSS(model)):
-        backward(model)
-    assert_same(gradients(model), expected)
-
-
-def test_epsilon_of_one_attack():
+@pytest.mark.parametrize("epsilon", [0.0, 2.0])
+def test_epsilon_of_one_attack(epsilon):
     model = classifier()
     fgm = FGM(model, 0.7)
-    for epsilon in (0.0, 2.0):
-        model.zero_grad()
+    backward(model)
+    with fgm.attack(epsilon):
         backward(model)
-        with fgm.attack(epsilon):
-            backward(model)
-        assert_same(gradients(model), on_weights(model, LOSS, WORDS, steps=[epsilon]))
+    assert_same(gradients(model), on_weights(model, LOSS, WORDS, steps=[epsilon]))
     assert fgm.epsilon == 0.7
 
 
@@ -101,42 +83,31 @@ def test_epsilon_of_one_attack_is_checked(epsilon):
         fgm.attack(epsilon)
 
 
-def test_names_choose_among_the_embeddings_of_the_attack():
+@pytest.mark.parametrize("emb_name", ["word_embeddings", "*position*"])
+def test_names_choose_among_the_embeddings_of_the_attack(emb_name):
     model = bert()
-
-    def loss(m):
-        return m(input_ids=IDS, labels=LABELS).loss
-
-    names = {n.split(".")[-2]: n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")}
+    (chosen,) = [name for name, _ in model.named_parameters() if emb_name.strip("*") in name]
     fgm = FGM(model, 0.7, emb_name="*_embeddings.weight")
-    for emb_name in ("word_embeddings", "*position*"):
-        model.zero_grad()
-        backward(model, loss)
-        with fgm.attack(emb_name=emb_name):
-            backward(model, loss)
-        chosen = [name for key, name in names.items() if emb_name.strip("*") in key]
-        assert len(chosen) == 1
-        assert_same(gradients(model), on_weights(model, loss, chosen, steps=[0.7]))
+    backward(model, bert_loss)
+    with fgm.attack(emb_name=emb_name):
+        backward(model, bert_loss)
+    assert_same(gradients(model), on_weights(model, bert_loss, [chosen], steps=[0.7]))
     with pytest.raises(ValueError, match=r"an embedding that this attack watches, but got 'head'.*word_embeddings"):
         fgm.attack(emb_name="head")
 
 
 def test_restore_takes_off_the_named_perturbation_alone():
     model = bert()
-
-    def loss(m):
-        return m(input_ids=IDS, labels=LABELS).loss
-
     fgm = FGM(model, 0.7, emb_name="*_embeddings.weight")
-    clean = loss(model).item()
-    backward(model, loss)
+    clean = bert_loss(model).item()
+    backward(model, bert_loss)
     fgm.attack()
-    moved = loss(model).item()
+    moved = bert_loss(model).item()
     fgm.restore("position")
-    fewer = loss(model).item()
+    fewer = bert_loss(model).item()
     fgm.restore()
     assert len({clean, moved, fewer}) == 3
-    assert loss(model).item() == clean
+    assert bert_loss(model).item() == clean
 
 
 def test_the_object_is_a_context_manager_and_can_be_opened_again():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
-from references import assert_same, differ, direction, gradients, shrink
+from references import Siamese, ascend_inputs, assert_same, differ, direction, each_granularity, gradients
 from support import assert_untouched, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -25,13 +24,13 @@ LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
 class Model(nn.Module):
     """Words, one layer and a head; what is dropped depends on the number of the forward, so that it can be repeated."""
 
-    def __init__(self, drop=0.3, **embedding):
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0, **embedding)
+        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0)
         self.layer, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 3)
         self.double()
-        self.drop, self.calls, self.sizes = drop, 0, []
+        self.calls, self.sizes = 0, []
 
     def train_step(self, ids, labels):
         pred = self.after(self.words(ids))
@@ -40,7 +39,7 @@ class Model(nn.Module):
     def after(self, embedded):
         self.calls += 1
         self.sizes.append(len(embedded))
-        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= self.drop
+        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= 0.3
         return self.head(torch.tanh(self.layer(embedded)).mean(1) * kept)
 
 
@@ -87,33 +86,6 @@ def objective(model, mode, embedded, labels):
     return losses + 1.5 * (kl(first, second) + kl(second, first)) / 2
 
 
-class Perturbation:
-    """That of the examples under attack, ``d``, and the groups of it that share a norm."""
-
-    def __init__(self, ids, granularity, norm):
-        self.ids, self.granularity, self.norm = ids, granularity, norm
-        self.d = torch.zeros(*ids.shape, HIDDEN).double()
-        self.rows = torch.zeros(VOCAB, HIDDEN).double()
-
-    def ascend(self, grad, length, radius):
-        places = [(i, t) for i in range(len(self.ids)) for t in range(LENGTH) if self.ids[i, t] != 0]
-        if self.granularity == "vocab":
-            total = torch.zeros_like(self.rows)
-            for i, t in places:
-                total[self.ids[i, t]] += grad[i, t]
-            self.rows = shrink(self.rows + length * direction(total, self.norm), radius, self.norm)
-            for i, t in places:
-                self.d[i, t] = self.rows[self.ids[i, t]]
-            return
-        real = torch.zeros_like(grad)
-        for i, t in places:
-            real[i, t] = grad[i, t]
-        for i in range(len(self.ids)):
-            for part in [(i,)] if self.granularity == "sequence" else [(i, t) for t in range(LENGTH)]:
-                moved = self.d[part] + length * direction(real[part], self.norm)
-                self.d[part] = shrink(moved, radius, self.norm)
-
-
 def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l2", replace=False, weight=1.0):
     """The gradients of a step on the examples ``rows``: ascent steps of these lengths, within a ball."""
     rows = rows.tolist()
@@ -128,31 +100,26 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
             embedded[i] = embedded[i] + d[j]
         return objective(model, mode, torch.stack(embedded), LABELS)
 
-    def leaf():
-        return r.d.clone().requires_grad_()
-
-    r = Perturbation(IDS[rows], granularity, norm)
-    d = leaf()
+    d = torch.zeros(len(rows), LENGTH, HIDDEN).double().requires_grad_()
     if replace:
         (grad,) = torch.autograd.grad(part(d), d)
     else:
         whole(d).backward()
         grad = d.grad
     for left, length in zip(reversed(range(len(lengths))), lengths, strict=True):
-        r.ascend(grad, length, radius)
+        d = ascend_inputs(d, grad, IDS[rows], granularity, 0, length, radius, norm).requires_grad_()
         if left:
-            (grad,) = torch.autograd.grad(part(d := leaf()), d)
-    (weight * (whole if replace else part)(r.d)).backward()
+            (grad,) = torch.autograd.grad(part(d), d)
+    (weight * (whole if replace else part)(d.detach())).backward()
     return gradients(model)
 
 
 ATTACKS = {
     "FGM": (lambda m, **k: FGM(m, 0.7, **k), ([0.7], 10.0)),
-    "PGD-1": (lambda m, **k: PGD(m, 0.5, alpha=0.8, steps=1, **k), ([0.8], 0.5)),
-    "PGD-3": (lambda m, **k: PGD(m, 0.5, alpha=0.3, steps=3, **k), ([0.3] * 3, 0.5)),
+    "PGD": (lambda m, **k: PGD(m, 0.5, alpha=0.3, steps=3, **k), ([0.3] * 3, 0.5)),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS)
-each_granularity = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+each_class = pytest.mark.parametrize("build", [FGM, FGSM, PGD])
 both_losses = pytest.mark.parametrize("replace", [False, True])
 
 
@@ -193,12 +160,9 @@ def test_gradients_are_those_of_the_definition(attack, granularity, replace, nor
     assert_same(found, expected, rtol=1e-8)
     others = torch.tensor([i for i in range(EXAMPLES) if i not in rows.tolist()])
     assert differ(found, by_definition(cls(), others, steps, **options)) > 1e-3
-    factor = 2 if mode == "concat" else 1
-    inner, part, whole = len(steps[0]) - (not replace), 3 * factor, EXAMPLES * factor
-    sizes = [part] * inner + [whole] if replace else [whole] + [part] * (inner + 1)
-    assert model.sizes == list(
-        itertools.chain(*([size] * (2 if mode in ("two_pass", "mixin") else 1) for size in sizes))
-    )
+    part, whole = (6, 12) if mode == "concat" else (3, 6)
+    sizes = [part] * len(steps[0]) + [whole] if replace else [whole] + [part] * len(steps[0])
+    assert model.sizes[:: 2 if mode in ("two_pass", "mixin") else 1] == sizes
 
 
 @both_losses
@@ -244,63 +208,42 @@ def test_the_choice_has_a_stream_of_its_own():
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.4
 
 
-def test_the_choice_goes_on_from_a_state():
-    fgm = FGM(Model(), fraction=0.5)
-    fgm.choose(EXAMPLES)
-    state = copy.deepcopy(fgm.state_dict())
-    expected = [fgm.choose(EXAMPLES).tolist() for _ in range(5)]
-    resumed = FGM(Model(), fraction=0.5)
-    resumed.load_state_dict(state)
-    assert [resumed.choose(EXAMPLES).tolist() for _ in range(5)] == expected
-    assert len({tuple(rows) for rows in expected}) > 1
-    del state["choice"]  # of a checkpoint from before there was a choice
+def test_states_from_before_there_was_a_choice_are_read():
+    state = FGM(Model()).state_dict()
+    del state["choice"]
     FGM(Model()).load_state_dict(state)
 
 
 # Lookups of all kinds.
 
 
-def frozen(model):
-    model.words.weight.requires_grad_(False)
-    return model
-
-
 @both_losses
 @each_granularity
 def test_a_frozen_embedding(granularity, replace):
-    rows = chosen(ATTACKS["PGD-3"][0], Model(), fraction=0.5)
-    options = {"granularity": granularity, "replace": replace}
-    expected = by_definition(frozen(Model()), rows, ATTACKS["PGD-3"][1], mode="concat", **options)
-    found = ours(ATTACKS["PGD-3"][0], frozen(Model()), mode="concat", fraction=0.5, **options)
-    assert_same(found, expected, rtol=1e-8)
+    build, steps = ATTACKS["PGD"]
+    model, reference = Model(), Model()
+    for each in (model, reference):
+        each.words.weight.requires_grad_(False)
+    options = {"granularity": granularity, "replace": replace, "mode": "concat"}
+    expected = by_definition(reference, chosen(build, Model(), fraction=0.5), steps, **options)
+    assert_same(ours(build, model, fraction=0.5, **options), expected, rtol=1e-8)
 
 
 def test_several_lookups_each_with_a_row_per_example():
-    """Two towers; the perturbation of each is that of the same examples."""
-
-    class Towers(Model):
-        def train_step(self, left, right, labels):
-            pred = self.after(self.words(left)) + self.after(self.words(right))
-            return {"loss": cross_entropy(pred, labels)}
-
-    right, model, reference = IDS.flip(1), Towers(drop=0.0), Towers(drop=0.0)
-    rows = chosen(FGM, Model(), fraction=0.5)
+    """The perturbation of each is that of the same examples."""
+    sides, model, reference = (IDS, IDS.flip(1)), Siamese(padding_idx=0), Siamese(padding_idx=0)
+    rows = chosen(FGM, model, fraction=0.5)
     torch.manual_seed(5)
     fgm = FGM(model, 0.7, granularity="sequence", fraction=0.5)
-    fgm.step(lambda b: model.train_step(**b)["loss"], {"left": IDS, "right": right, "labels": LABELS})
+    fgm.step(lambda b: model(b["left"], b["right"]), dict(zip(("left", "right"), sides, strict=True)))
 
-    d = [torch.zeros(EXAMPLES, LENGTH, HIDDEN).double().requires_grad_() for _ in range(2)]
-
-    def loss(some, moved):
-        towers = [reference.after(reference.words(i[some]) + m) for i, m in zip((IDS, right), moved, strict=True)]
-        return cross_entropy(towers[0] + towers[1], LABELS[some])
-
-    loss(range(EXAMPLES), d).backward()
+    d = [torch.zeros(EXAMPLES, LENGTH, 6).double().requires_grad_() for _ in sides]
+    reference.at(*sides)(d).backward()
     moved = []
-    for each, ids in zip(d, (IDS, right), strict=True):
+    for each, ids in zip(d, sides, strict=True):
         g = (each.grad * (ids != 0).unsqueeze(-1))[rows]
         moved.append(torch.stack([0.7 * direction(one, "l2") for one in g]))
-    loss(rows.tolist(), moved).backward()
+    reference.at(*(ids[rows] for ids in sides))(moved).backward()
     assert_same(gradients(model), gradients(reference), rtol=1e-8)
 
 
@@ -346,31 +289,39 @@ class Sorting(Model):
 
 @both_losses
 @each_granularity
-def test_a_model_that_sorts_the_batch_is_warned_of_once(granularity, replace, recwarn):
-    for model, number in ((Sorting(), 1), (Model(), 0)):
-        fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
-        for _ in range(4):
-            fgm.step(closure_of(model, "concat"), fields())
-        found = [str(each.message) for each in recwarn if "in the order of the batch" in str(each.message)]
-        assert len(found) == number
-        assert all("`words.weight`" in each for each in found)
-        recwarn.clear()
+@pytest.mark.parametrize(("build", "warnings"), [(Sorting, 1), (Model, 0)])
+def test_a_model_that_sorts_the_batch_is_warned_of_once(granularity, replace, build, warnings, recwarn):
+    model = build()
+    fgm = FGM(model, granularity=granularity, replace=replace, fraction=0.5)
+    for _ in range(3):
+        fgm.step(closure_of(model, "concat"), fields())
+    found = [str(each.message) for each in recwarn if "in the order of the batch" in str(each.message)]
+    assert len(found) == warnings
+    assert all("`words.weight`" in each for each in found)
 
 
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
-def test_parameters_that_are_not_looked_up_are_refused_early(build):
+@each_class
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"emb_name": "head"}, "`fraction` to be 1 for parameters that are not looked up.*`head.weight`"),
+        ({"dropout_mask": "same"}, "`dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"),
+    ],
+    ids=["head", "one dropout mask"],
+)
+def test_what_excludes_a_part_is_refused_early_and_later(build, arguments, message):
     model = Model()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"`fraction` to be 1 for parameters that are not looked up.*`head.weight`"):
-        build(model, emb_name="head", fraction=0.5)
+    with pytest.raises(ValueError, match=message):
+        build(model, fraction=0.5, **arguments)
     assert_untouched(model, before)
-    attack = build(model, emb_name="head")
-    with pytest.raises(ValueError, match="`fraction` to be 1 for parameters"):
+    attack = build(model, **arguments)
+    with pytest.raises(ValueError, match=message):
         attack.fraction = 0.5
     assert attack.fraction == 1
 
 
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
+@each_class
 def test_attack_and_a_step_without_the_batch_are_refused(build):
     model = Model()
     attack = build(model, fraction=0.5)
@@ -381,16 +332,6 @@ def test_attack_and_a_step_without_the_batch_are_refused(build):
     with pytest.raises(ValueError, match=r"Expected the batch.* Use `step\(closure, batch\)`"):
         attack.step(lambda: closure_of(model)(fields()))
     assert_untouched(model, before)
-
-
-@pytest.mark.parametrize("build", [FGM, FGSM, PGD])
-def test_one_dropout_mask_is_refused(build):
-    with pytest.raises(ValueError, match=r"`dropout_mask` to be 'new' with a `fraction` below 1, but got 'same'"):
-        build(Model(), fraction=0.5, dropout_mask="same")
-    attack = build(Model(), dropout_mask="same")
-    with pytest.raises(ValueError, match="`dropout_mask` to be 'new'"):
-        attack.fraction = 0.5
-    assert attack.fraction == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""FreeLB trains on the mean loss along the ascent of its definition, written out on embedded inputs."""
+"""
+FreeLB and TA-VAT train on the mean loss along the ascents of their definitions, written out on embedded inputs with
+loops over examples, positions and tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +10,165 @@ import math
 import pytest
 import torch
 from references import (
+    IDS,
+    LABELS,
+    LOSS,
     Siamese,
+    Two,
+    additions,
+    along_an_ascent,
     assert_same,
     batch,
     classifier,
+    classifier_from,
     differ,
     direction,
     gradients,
     loss_on,
+    loss_with,
+    noise_on,
+    same_noise,
     shrink,
-    words,
 )
 from support import assert_untouched, snapshot
-from torch.nn.functional import cross_entropy
 
-from fastnlp_adv.attacks.freelb import FreeLB
+from fastnlp_adv import TAVAT, FreeLB
 
-IDS, LABELS = batch(4, 7)
-IDS[0] = 9  # one token in all places of an example
-IDS[:2, 5:] = 0
-LOSS = loss_on(IDS, LABELS)
+ARGUMENTS = {"epsilon": 0.5, "alpha": 0.1, "steps": 3, "init": 0.2}
 
 
-def start(ids, width, init, generator, padding_idx=0):
-    """Noise on real tokens, times init / sqrt(n H), with n counted by hand."""
-    noise = torch.empty(*ids.shape, width, dtype=torch.float64).uniform_(-1, 1, generator=generator)
-    for example, row in enumerate(ids.tolist()):
-        tokens = sum(i != padding_idx for i in row)
-        for place, i in enumerate(row):
-            noise[example, place] *= init / math.sqrt(tokens * width) if i != padding_idx else 0.0
-    return noise
+def freelb(ids, tables, loss_at, generator, width=8, *, epsilon, alpha, init, padding_idx=0, **passes):
+    """Adds the gradients of a step to those of the parameters; returns what was added in each pass."""
+
+    def ascend(d, grad, row):
+        real = (row != padding_idx).unsqueeze(-1)
+        d += alpha * direction(grad * real, "l2")
+        if epsilon > 0:
+            d.copy_(shrink(d, epsilon, "l2"))
+
+    starts = [[noise_on(i, width, init, generator, padding_idx)] for i in ids]
+    return along_an_ascent(ids, starts, loss_at, ascend, **passes)
 
 
-def reference(ids, loss_at, generator, width, *, epsilon, alpha, steps, init, clean=False, padding_idx=0):
-    """
-    Adds the gradients of a step to those of the parameters.
+def length(*vectors):
+    return math.hypot(*[float(a) for v in vectors for a in v.flatten()])
 
-    :param ids: those of each lookup.
-    :param loss_at: the loss, given what is added to each lookup.
-    :return: what was added in each pass.
-    """
-    d = [start(i, width, init, generator, padding_idx) for i in ids]
-    seen = []
-    if clean:
-        loss_at([torch.zeros_like(x) for x in d]).backward()
-    for _ in range(steps):
-        d = [x.detach().requires_grad_() for x in d]
-        seen.append([x.detach().clone() for x in d])
-        (loss_at(d) / steps).backward()
-        grads = [x.grad for x in d]
-        d = [x.detach() for x in d]
-        for x, g, i in zip(d, grads, ids, strict=True):
-            for example in range(len(i)):
-                real = torch.tensor([[float(t != padding_idx)] for t in i[example].tolist()], dtype=x.dtype)
-                x[example] += alpha * direction(g[example] * real, "l2")
-                if epsilon > 0:
-                    x[example] = shrink(x[example], epsilon, "l2")
+
+def positions(ids, padding_idx):
+    """Where an example's real tokens are, and which."""
+    return [(place, i) for place, i in enumerate(ids.tolist()) if i != padding_idx]
+
+
+def start(ids, table, init, generator, padding_idx):
+    """FreeLB's noise, and the rows of the table over their norm."""
+    delta = noise_on(ids, table.shape[1], init, generator, padding_idx)
+    eta = torch.zeros_like(delta)
+    for example, row in enumerate(ids):
+        for place, i in positions(row, padding_idx):
+            eta[example, place] = table[i].double()
+    size = length(eta)
+    return delta, eta / size if size > 0 else eta
+
+
+def ascend(delta, eta, grad, ids, padding_idx, *, epsilon, alpha):
+    """One example's two parts after an ascent step."""
+    tokens = positions(ids, padding_idx)
+    if not tokens:
+        return
+    grad = grad.clone()
+    for place in range(len(ids)):
+        if place not in dict(tokens):
+            grad[place] = 0
+    delta += alpha * direction(grad, "l2")
+    for place, _ in tokens:
+        eta[place] += alpha * direction(grad[place], "l2")
+    largest = max(length(eta[place]) for place, _ in tokens)
+    for place, _ in tokens:
+        eta[place] *= length(eta[place]) / largest if largest > 0 else 0.0
+    size = length(delta + eta)
+    if epsilon > 0 and size > epsilon:
+        delta *= epsilon / size
+        eta *= epsilon / size
+
+
+def tavat(ids, tables, loss_at, generator, width=8, *, epsilon, alpha, init, padding_idx=0, **passes):
+    """The same, and writes the table."""
+    (table,) = tables
+    parts = [start(i, table, init, generator, padding_idx) for i in ids]
+
+    def up(delta, eta, grad, row):
+        ascend(delta, eta, grad, row, padding_idx, epsilon=epsilon, alpha=alpha)
+
+    seen = along_an_ascent(ids, parts, loss_at, up, **passes)
+    found = {}
+    for (_, eta), i in zip(parts, ids, strict=True):
+        for example, row in enumerate(i):
+            for place, token in positions(row, padding_idx):
+                found.setdefault(token, []).append(eta[example, place])
+    for token, vectors in found.items():
+        table[token] = sum(vectors) / len(vectors)
     return seen
 
 
-def loss_at(model, ids, labels):
-    """The loss of the model, with something added to its embedded inputs."""
-    return lambda d: cross_entropy(model.head(model.rnn(model.word_embeddings(ids) + d[0])[0].mean(1)), labels)
+each_method = pytest.mark.parametrize(
+    ("method", "reference"), [(FreeLB, freelb), (TAVAT, tavat)], ids=["freelb", "tavat"]
+)
 
 
-def attack_and_generator(model, seed=7, **arguments):
-    attack = FreeLB(model, **arguments)
-    attack.stream.generator = torch.Generator().manual_seed(seed)
-    return attack, torch.Generator().manual_seed(seed)
+def tables_of(attack):
+    return [table.clone() for table in getattr(attack, "tables", {}).values()]
+
+
+def attack_on(method, model, **arguments):
+    """The attack, its table as it is now if it has one, and a generator that draws what the attack will."""
+    attack = method(model, **arguments)
+    return attack, tables_of(attack), same_noise(attack)
 
 
 def step(attack, model, loss=LOSS):
+    """The gradients and the table after a step."""
     model.zero_grad()
     attack.step(lambda: loss(model))
-    return gradients(model)
+    return gradients(model), tables_of(attack)
 
 
-def expected(model, generator, **arguments):
-    model.zero_grad()
-    arguments = {"epsilon": 0.0, "alpha": 0.1, "steps": 3, "init": 0.05, **arguments}
-    reference([IDS], loss_at(model, IDS, LABELS), generator, 8, **arguments)
-    return gradients(model)
+def assert_as_found(found, model, tables):
+    """The table is kept in single precision."""
+    grads, kept = found
+    assert_same(grads, gradients(model), rtol=1e-5 if tables else 1e-10)
+    torch.testing.assert_close(kept, tables, rtol=1e-5, atol=1e-7)
 
 
+@each_method
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.15, 5.0])  # no ball, one that is left and one that is not
-@pytest.mark.parametrize("clean", [False, True])
-def test_a_step(epsilon, steps, clean, alpha=0.2, init=1.0):
+@pytest.mark.parametrize(("init", "clean"), [(1.0, True), (1.0, False), (0.0, False)])
+def test_steps_in_a_row(method, reference, epsilon, steps, init, clean):
     model = classifier()
     before = snapshot(model)
-    arguments = {"epsilon": epsilon, "alpha": alpha, "steps": steps, "init": init, "clean": clean}
-    attack, generator = attack_and_generator(model, **arguments)
-    found = [step(attack, model) for _ in range(2)]
+    arguments = {"epsilon": epsilon, "alpha": 0.5, "steps": steps, "init": init, "clean": clean}
+    attack, tables, generator = attack_on(method, model, **arguments)
+    found = [step(attack, model) for _ in range(3)]
     attack.close()
     assert_untouched(model, before)
     for each in found:
-        assert_same(each, expected(model, generator, **arguments))
-    assert differ(*found) > 1e-4  # each step draws its own noise
+        model.zero_grad()
+        reference([IDS], tables, loss_with(model, IDS, LABELS), generator, **arguments)
+        assert_as_found(each, model, tables)
+    assert init == 0 or differ(found[0][0], found[1][0]) > 1e-4  # each step draws its own noise
 
 
-@pytest.mark.parametrize("fraction", [0.25, 0.5])
-def test_with_a_fraction_the_clean_pass_is_on_all_and_the_others_on_the_attacked_rows(fraction):
+@each_method
+def test_with_a_fraction_the_clean_pass_is_on_all_and_the_others_on_the_attacked_rows(method, reference):
     model = classifier()
-    sizes = {"epsilon": 0.15, "alpha": 0.1, "init": 0.5, "steps": 3}
-    rows = FreeLB(classifier(), clean=True, fraction=fraction).choose(len(IDS))
-    attack, generator = attack_and_generator(model, **sizes, clean=True, fraction=fraction)
-    model.zero_grad()
+    rows = method(classifier(), clean=True, fraction=0.5).choose(len(IDS))
+    attack, tables, generator = attack_on(method, model, **ARGUMENTS, clean=True, fraction=0.5)
     attack.step(lambda part: loss_on(part["ids"], part["labels"])(model), {"ids": IDS, "labels": LABELS})
-    found = gradients(model)
+    found = gradients(model), tables_of(attack)
     model.zero_grad()
     LOSS(model).backward()
-    reference([IDS[rows]], loss_at(model, IDS[rows], LABELS[rows]), generator, 8, **sizes)
-    assert_same(found, gradients(model))
+    reference([IDS[rows]], tables, loss_with(model, IDS[rows], LABELS[rows]), generator, **ARGUMENTS)
+    assert_as_found(found, model, tables)
 
 
 def test_a_fraction_needs_the_clean_pass_and_a_new_dropout_mask():
@@ -128,42 +178,79 @@ def test_a_fraction_needs_the_clean_pass_and_a_new_dropout_mask():
         FreeLB(clean=True, fraction=0.5, dropout_mask="same")
 
 
+@each_method
 @pytest.mark.parametrize("padding_idx", [None, 3])
-def test_two_lookups_in_a_forward(padding_idx):
+def test_two_lookups_in_a_forward(method, reference, padding_idx):
     left, right = (batch(4, n, vocab=12, seed=seed)[0] for seed, n in enumerate((7, 2)))
     model = Siamese(padding_idx=padding_idx)
-    arguments = {"epsilon": 0.2, "alpha": 0.1, "steps": 3, "init": 0.5}
-    attack, generator = attack_and_generator(model, **arguments)
+    attack, tables, generator = attack_on(method, model, **ARGUMENTS)
     found = step(attack, model, lambda m: m(left, right))
-    model.zero_grad()
     attack.close()
-
-    def at(d):
-        return model.compare(model.emb(left) + d[0], model.emb(right) + d[1])
-
+    model.zero_grad()
     padding = -1 if padding_idx is None else padding_idx
-    reference([left, right], at, generator, 6, padding_idx=padding, **arguments)
-    assert_same(found, gradients(model))
-
-
-def added(model, attack, closure):
-    """What a step adds to the lookups, pass by pass."""
-    seen = []
-
-    def look(module, args, output):
-        seen.append((output - words(model).weight[IDS]).detach())
-
-    with words(model).register_forward_hook(look):  # after the attack's own
-        attack.step(closure)
-    return seen
+    reference([left, right], tables, model.at(left, right), generator, 6, padding_idx=padding, **ARGUMENTS)
+    assert_as_found(found, model, tables)
 
 
 def test_perturbations_and_their_report():
     model = classifier()
-    attack, generator = attack_and_generator(model, epsilon=0.15, steps=3)
-    found = added(model, attack, lambda: LOSS(model))
-    wanted = reference([IDS], loss_at(model, IDS, LABELS), generator, 8, epsilon=0.15, alpha=0.1, steps=3, init=0.05)
+    attack, _, generator = attack_on(FreeLB, model, epsilon=0.15, steps=3)
+    with additions(model.word_embeddings, IDS) as found:
+        attack.step(lambda: LOSS(model))
+    defaults = {"alpha": 0.1, "init": 0.05}
+    wanted = freelb([IDS], [], loss_with(model, IDS, LABELS), generator, epsilon=0.15, steps=3, **defaults)
     torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
     assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
     assert found[-1].flatten(1).norm(dim=1).max() == pytest.approx(0.15)
     assert attack.skipped.item() == 0
+
+
+def test_each_embedding_has_a_table():
+    model = Two(padding_idx=0)
+    attack = TAVAT(model, emb_name="s.weight")
+    assert {name: tuple(table.shape) for name, table in attack.tables.items()} == {
+        "words.weight": (50, 8),
+        "shapes.weight": (12, 4),
+    }
+    before = {name: table.clone() for name, table in attack.tables.items()}
+    step(attack, model)
+    for name, ids in (("words.weight", IDS[IDS != 0]), ("shapes.weight", IDS % 12)):
+        written = (attack.tables[name] != before[name]).any(1).nonzero().flatten().tolist()
+        assert written == sorted({*ids.flatten().tolist()})
+
+
+def test_groups_without_a_finite_gradient_make_no_step():
+    """One token's gradient is infinite: neither it nor its example ascends, and all others do."""
+    model = classifier()
+    factors = torch.ones(4, 7, 8, dtype=torch.float64)
+    factors[2, 1, 3] = math.inf
+
+    def loss(embedded):
+        embedded.register_hook(lambda grad: grad * factors)
+        return classifier_from(LABELS)(model, embedded)
+
+    attack, tables, generator = attack_on(TAVAT, model, **ARGUMENTS)
+    with additions(model.word_embeddings, IDS) as found:
+        attack.step(lambda: loss(model.word_embeddings(IDS)))
+    attack.close()
+    wanted = tavat([IDS], tables, lambda d: loss(model.word_embeddings(IDS) + d[0]), generator, **ARGUMENTS)
+    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
+    torch.testing.assert_close(tables_of(attack), tables)
+    assert tables[0].isfinite().all()
+
+
+def test_a_model_that_was_moved_is_refused():
+    model = classifier()
+    attack, loss = TAVAT(model), loss_on(IDS.to("meta"), LABELS.to("meta"))
+    model.to("meta")
+    with pytest.raises(
+        RuntimeError, match=r"the attack was built on, cpu, but got ids on meta. Build the attack after"
+    ):
+        attack.step(lambda: loss(model))
+
+
+def test_the_table_of_another_embedding_is_refused():
+    attack, tables, _ = attack_on(TAVAT, classifier())
+    with pytest.raises(ValueError, match=r"\(50, 8\).* but got .*\(50, 4\)"):
+        attack.load_state_dict(TAVAT(classifier(hidden=4)).state_dict())
+    assert torch.equal(*tables_of(attack), *tables)

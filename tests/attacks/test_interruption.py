@@ -7,16 +7,10 @@ import importlib
 
 import pytest
 import torch
-from references import assert_same, batch, classifier, gradients, loss_on, step
+from references import IDS, LOSS, assert_same, classifier, gradients, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
-
-IDS, LABELS = batch(4, 7)
-LOSS = loss_on(IDS, LABELS)
-ERRORS = pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-#: lookups, and parameters that are written
-NAMES = pytest.mark.parametrize("emb_name", [None, "head", "*e*"])
 
 
 def predictions(model):
@@ -24,8 +18,8 @@ def predictions(model):
         return model(IDS)
 
 
-@ERRORS
-@NAMES
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("emb_name", [None, "head", "*e*"])  # lookups, parameters that are written, and both
 def test_a_with_block_that_fails(emb_name, error):
     model = classifier()
     fgm = FGM(model, emb_name=emb_name)
@@ -42,16 +36,18 @@ def test_a_with_block_that_fails(emb_name, error):
 def test_embeddings_are_never_written(build):
     """Neither their values nor their version, storage or object, not even for a while."""
     model = classifier()
-    weight = model.word_embeddings.weight
-    state = (weight._version, weight.data_ptr(), id(weight))
-    attack = build(model)
+
+    def state():
+        weight = model.word_embeddings.weight
+        return weight._version, weight.data_ptr(), id(weight)
 
     def loss():
-        assert (weight._version, weight.data_ptr(), id(model.word_embeddings.weight)) == state
+        assert state() == before
         return LOSS(model)
 
-    attack.step(loss)
-    assert (weight._version, weight.data_ptr(), id(model.word_embeddings.weight)) == state
+    before = state()
+    build(model).step(loss)
+    assert state() == before
 
 
 @pytest.mark.parametrize("compiler", [False, True])

@@ -13,25 +13,21 @@ from references import (
     batch,
     classifier,
     classifier_from,
+    each_granularity,
     gradients,
     loss_on,
-    on_positions,
     on_weights,
-    words,
+    textbook,
 )
 
 from fastnlp_adv import FGM, PGD
 
-BATCHES = [batch(4, 7, seed=seed) for seed in range(4)]
-GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+BATCHES = [batch(3, 4, seed=seed) for seed in range(4)]
 
 
 def expected_of(model, number, granularity, reference):
     ids, labels = BATCHES[number]
-    if granularity == "vocab":
-        return on_weights(model, loss_on(ids, labels), ["word_embeddings.weight"], **reference)
-    per_token = granularity == "token"
-    return on_positions(model, ids, classifier_from(labels), words, per_token=per_token, **reference)
+    return textbook(model, granularity, loss_on(ids, labels), ids, classifier_from(labels), **reference)
 
 
 def run(attack, model, number):
@@ -64,7 +60,7 @@ def evaluate(model, how):
 
 
 @ATTACKS
-@GRANULARITY
+@each_granularity
 @pytest.mark.parametrize(
     "how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"]
 )
@@ -79,35 +75,30 @@ def test_forwards_before_and_between_steps(build, reference, granularity, how):
         del kept
 
 
-@GRANULARITY
-@pytest.mark.parametrize("how", ["no_grad", "inference", "grad", "grad, twice, and kept"])
-def test_forwards_between_the_backward_pass_and_the_attack(granularity, how):
+@each_granularity
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        *(("before", how) for how in ("no_grad", "inference", "grad", "grad, twice, and kept")),
+        *(("inside", how) for how in ("no_grad", "inference")),
+    ],
+)
+def test_forwards_between_the_backward_pass_and_the_end_of_the_attack(granularity, where, how):
     """The accuracy of the batch, say. The attack goes along the gradient of the last backward pass."""
     model = classifier()
     fgm = FGM(model, 0.7, granularity=granularity)
     loss = loss_on(*BATCHES[0])
     loss(model).backward()
-    kept = evaluate(model, how)
+    kept = evaluate(model, how) if where == "before" else None
     with fgm.attack():
+        if where == "inside":
+            evaluate(model, how)
         loss(model).backward()
     assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
     del kept
 
 
-@GRANULARITY
-@pytest.mark.parametrize("how", ["no_grad", "inference"])
-def test_evaluation_inside_the_block(granularity, how):
-    model = classifier()
-    fgm = FGM(model, 0.7, granularity=granularity)
-    loss = loss_on(*BATCHES[0])
-    loss(model).backward()
-    with fgm.attack():
-        evaluate(model, how)
-        loss(model).backward()
-    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
-
-
-@GRANULARITY
+@each_granularity
 def test_two_backward_passes_under_one_perturbation(granularity):
     """Each is as the first."""
     model = classifier()
@@ -123,13 +114,13 @@ def test_two_backward_passes_under_one_perturbation(granularity):
 
 
 @ATTACKS
-@GRANULARITY
+@each_granularity
 @pytest.mark.parametrize("api", ["block", "step"])
 def test_micro_batches_go_along_their_own_gradients(build, reference, granularity, api):
     model = classifier()
     attack = build(model, granularity=granularity)
     expected = None
-    for number in range(4):
+    for number in (0, 1):
         if api == "block":
             run(attack, model, number)
         else:
@@ -162,12 +153,8 @@ def test_an_attack_every_second_step(build, reference, emb_name):
             optimizer.step()
 
 
-@ATTACKS
-def test_a_second_backward_pass_through_the_same_graph(build, reference):
+def test_a_second_backward_pass_through_the_same_graph():
     """Two losses, one forward pass: the gradients add up."""
-    if isinstance(build(classifier()), PGD):
-        reference = {"steps": [0.7]}
-
     model = classifier()
     fgm = FGM(model, 0.7)
     ids, labels = BATCHES[0]
@@ -181,44 +168,8 @@ def test_a_second_backward_pass_through_the_same_graph(build, reference):
     second.backward()
     with fgm.attack():
         sum(losses(model)).backward()
-    expected = on_weights(model, lambda m: sum(losses(m)), ["word_embeddings.weight"], **reference)
+    expected = on_weights(model, lambda m: sum(losses(m)), ["word_embeddings.weight"], steps=[0.7])
     assert_same(gradients(model), expected)
-
-
-def tensors_alive():
-    gc.collect()
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-
-@pytest.mark.parametrize(("granularity", "perturbed"), [("vocab", False), ("vocab", True), ("token", False)])
-def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, young_heap):
-    model = classifier()
-    fgm = FGM(model, granularity=granularity)
-    loss_on(*BATCHES[0])(model).backward()
-    if perturbed:
-        fgm.attack()
-    model(BATCHES[1][0].clone())
-    alive = tensors_alive()
-    for _ in range(20):
-        model(BATCHES[1][0].clone())
-        with torch.no_grad():
-            model(BATCHES[1][0].clone())
-    assert tensors_alive() <= alive
-
-
-@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
-def test_steps_leave_nothing(granularity, young_heap):
-    model = classifier()
-    attacks = [FGM(model, granularity=granularity), PGD(model, granularity=granularity), FGM(model, emb_name="head")]
-
-    def steps(numbers):
-        for number in numbers:
-            for attack in attacks:
-                attack.step(lambda: loss_on(*BATCHES[number])(model))  # noqa: B023
-        return tensors_alive()
-
-    filled = 50  # losses of the beginning and of late are kept
-    assert steps([0] * filled) >= steps([1, 2, 3])
 
 
 @pytest.fixture
@@ -229,33 +180,36 @@ def uncollected(young_heap):
     gc.enable()
 
 
-def tensors():
+def tensors_after(steps, attack, api="step"):
+    for _ in range(steps):
+        attack.model.zero_grad()
+        if api == "block":
+            run(attack, attack.model, 0)
+        else:
+            attack.step(lambda: loss_on(*BATCHES[0])(attack.model))
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
+@pytest.mark.parametrize(
+    "arguments", [{"granularity": "vocab"}, {"granularity": "sequence"}, {"emb_name": "head"}], ids=str
+)
 @pytest.mark.parametrize("attack", [FGM, PGD])
 @pytest.mark.parametrize("api", ["block", "step"])
-def test_no_tensor_waits_for_the_cyclic_collector(attack, granularity, api, uncollected):
-    model = classifier()
-    attack = attack(model, granularity=granularity)
+def test_no_tensor_waits_for_the_cyclic_collector(attack, arguments, api, uncollected):
+    attack = attack(classifier(), **arguments)
+    attack.learning.note = lambda *_: ""  # which keeps losses
+    assert tensors_after(3, attack, api) == tensors_after(7, attack, api)
 
-    def steps(number):
-        for _ in range(number):
-            model.zero_grad()
-            if api == "block":
-                run(attack, model, 0)
-            else:
-                attack.step(lambda: loss_on(*BATCHES[0])(model))
-            attack.learning = type(attack.learning)("", "")  # which keeps losses
-        return tensors()
 
-    assert steps(3) == steps(10)
+def test_losses_are_kept_of_the_beginning_and_of_late_alone(uncollected):
+    attack = FGM(classifier())
+    filled = 50
+    assert tensors_after(filled, attack) == tensors_after(3, attack)
 
 
 @pytest.mark.parametrize("granularity", ["vocab", "sequence"])
 @pytest.mark.parametrize("perturbed", [False, True])
-def test_a_thousand_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, uncollected):
+def test_forwards_without_a_backward_pass_leave_nothing(granularity, perturbed, uncollected):
     """Neither tensors nor what else a tap could note of each."""
     model = classifier()
     fgm = FGM(model, granularity=granularity)
@@ -273,7 +227,7 @@ def test_a_thousand_forwards_without_a_backward_pass_leave_nothing(granularity, 
 
     if perturbed:
         loss_on(*BATCHES[0])(model).backward()
-    fgm.learning = type(fgm.learning)("", "")
+    fgm.learning.note = lambda *_: ""
     objects(5)
     # A tap that noted each forward would hold an object of its own for each.
-    assert objects(1000 // (1 + 9 * perturbed)) - objects(1) < 50
+    assert objects(100) - objects(1) < 50

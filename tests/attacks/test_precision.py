@@ -6,59 +6,50 @@ import math
 
 import pytest
 import torch
-from references import ATTACKS, batch, bert, classifier, loss_on, step
+from references import ATTACKS, IDS, LABELS, LOSS, bert, bert_loss, classifier, each_granularity, step
 from support import Classifier
 
 from fastnlp_adv import FGM, PGD
 
-IDS, LABELS = batch(4, 7)
-LOSS = loss_on(IDS, LABELS)
-GRANULARITY = pytest.mark.parametrize("granularity", ["vocab", "sequence", "token"])
 
-
-@GRANULARITY
+@each_granularity
 @pytest.mark.parametrize("attack", [FGM, PGD])
-def test_the_perturbation_of_a_half_precision_model_is_as_long_as_it_should_be(attack, granularity):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_perturbation_of_a_half_precision_model_is_as_long_as_it_should_be(attack, granularity, dtype):
     """Measured on what the lookups gave; bfloat16 keeps 8 bits. A sum of squares in float16 would overflow."""
-    for dtype in (torch.bfloat16, torch.float16):
-        model = torch.nn.Embedding(50, 512, dtype=dtype)
-        weight = torch.full((512,), 200.0, dtype=dtype)
-        attacked = attack(model, 0.5, granularity=granularity)
+    model = torch.nn.Embedding(50, 512, dtype=dtype)
+    weight = torch.full((512,), 200.0, dtype=dtype)
+    attack = attack(model, 0.5, granularity=granularity)
 
-        def loss(model=model, weight=weight):
-            return (model(IDS) * weight).sum()
+    def loss():
+        return (model(IDS) * weight).sum()
 
-        loss().backward()
-        with attacked.attack(**({"closure": loss} if attack is PGD else {})):
-            delta = (model(IDS).double() - model.weight[IDS].double()).detach()
-        if granularity == "vocab":
-            first = {token: place for place, token in reversed(list(enumerate(IDS.flatten().tolist())))}
-            lengths = delta.flatten(0, 1)[list(first.values())].norm()
-        else:
-            lengths = delta.flatten(1).norm(dim=1) if granularity == "sequence" else delta.norm(dim=-1)
-        assert torch.allclose(lengths, torch.tensor(0.5, dtype=torch.float64), rtol=0.05)
+    loss().backward()
+    with attack.attack(**({"closure": loss} if isinstance(attack, PGD) else {})):
+        delta = (model(IDS).double() - model.weight[IDS].double()).detach()
+    if granularity == "vocab":
+        rows = torch.zeros(50, 512, dtype=torch.float64)
+        rows[IDS] = delta
+        lengths = rows.norm()
+    else:
+        lengths = delta.flatten(1).norm(dim=1) if granularity == "sequence" else delta.norm(dim=-1)
+    assert torch.allclose(lengths, torch.tensor(0.5, dtype=torch.float64), rtol=0.05)
 
 
 @ATTACKS
-@GRANULARITY
+@each_granularity
 def test_autocast(build, reference, granularity):
     """The same passes in bfloat16; the weights and the perturbation stay in single precision."""
-
-    def autocast(m):
-        with torch.autocast("cpu", torch.bfloat16):
-            return m(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=LABELS).loss
-
     model = bert().float()
     attack = build(model, granularity=granularity)
-    found = step(attack, model, autocast)
+    found = step(attack, model, torch.autocast("cpu", torch.bfloat16)(bert_loss))
     assert attack.perturbation_norm.dtype == torch.float32
-    model = model.double()
-    exact = step(attack, model, lambda m: m(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=LABELS).loss)
+    exact = step(attack, model.double(), bert_loss)
     flat, wanted = (torch.cat([g.double().flatten() for g in grads.values()]) for grads in (found, exact))
     assert torch.cosine_similarity(flat, wanted, dim=0) > 0.99
 
 
-@GRANULARITY
+@each_granularity
 @pytest.mark.parametrize(("norm", "bad"), [("l2", 0.0), ("l2", math.inf), ("linf", math.nan)])
 def test_gradients_without_a_direction_perturb_nothing_and_are_counted(bad, norm, granularity):
     model = classifier(padding_idx=None)
@@ -92,7 +83,7 @@ def test_a_bad_example_does_not_spoil_the_others(bad):
 
 
 @pytest.mark.parametrize("scale", [1e-28, 1.0, 1e28])
-@GRANULARITY
+@each_granularity
 def test_the_scale_of_the_loss_does_not_matter(scale, granularity):
     """As under a GradScaler, in single precision, where the squares of such gradients are 0 or inf."""
     model = Classifier(dropout=0.0)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import batch, bert, classifier, loss_on, step
+from references import IDS, LABELS, LOSS, batch, bert, bert_loss, classifier, loss_on, step
 from support import assert_untouched, snapshot
 
 from fastnlp_adv import FGM, PGD
 
-IDS, LABELS = batch(4, 7)
-LOSS = loss_on(IDS, LABELS)
 ALL = pytest.mark.parametrize(
     "attack",
     [FGM, lambda m: FGM(m, replace=True), lambda m: FGM(m, granularity="token"), PGD, lambda m: PGD(m, replace=True)],
@@ -25,9 +23,9 @@ def test_inputs_embeds(attack):
     before = snapshot(model)
     embedded = model.get_input_embeddings().weight[IDS].detach()
     with pytest.raises(RuntimeError, match=r"to look up embedding `bert.*never did.*ids rather than `inputs_embeds`"):
-        attack.step(lambda: model(inputs_embeds=embedded, labels=LABELS).loss)
+        attack.step(lambda: bert_loss(model, inputs_embeds=embedded))
     assert_untouched(model, before)
-    step(attack, model, lambda m: m(input_ids=IDS, labels=LABELS).loss)  # it still works
+    step(attack, model, bert_loss)  # it still works
 
 
 @ALL
@@ -44,19 +42,16 @@ def test_a_lookup_under_no_grad(attack):
         attack.step(lambda: LOSS(model))
 
 
-def test_a_lookup_that_the_loss_does_not_depend_on():
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_lookup_that_the_loss_does_not_depend_on(replace):
     model = classifier()
-    fgm = FGM(model)
 
     def loss():
         model(IDS)
         return model.head(torch.ones(4, 8, dtype=torch.float64)).square().sum()
 
-    for attack in (fgm, FGM(model, replace=True)):
-        with pytest.raises(
-            RuntimeError, match=r"a backward pass through the lookups .* a loss that depends on the emb"
-        ):
-            attack.step(loss)
+    with pytest.raises(RuntimeError, match=r"a backward pass through the lookups .* a loss that depends on the emb"):
+        FGM(model, replace=replace).step(loss)
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])

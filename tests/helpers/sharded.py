@@ -13,21 +13,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnlp_adv import (
-    ATTA,
-    AWP,
-    FGM,
-    FGSM,
-    PGD,
-    R3F,
-    SMART,
-    TAVAT,
-    VAT,
-    FreeLB,
-    GradientPenalty,
-    NEFTune,
-    RDrop,
-)
+from fastnlp_adv import ATTA, AWP, FGM, FGSM, PGD, R3F, SMART, TAVAT, VAT, FreeLB, GradientPenalty, NEFTune, RDrop
 from fastnlp_adv.attacks import Attack
 
 VOCAB, CLASSES, WIDTH, STEPS = 50, 3, 8, 2

@@ -1,4 +1,4 @@
-"""Embeddings with options, and lookups of unusual shape or kind: the same as perturbing the weights, or refused."""
+"""Several lookups, lookups of unusual shape or kind, embeddings with options: the same as perturbing what they hold."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import pytest
 import torch
 from references import (
     ATTACKS,
+    Siamese,
     assert_same,
     batch,
     classifier,
-    differ,
-    gradients,
+    classifier_from,
+    each_granularity,
     loss_on,
     on_weights,
     step,
+    textbook,
 )
-from support import CLASSES, VOCAB, assert_untouched, snapshot
+from support import CLASSES, VOCAB
 from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fastnlp_adv import PGD
 
 IDS, LABELS = batch(4, 7, vocab=12)
 LOSS = loss_on(IDS, LABELS)
@@ -46,12 +51,9 @@ class Pooled(nn.Module):
 @pytest.mark.parametrize(
     "options",
     [
-        {"padding_idx": None},
-        {"padding_idx": 3},
         {"padding_idx": -VOCAB + 3},
         {"padding_idx": None, "scale_grad_by_freq": True},
         {"padding_idx": 3, "scale_grad_by_freq": True},
-        {"padding_idx": None, "sparse": True},
         {"padding_idx": 3, "sparse": True},
     ],
     ids=str,
@@ -79,21 +81,13 @@ def test_ids_of_any_shape_and_integer_type(build, reference, shape, dtype):
 
 
 @ATTACKS
-@pytest.mark.parametrize("granularity", ["vocab", "sequence"])
+@each_granularity
 def test_a_frozen_embedding_is_attacked_and_stays_frozen(build, reference, granularity):
     model = classifier()
     model.word_embeddings.weight.requires_grad_(False)
-    before = snapshot(model)
-    attack = build(model, granularity=granularity)
-    found = step(attack, model, LOSS)
-    attack.close()
-    assert_untouched(model, before)
+    found = step(build(model, granularity=granularity), model, LOSS)
     assert found["word_embeddings.weight"] is None
-    if granularity == "vocab":
-        assert_same(found, on_weights(model, LOSS, WORDS, **reference))
-    model.zero_grad()
-    LOSS(model).backward()
-    assert differ(found, gradients(model)) > 1e-3
+    assert_same(found, textbook(model, granularity, LOSS, IDS, classifier_from(LABELS), **reference))
 
 
 class InPlace(Pooled):
@@ -118,31 +112,82 @@ def test_a_model_that_writes_to_what_it_looked_up(build, reference, frozen):
 class Scaled(nn.Embedding):
     """In the manner of transformers, some of which call the argument otherwise than torch."""
 
-    embed_scale = 4.0
+    def __init__(self, scale):
+        super().__init__(VOCAB, 6)
+        self.embed_scale = scale
 
     def forward(self, input_ids):
         return super().forward(input_ids) * self.embed_scale
 
 
-class ScaledByTensor(nn.Embedding):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.register_buffer("embed_scale", torch.tensor(4.0))
-
-    def forward(self, input_ids):
-        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
-
-
 @ATTACKS
-@pytest.mark.parametrize("embedding", [Scaled, ScaledByTensor])
-def test_scaled_lookups(build, reference, embedding):
+@pytest.mark.parametrize("scale", [4.0, torch.tensor(4.0)], ids=["number", "tensor"])
+def test_scaled_lookups(build, reference, scale):
     class Model(Pooled):
         def forward(self, ids):
             return self.head(torch.tanh(self.word_embeddings(input_ids=ids)).sum(1))
 
-    model = Model(embedding(VOCAB, 6))
-    before = snapshot(model)
-    attack = build(model)
-    assert_same(step(attack, model, LOSS), on_weights(model, LOSS, WORDS, **reference))
-    attack.close()
-    assert_untouched(model, before)
+    model = Model(Scaled(scale))
+    assert_same(step(build(model), model, LOSS), on_weights(model, LOSS, WORDS, **reference))
+
+
+# Several lookups.
+
+
+@ATTACKS
+@each_granularity
+@pytest.mark.parametrize("shapes", [((4, 7), (4, 7)), ((4, 7), (4, 2)), ((4, 3), (1, 7))], ids=str)
+def test_two_lookups_in_a_forward(build, reference, granularity, shapes):
+    left, right = (batch(*shape, vocab=12, seed=seed)[0] for seed, shape in enumerate(shapes))
+    model = Siamese(padding_idx=3)
+
+    def loss(m):
+        return m(left, right)
+
+    found = step(build(model, granularity=granularity), model, loss)
+    expected = textbook(model, granularity, loss, [left, right], Siamese.compare, lambda m: m.emb, **reference)
+    assert_same(found, expected)
+
+
+@ATTACKS
+@each_granularity
+def test_two_forwards_before_one_backward(build, reference, granularity):
+    """R-Drop with two passes: here each its own noise of a fixed kind, so that the two differ."""
+    model = classifier()
+
+    def combine(one, other):
+        return cross_entropy(one, LABELS) + 0.5 * cross_entropy(2 * other, LABELS) + (one - other * 0.9).square().mean()
+
+    def loss_from(m, first, second):
+        return combine(*(m.head(m.rnn(embedded)[0].mean(1)) for embedded in (first, second)))
+
+    def loss(m):
+        return combine(m(IDS), m(IDS))
+
+    found = step(build(model, granularity=granularity), model, loss)
+    expected = textbook(model, granularity, loss, [IDS, IDS], loss_from, **reference)
+    assert_same(found, expected)
+
+
+@ATTACKS
+@pytest.mark.parametrize("pads", [(1, None), (None, 1), (1, 2)])
+def test_modules_that_share_a_weight_but_not_the_padding(build, reference, pads):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = (nn.Embedding(VOCAB, 6, padding_idx=pad) for pad in pads)
+            self.two.weight = self.one.weight
+            self.double()
+
+    def loss(m):
+        return torch.tanh(m.one(IDS) + 2 * m.two(IDS.flip(1))).mean(1).square().sum()
+
+    model = Shared()
+    assert_same(step(build(model), model, loss), on_weights(model, loss, ["one.weight"], **reference))
+    # a random start may move every token that gets a gradient from one of them
+    pgd = PGD(model, random_init=True)
+    loss(model).backward()
+    free = pgd.taps[0].deltas()[0].free
+    tokens = {t for module in (model.one, model.two) for t in IDS.flatten().tolist() if t != module.padding_idx}
+    assert int(free.sum()) == len(tokens)
