@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 from pathlib import Path
 
@@ -66,6 +65,3 @@ def run(folder):
     alone.make_trainer, alone.loader, alone.TemporaryDirectory = make_trainer, loader, shared(folder)
     left = alone.failures(alone.SCENARIOS)
     Path(folder, f"repairs{dist.get_rank()}.json").write_text(json.dumps({"repaired": repaired, "left": left}))
-    dist.barrier()
-    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
-    dist.destroy_process_group()

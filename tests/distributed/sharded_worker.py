@@ -10,7 +10,6 @@ FOLDER/exampleN.
 
 from __future__ import annotations
 
-import gc
 import os
 import runpy
 import sys
@@ -30,6 +29,9 @@ from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from forked import RANKS, launch
 
 from fastnlp_adv import RDropMixin, compat
+
+#: of the page: freeing its model would wait for gloo's thread, which may wait for the interpreter's lock
+NAMES = {}
 
 
 def run(name, wrap):
@@ -90,7 +92,7 @@ def write_to(path):
 
 def run_page(folder):
     write_to(Path(folder, "page"))
-    exec(compile(pages.blocks("docs/large_models.md")[0], "page", "exec"), {})
+    exec(compile(pages.blocks("docs/large_models.md")[0], "page", "exec"), NAMES)
 
 
 def run_example(folder):
@@ -111,9 +113,6 @@ def main(folder):
     for method in ("fgm", "fgm + rdrop"):
         found["mixed", method] = run_trainer(method, sharded.ENGINES["fsdp"][0], 2, Mixed)
     torch.save(found, Path(folder, f"rank{dist.get_rank()}.pt"))
-    dist.barrier()
-    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

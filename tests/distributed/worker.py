@@ -11,7 +11,6 @@ docs/distributed.md, which write to FOLDER/pageN.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -34,6 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed import repairs
 
+#: of the page: freeing its model would wait for gloo's thread, which may wait for the interpreter's lock
+NAMES = {}
 TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")
 
 
@@ -77,9 +78,6 @@ def run_all(folder):
     world = dist.get_world_size()
     results = {scenario: run(*scenario) for scenario in [*scenarios.scenarios(world), *scenarios.with_noise(world)]}
     torch.save(results, Path(folder, str(world), f"rank{dist.get_rank()}.pt"))
-    dist.barrier()
-    gc.collect()  # a Trainer that is left keeps the group, whose threads may abort the process at its end
-    dist.destroy_process_group()
 
 
 def write_to(path):
@@ -116,9 +114,8 @@ def break_down(folder, method, last_forward):
 def run_page(folder):
     write_to(Path(folder, f"page{os.environ['RANK']}"))
     set_env_on_import_torch()
-    sys.path.insert(0, str(pages.ROOT / "examples"))  # for classifier.py, which the page puts beside its program
     (block,) = pages.blocks("docs/distributed.md")
-    exec(compile(block, "page", "exec"), {})
+    exec(compile(block, "page", "exec"), NAMES)
 
 
 def main(folder):
