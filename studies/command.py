@@ -36,7 +36,7 @@ from fastnlp_adv import __version__
 from studies import page
 from studies.methods import PLAIN, add_methods, callbacks_of
 from studies.runs import Key, Runs, machine, read_runs
-from studies.tasks import TASKS, Task
+from studies.tasks import TASKS, Task, TimedTask
 
 TIMED_ROUNDS = 5
 
@@ -100,7 +100,7 @@ def study(args: argparse.Namespace, command: str) -> Runs:
     runs.about.update(command=command, machine=machine())
     complete(runs, missing, args)
     untimed = [method for method in runs.methods if not runs.cost(method)]
-    if kind.timed and untimed:
+    if isinstance(task, TimedTask) and untimed:
         runs.rounds += take_turns([*dict.fromkeys([PLAIN, *untimed])], task)
     runs.save()
     page.write(runs)
@@ -158,7 +158,7 @@ def run(model: str, method: str, seed: int) -> tuple[dict, dict]:
     return {**named, "method": method, "seed": seed, "version": __version__, **measured}, outcomes
 
 
-def take_turns(methods: list[str], task: Task) -> list[dict[str, float]]:
+def take_turns(methods: list[str], task: TimedTask) -> list[dict[str, float]]:
     """Time steps when no run is under way, all methods in each round: what slows a whole round drops out of ratios."""
     rounds: list[dict[str, float]] = [{} for _ in range(TIMED_ROUNDS)]
     for times, method in track([*itertools.product(rounds, methods)], description="time of a step"):

@@ -13,7 +13,7 @@ import numpy as np
 from studies import figures
 from studies.methods import PLAIN, WHOLE
 from studies.runs import VERSIONS, Runs, interval, mean_and_spread
-from studies.tasks import TASKS, Task
+from studies.tasks import TASKS, Task, TimedTask
 from tools.table import Table
 
 BASES = {PLAIN: "plain training", WHOLE: "FGM"}
@@ -54,6 +54,7 @@ def _described(runs: Runs, task: type[Task]) -> str:
 def _key(runs: Runs, task: type[Task]) -> str:
     """Say how to read the tables."""
     cost = "The cost is the time of a step in plain steps: the median of rounds in which methods took turns. "
+    cost *= issubclass(task, TimedTask)
     least = "0" if task.metric == "F1" else "the share of the most frequent label"
     over = ", over seeds only for clean texts" if runs.over_texts() else ""
     drawn = f"seeds and {task.unit} together" if runs.over_texts() else "seeds, and texts where they are recorded"
@@ -62,7 +63,7 @@ def _key(runs: Runs, task: type[Task]) -> str:
         "replace=True)`, and arguments that are not named have their defaults. Accuracies are in %, mean ± standard "
         f"deviation over seeds. *Learned* counts the seeds with a clean {task.metric} above {least} by more than "
         "0.82/√n for n test texts, a one-sided test at 5 %: a model that always predicts one class is never fooled, so "
-        f"its robust accuracy has no meaning. {cost * task.timed}Differences are in percentage points, paired by "
+        f"its robust accuracy has no meaning. {cost}Differences are in percentage points, paired by "
         f"seed: the mean, and its 95 % bootstrap interval over {drawn}{over}; where it holds 0, these runs do not "
         "tell the two methods apart."
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ TIMED_STEPS = 8  # a multiple of 4, for `every=4`
 Outcomes = dict[str, list[Counts]]
 
 
-class Task:
+class Task(ABC):
     """
     Models and data of a study. Making one loads the data.
 
@@ -41,25 +42,42 @@ class Task:
     methods: ClassVar[list[str]]
     #: several models in one study, by name and description
     models: ClassVar[dict[str, str]] = {"": ""}
-    #: whether steps are timed, for the cost of each method
-    timed: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "texts"
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
 
+    @abstractmethod
     def run(self, model: str, method: str, seed: int) -> tuple[dict[str, float], Outcomes]:
         """
         Train, and attack.
 
         :return: ``clean``, ``learned`` and other results, and the outcomes of the attacked texts.
         """
-        raise NotImplementedError
 
+    @staticmethod
+    @abstractmethod
+    def columns(settings: dict) -> dict[str, str]:
+        """Return the columns of the tables, and their heads."""
+
+    @staticmethod
+    def headline(settings: dict) -> str | None:
+        """Return the column that stands for robustness in the figures; ``None`` for no figures."""
+        return None
+
+    @staticmethod
+    @abstractmethod
+    def described(settings: dict) -> str:
+        """Describe the training, the data and the attacks."""
+
+
+class TimedTask(Task):
+    """A task whose steps are timed, for the cost of each method."""
+
+    @abstractmethod
     def trainer(self, method: str, args: argparse.Namespace, *callbacks: Callback, size: int | None = None) -> Trainer:
         """Build a training with the method's callbacks and others; on so many of the texts, if given."""
-        raise NotImplementedError
 
     def step_seconds(self, method: str) -> float:
         """Time a step, in processor time on a CPU: the mean of a second epoch, since ATTA's first one is plain."""
@@ -68,21 +86,6 @@ class Task:
         args = argparse.Namespace(**{**vars(self.args), "epochs": 2, "seed": 0})
         self.trainer(method, args, timer, size=TIMED_STEPS * args.batch_size).run(catch_KeyboardInterrupt=False)
         return statistics.mean(timer.seconds[len(timer.seconds) // 2 :])
-
-    @staticmethod
-    def columns(settings: dict) -> dict[str, str]:
-        """Return the columns of the tables, and their heads."""
-        raise NotImplementedError
-
-    @staticmethod
-    def headline(settings: dict) -> str | None:
-        """Return the column that stands for robustness in the figures; ``None`` for no figures."""
-        return None
-
-    @staticmethod
-    def described(settings: dict) -> str:
-        """Describe the training, the data and the attacks."""
-        raise NotImplementedError
 
 
 def learned(score: float, guess: float, count: int) -> int:

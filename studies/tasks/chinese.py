@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from fastnlp_adv import RDropCallback
 from studies.edits import SLIPS, worst_texts
 from studies.methods import PLAIN, WHOLE, callbacks_of
 from studies.runs import Counts
-from studies.tasks.base import Outcomes, Task, first, learned, load_part, majority
+from studies.tasks.base import Outcomes, TimedTask, first, learned, load_part, majority
 
 BATCH = 128
 ATTACK = {
@@ -34,7 +35,7 @@ ATTACK = {
 }
 
 
-class Chinese(Task):
+class Chinese(TimedTask):
     """Shared by both."""
 
     methods: ClassVar = [PLAIN, WHOLE, "PGD", "R-Drop", "gradient penalty", f"{WHOLE} + R-Drop"]
@@ -46,13 +47,13 @@ class Chinese(Task):
     tags: list[list[str]] | None = None
     vocabulary: Any
 
+    @abstractmethod
     def losses(self, model: nn.Module, which: Sequence[int], texts: Sequence[str]) -> list[float]:
         """Compute the losses of texts, each with the label of the text of that number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self, model: nn.Module, texts: Sequence[str]) -> list[Counts]:
         """Count what is right in edited texts."""
-        raise NotImplementedError
 
     @staticmethod
     def columns(settings: dict) -> dict[str, str]:

@@ -69,7 +69,6 @@ class Defaults(Task):
         "attack_size": (0, "test texts to attack, 0 for as many as the model has in this study"),
     }
     choices: ClassVar = {"split": ("test", "validation")}
-    timed = False
     methods: ClassVar = [PLAIN, WHOLE, f"{WHOLE} warmup=1.0", f"{WHOLE} warmup=auto"]
     models: ClassVar = {
         "bilstm": "BiLSTM from scratch",

@@ -22,10 +22,10 @@ from fastnlp_adv import HotFlip, Typos, robust_evaluate, write_report
 from fastnlp_adv.robustness import Attacked
 from studies.methods import PLAIN, WHOLE, callbacks_of
 from studies.runs import Counts
-from studies.tasks.base import Outcomes, Task, first, learned, load_part, majority
+from studies.tasks.base import Outcomes, TimedTask, first, learned, load_part, majority
 
 
-class Encoder(Task):
+class Encoder(TimedTask):
     title = "Results"
     settings: ClassVar = {
         "model": ("minilm", "minilm, a folder, or a model on the Hugging Face hub"),
