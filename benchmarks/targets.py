@@ -33,11 +33,12 @@ def _methods(found: Record) -> Iterator[Target]:
 
 
 def _fraction(found: Record) -> Iterator[Target]:
-    limits = {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}
+    by_hand = {"FGM, 1/4, replace": 1.25, "FGM, 1/8, replace": 1.15, "PGD-3, 1/4, replace": 1.6}
     point = found["points"][0]
-    for target, name in zip(_at_most(point, limits), limits, strict=True):
+    for target, name in zip(_at_most(point, by_hand), by_hand, strict=True):
         hand = reading.in_plain_steps(point, f"{name}, by hand")
         yield target._replace(measured=f"{target.measured}; by hand {hand.median:.2f}")
+    yield from _at_most(point, {"AWP, 1/4, replace": 1.5, "SAM, 1/4": 1.5})
 
 
 def _at_most(point: reading.Point, limits: dict[str, float]) -> Iterator[Target]:

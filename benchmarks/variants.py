@@ -11,6 +11,7 @@ from fastNLP import Callback
 from torch import nn
 
 from benchmarks import textbook
+from fastnlp_adv.attacks.weights import WeightAttack
 from fastnlp_adv.callbacks import METHODS
 from fastnlp_adv.method import Cost
 
@@ -50,7 +51,10 @@ def ours(method: str, name: str | None = None, family: str | None = None, **argu
     row = METHODS[method]
     name = name or method
     share = arguments.get("fraction", 1.0)
-    return Variant(name, family or name, row.cost(**arguments), lambda: [row.callback(**arguments)], share=share)
+    cost = row.cost(**arguments)
+    if issubclass(row.method, WeightAttack):  # its inner pass goes to the weights
+        cost = Cost(cost.forwards, cost.backwards + cost.inner, 0)
+    return Variant(name, family or name, cost, lambda: [row.callback(**arguments)], share=share)
 
 
 def by_the_book(name: str, family: str, passes: int, loop: Callable[..., textbook.Step], **arguments: Any) -> Variant:
@@ -107,7 +111,7 @@ def attacks() -> list[Variant]:
 
 
 def parts() -> list[Variant]:
-    """FGM and PGD on a part of the batch, beside FGM on all of it and the same by hand."""
+    """Attacks on a part of the batch, beside FGM on all of it, and FGM and PGD by hand."""
     return [
         PLAIN,
         ours("FGM"),
@@ -117,6 +121,8 @@ def parts() -> list[Variant]:
         *part("FGM", "FGM, 1/8, replace", 8),
         *part("PGD", "PGD-3, 1/4, replace", 4, steps=3),
         ours("PGD", "PGD-3, 1/4, replace, inner bfloat16", fraction=1 / 4, replace=True, inner_autocast=torch.bfloat16),
+        ours("AWP", "AWP, 1/4, replace", fraction=1 / 4, replace=True),
+        ours("SAM", "SAM, 1/4", fraction=1 / 4),
     ]
 
 

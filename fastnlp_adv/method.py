@@ -26,7 +26,8 @@ class Cost(NamedTuple):
 
     :param forwards: the number of forwards.
     :param backwards: the number of backward passes to the parameters.
-    :param inner: the number of backward passes that end at the embeddings, at about half the price.
+    :param inner: the number of backward passes that train nothing: they end at the embeddings, at about half the
+        price, or, in SAM and in AWP with ``replace``, at the weights.
     """
 
     forwards: int
