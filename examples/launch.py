@@ -45,7 +45,7 @@ def finish() -> None:
     """
     if dist.is_initialized():
         dist.barrier()
-        # Gloo's thread needs the interpreter's lock to free its last work. The next lines hold it until the thread ends.
+        # Gloo's thread needs the interpreter's lock to free its last work. The next lines hold it until it has ended.
         time.sleep(0.1)
         gc.collect()  # a Trainer is a reference cycle: until it is collected, its model keeps the group alive
         dist.destroy_process_group()
