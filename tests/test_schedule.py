@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -69,6 +70,20 @@ def with_accelerate(model, method, data, accumulation=ACCUMULATION):
         optimizer.zero_grad()
 
 
+def with_drive(model, method, data, accumulation=ACCUMULATION):
+    optimizer = sgd(model)
+    told = {"accumulation_steps": accumulation, "total_steps": len(data) / accumulation}
+
+    def backward(loss, each):
+        (loss / accumulation).backward()
+
+    for number, batch in enumerate(data, 1):
+        method.drive(lambda each, batch=batch: model.train_step(**each.of(batch))["loss"], backward, batch, **told)
+        if number % accumulation == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def in_the_trainer(model, callback, n_batches, accumulation=ACCUMULATION):
     train(
         model,
@@ -94,7 +109,11 @@ SCHEDULES = [
 
 @pytest.mark.parametrize(
     ("loop", "schedule"),
-    [*((plain_loop, schedule) for schedule in SCHEDULES), (with_accelerate, {"warmup": "auto", "start": 0.5})],
+    [
+        *((plain_loop, schedule) for schedule in SCHEDULES),
+        (with_accelerate, {"warmup": "auto", "start": 0.5}),
+        (with_drive, {"warmup": "auto", "start": 0.5}),
+    ],
     ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_a_loop_of_ones_own_trains_as_the_trainer_does(loop, schedule):
@@ -106,6 +125,16 @@ def test_a_loop_of_ones_own_trains_as_the_trainer_does(loop, schedule):
     in_the_trainer(plain, FGMCallback(epsilon=0.0), 60)
     assert distance(ours, theirs) < 1e-6
     assert distance(ours, plain) > 1e-4
+
+
+@pytest.mark.parametrize("loop", [plain_loop, with_accelerate, with_drive])
+def test_a_loop_of_ones_own_logs_once_what_is_perturbed(loop, caplog):
+    caplog.set_level(logging.INFO, logger="fastnlp_adv")
+    model = Classifier(dropout=0.0)
+    fgm = FGM(model, epsilon=0.5)
+    line = fgm.describe()
+    loop(model, fgm, batches(4))
+    assert caplog.messages.count(line) == 1 and line.startswith("FGM perturbs `word_embeddings.weight` (")
 
 
 def test_the_passes_of_an_attack_are_one_batch_of_a_regularizer():
