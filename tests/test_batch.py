@@ -47,19 +47,6 @@ def test_every_field_is_followed_by_itself_and_halved_again(drawn):
         assert rows_of(first_half(doubled[name], rows)) == rows_of(value)
 
 
-@few
-@given(batches, st.data())
-def test_a_part_has_the_same_examples_of_every_field(drawn, data):
-    rows, batch = drawn
-    chosen = sorted(data.draw(st.sets(st.integers(0, rows - 1)))) if rows else []
-    assert count_examples(batch, "Do this.") == rows
-    taken = take_part(batch, Part(torch.tensor(chosen, dtype=torch.long), of=rows), "Do this.")
-    assert list(taken) == list(batch)
-    for name, value in batch.items():
-        assert type(taken[name]) is type(value)
-        assert rows_of(taken[name]) == [rows_of(value)[row] for row in chosen]
-
-
 Bounds = namedtuple("Bounds", "first last")
 KEYS = st.one_of(st.text("abc", min_size=1), st.integers(0, 9), st.tuples(st.integers(0, 3)))
 DATA = np.random.default_rng(0).integers(0, 100, (5, 2))
