@@ -21,6 +21,8 @@ SOURCES = (
     "tests/**/*.py",
     "examples/**/*.py",
     "benchmarks/**/*.py",
+    "studies/**/*.py",
+    "tools/**/*.py",
     "setup.cfg",
     "pyproject.toml",
 )
