@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from pages import read
 
 from benchmarks import memory, overhead, page, reading, record, textbook, variants
 from benchmarks.__main__ import ROOT, main
@@ -137,6 +139,47 @@ def test_the_committed_page_is_made_of_the_committed_records(tmp_path):
     committed = ROOT / "docs" / "benchmarks"
     page.write(record.load(committed, list(sweeps())), tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (committed / "README.md").read_text(encoding="utf-8")
+
+
+#: a call in docs/methods.md, and the variant that measured it
+SHOWN = {
+    "FGMCallback()": "FGM",
+    "FGMCallback(replace=True)": "FGM, replace",
+    "PGDCallback(steps=3)": "PGD-3",
+    "FreeLBCallback(steps=3)": "FreeLB-3",
+    'RDropCallback(mode="concat")': "R-Drop, concat",
+}
+in_both_languages = pytest.mark.parametrize("name", ["docs/methods.md", "docs/zh-CN/methods.md"])
+
+
+def page_in_english_marks(name):
+    return read(name).replace("（", " (").replace("）", ")").replace(" 到 ", " to ")
+
+
+@in_both_languages
+@pytest.mark.parametrize("call", SHOWN)
+def test_a_page_shows_the_times_of_the_committed_record(name, call):
+    (point,) = record.load(ROOT / "docs" / "benchmarks", ["methods"])["methods"]["points"]
+    variant = SHOWN[call]
+    loop = {"R-Drop, concat": "R-Drop, textbook", "FGM, replace": None}.get(variant, f"{variant}, textbook")
+    ours, book = (reading.in_plain_steps(point, each).text(".2f") if each else "" for each in (variant, loop))
+    cells = f"| `{call}` | {ours} | {book} | {reading.row(point, variant)['limit']:.2f} |"
+    assert cells.replace("|  |", "| |") in page_in_english_marks(name)
+
+
+@in_both_languages
+def test_a_page_shows_the_memory_and_the_large_vocabulary_of_the_committed_records(name):
+    found = record.load(ROOT / "docs" / "benchmarks", ["vocabulary", "memory", "overhead"])
+    largest, (memory_point,) = found["vocabulary"]["points"][-1], found["memory"]["points"]
+    assert (largest["x"], memory_point["setting"]["vocab"], memory_point["setting"]["hidden"]) == (10**6, 250_000, 256)
+    variants_shown = ["FGM", "PGD-3", "FGM, textbook", "PGD-3, textbook"]
+    steps = [reading.in_plain_steps(largest, each).median for each in variants_shown]
+    added = [reading.memory_added(memory_point)[each] for each in variants_shown]
+    told = [*(f"{each:.2f}" for each in steps[:2]), *(f"{each:.1f}" for each in steps[2:]), "250", "000", "256"]
+    told += [f"{each:.0f}" for each in added]
+    after_the_table = read(name).partition("`RDropCallback(mode=")[2].partition("`FGMCallback()`")[2]
+    assert re.findall(r"\d+(?:\.\d+)?", after_the_table.replace("steps=3", ""))[: len(told)] == told
+    assert all(micro.high < 2000 for micro, _ in reading.overheads(found["overhead"]).values())  # "less than 2 ms"
 
 
 def test_every_sweep_has_its_title_and_its_note():
