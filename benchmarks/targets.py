@@ -79,7 +79,7 @@ def _rdrop(found: Record) -> Iterator[Target]:
 
 
 def _reductions(found: Record) -> Iterator[Target]:
-    rows = [row for row in found["points"][0]["rows"] if not row["variant"].endswith("textbook")]
+    rows = [row for row in found["points"][0]["rows"] if not reading.is_textbook(row["variant"])]
     most = max(row["reductions"] for row in rows)
     text = f"{most:g}, over {len(rows)} ways to train"
     yield Target("Gradients are reduced once per optimizer step", text, abs(most - 1) < 1e-6)

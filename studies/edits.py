@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from fastnlp_adv.robustness.texts import Change, edited, is_spaceless
+from fastnlp_adv.robustness.texts import Change, Search, is_spaceless
 from fastnlp_adv.robustness.typos import character_typos
 
 SLIPS = ("swap", "homophone")  # two neighbours swapped, and a character of the same pinyin
@@ -37,38 +37,36 @@ def worst_texts(
     :return: the edited texts after 1, 2, ... edits; ``None`` for a text without candidates.
     """
     everyone = range(len(texts))
-    changes: list[list[Change]] = [[] for _ in texts]
-    highest = list(losses(everyone, texts))
+    searches = [Search(text, label=0, loss=loss) for text, loss in zip(texts, losses(everyone, texts), strict=True)]
     found: list[list[str | None]] = []
     attacked = set()
     for turn in range(edits):
         tried = [
             (i, change)
-            for i in everyone
-            for change in _sample(texts[i], None if tags is None else tags[i], changes[i], slip, candidates, turn)
+            for i, search in enumerate(searches)
+            for change in _sample(search, None if tags is None else tags[i], slip, candidates, turn)
         ]
-        told = losses([i for i, _ in tried], [edited(texts[i], [*changes[i], change]) for i, change in tried])
+        told = losses([i for i, _ in tried], [searches[i].changed(change) for i, change in tried])
         worst: dict[int, Change] = {}
         for (i, change), loss in zip(tried, told, strict=True):
             attacked.add(i)
-            if loss > highest[i]:
-                highest[i], worst[i] = loss, change
+            if loss > searches[i].loss:
+                searches[i].loss, worst[i] = loss, change
         for i, change in worst.items():
-            changes[i].append(change)
-        found.append([edited(texts[i], changes[i]) if i in attacked else None for i in everyone])
+            searches[i].changes += (change,)
+        found.append([searches[i].text if i in attacked else None for i in everyone])
     return found
 
 
-def _sample(
-    text: str, tags: Sequence[str] | None, made: Sequence[Change], slip: str, candidates: int, turn: int
-) -> list[Change]:
+def _sample(search: Search, tags: Sequence[str] | None, slip: str, candidates: int, turn: int) -> list[Change]:
     """Edits of one text that do not touch those that are made."""
+    text = search.original
     places = [at for at, character in enumerate(text) if is_spaceless(character)]
     options = [change for at in places for change in character_typos(text, at, [slip])]
     fitting = [
         change
         for change in options
-        if all(change.end <= each.start or each.end <= change.start for each in made)
+        if search.leaves(change.start, change.end)
         and (tags is None or change.end - change.start == 1 or _swappable(tags, change.start))
     ]
     chooser = random.Random(f"{slip} {turn} {text}")
