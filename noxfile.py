@@ -98,7 +98,8 @@ def install(session: nox.Session, environment: Environment) -> None:
 
 def run(session: nox.Session, environment: Environment) -> None:
     """Run the suite and write the row. Arguments after `--` choose tests, for a look: they write none."""
-    row, report = ROWS / f"{environment.name}.json", Path(session.create_tmp()) / "junit.xml"
+    # Not in `create_tmp()`, where tests would find temporary files too, and pytest this project's settings above them.
+    row, report = ROWS / f"{environment.name}.json", Path(session.virtualenv.location) / "junit.xml"
     pins = [f"--pin={pin}: {why}" for pin, why in environment.pins.items()]
     script = ["python", "tools/versions_row.py", str(row), *pins]
     tests = [*f"python -m pytest -q -p no:cacheprovider -n {JOBS} --dist loadfile".split(), *session.posargs]

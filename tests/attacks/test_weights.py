@@ -425,7 +425,8 @@ def test_weights_in_half_precision_move_as_far_as_the_definition_says(method, ar
         if p.grad is not None:
             there = twin.get_parameter(name).grad + (grads[name] if method is AWP and not attack.replace else 0)
             assert p.grad.dtype is p.dtype is torch.bfloat16
-            assert float((p.grad.double() - there).norm()) < 1e-2 * float(there.norm()) + 1e-6
+            # in float32, about 1e-6 is left of a gradient that is 0
+            assert float((p.grad.double() - there).norm()) < 1e-2 * float(there.norm()) + 1e-5
     assert torch.allclose(model.batch_norm.running_mean.double(), twin.batch_norm.running_mean, atol=1e-2)
     assert not torch.equal(model.batch_norm.running_mean, before[0]["batch_norm.running_mean"])
     assert all(x.dtype in (torch.bfloat16, torch.long) for x in model.state_dict().values())
