@@ -210,6 +210,11 @@ def textbook_pgd(model, epsilon=1.0, alpha=None, steps=3, name="word_embeddings"
     return batch_step_fn
 
 
+def callback_of(**hooks):
+    """A callback that runs functions, by the names of the hooks."""
+    return type("Functions", (Callback,), {name: staticmethod(hook) for name, hook in hooks.items()})()
+
+
 class Assign(Callback):
     """Assigns arguments to another callback at the end of a batch."""
 
