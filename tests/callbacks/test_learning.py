@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastNLP import Callback, CheckpointCallback
-from support import VOCAB, build, loader
+from fastNLP import CheckpointCallback
+from support import VOCAB, build, callback_of, loader
 from torch import nn
 
 from fastnlp_adv import AWPCallback, FGMCallback, RDropCallback
@@ -33,26 +33,15 @@ def texts(n):
     return [{"input_ids": each, "labels": ((each < VOCAB // 2).sum() > 3).long()} for each in ids]
 
 
-class Losses(Callback):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_train_batch_end(self, trainer):
-        self.seen.append(float(trainer.state["adv"].get("loss", 0.0)))
-
-
-def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, model=None, **kwargs):
+def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, **kwargs):
     """Returns the losses of the batches."""
-    model, losses = model or Bag(), Losses()
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    data = loader(texts(16 * per_epoch), 16)
-    trainer = build(
-        model, [*callbacks, losses], optimizers=optimizer, train_dataloader=data, n_batches=batches, **kwargs
-    )
+    model, losses = Bag(), []
+    note = callback_of(on_train_batch_end=lambda trainer: losses.append(float(trainer.state["adv"].get("loss", 0.0))))
+    optimizer, data = torch.optim.Adam(model.parameters(), lr=lr), loader(texts(16 * per_epoch), 16)
+    trainer = build(model, [*callbacks, note], optimizers=optimizer, train_dataloader=data, n_batches=batches, **kwargs)
     torch.manual_seed(1)
     trainer.run(resume_from=resume_from)
-    return losses.seen
+    return losses
 
 
 def warnings(said):
@@ -64,24 +53,23 @@ def too_large(**how):
 
 
 @pytest.mark.parametrize(
-    "callbacks",
-    [[too_large()], [too_large(replace=True)], [too_large(), RDropCallback()]],
-    ids=["", "replace", "rdrop"],
+    "callbacks, name, size",
+    [
+        ([too_large()], "FGM", "epsilon"),
+        ([too_large(replace=True)], "FGM", "epsilon"),
+        ([too_large(), RDropCallback()], "FGM", "epsilon"),
+        ([AWPCallback(gamma=30.0, adv_weight=100.0)], "AWP", "gamma"),
+    ],
+    ids=["fgm", "replace", "rdrop", "awp"],
 )
-def test_a_training_that_does_not_learn_is_warned_of_once(callbacks, said):
+def test_a_training_that_does_not_learn_is_warned_of_once(callbacks, name, size, said):
     losses = train(callbacks)
     assert sum(losses[-25:]) > sum(losses[:25])  # which is so
     (line,) = warnings(said)
-    assert "under FGM, but got " in line
+    assert f"under {name}, but got " in line
     assert " over the last 25 batches after " in line
-    assert "Give a smaller `epsilon`, let it grow as the loss falls (`warmup='auto'`) or over the training" in line
+    assert f"Give a smaller `{size}`, let it grow as the loss falls (`warmup='auto'`) or over the training" in line
     assert "lower the learning rate" in line
-
-
-def test_awp_names_its_own_argument(said):
-    train([AWPCallback(gamma=30.0, adv_weight=100.0)])
-    (line,) = warnings(said)
-    assert "Give a smaller `gamma`" in line
 
 
 @pytest.mark.parametrize(
@@ -102,10 +90,7 @@ def test_a_training_that_learns_is_silent(callbacks, said):
 
 @pytest.mark.parametrize(
     "kwargs, stretch",
-    [
-        ({"batches": 160, "per_epoch": 160, "accumulation_steps": 2}, 20),
-        ({"batches": 40, "per_epoch": 60}, 5),
-    ],
+    [({"batches": 160, "per_epoch": 160, "accumulation_steps": 2}, 20), ({"batches": 40, "per_epoch": 60}, 5)],
     ids=str,
 )
 def test_short_trainings_are_looked_at_after_a_quarter(kwargs, stretch, said):
