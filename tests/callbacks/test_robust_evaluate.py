@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from fastNLP import Accuracy, Callback
-from support import Classifier, assert_untouched, build, loader, samples, snapshot, train, weights
+from fastNLP import Accuracy
+from support import Classifier, assert_untouched, build, callback_of, loader, samples, snapshot, train, weights
 from torch import nn
 
 from fastnlp_adv import FGMCallback
@@ -16,35 +16,30 @@ from fastnlp_adv.robustness import robust_evaluate
 
 SETTINGS = {"epsilon": 0.6, "steps": 3, "restarts": 2}
 DATA = samples(8, seed=5)
-RESULTS = "fastnlp_evaluate_results.json"
 
 
 def callback(**kwargs):
     return RobustEvaluateCallback(**{"dataloaders": loader(DATA), "metrics": {"acc": Accuracy()}, **SETTINGS, **kwargs})
 
 
-def saving(folder, **kwargs):
-    """A callback that saves the model of every evaluation with its results."""
-    return callback(topk=-1, topk_monitor="accuracy#robust", folder=str(folder), **kwargs)
+def kept(folder):
+    """The only evaluation whose results were saved: its file, and what it holds."""
+    (file,) = folder.rglob("fastnlp_evaluate_results.json")
+    return file, json.loads(file.read_text())
 
 
-def saved(folder):
-    """The results of all evaluations, by the number of batches."""
-    found = {int(f.parent.name.split("batch_")[1].split("-")[0]): json.loads(f.read_text()) for f in files(folder)}
-    return [found[batch] for batch in sorted(found)]
-
-
-def files(folder):
-    return list(folder.rglob(RESULTS))
+def evaluated(model):
+    """What `robust_evaluate` finds."""
+    return robust_evaluate(
+        model, loader(DATA), epsilons=(0.6,), steps=3, restarts=2, step=lambda batch: model(batch["input_ids"])
+    )
 
 
 def test_results_are_those_of_robust_evaluate(tmp_path):
     model = Classifier(0.2)
-    train(model, [saving(tmp_path)], n_epochs=1, n_batches=-1)
-    (found,) = saved(tmp_path)
-    expected = robust_evaluate(
-        model, loader(DATA), epsilons=(0.6,), steps=3, restarts=2, step=lambda batch: model(batch["input_ids"])
-    )
+    saving = callback(topk=-1, topk_monitor="accuracy#robust", folder=str(tmp_path))
+    train(model, [saving], n_epochs=1, n_batches=-1)
+    (_, found), expected = kept(tmp_path), evaluated(model)
     assert found["loss#robust"] == pytest.approx(expected[0.6]["loss"], rel=1e-5)
     assert found["loss#robust"] > expected[0.0]["loss"]
     assert found["accuracy#robust"] == expected[0.6]["accuracy"]
@@ -59,27 +54,19 @@ def test_training_is_the_same_with_and_without(attack):
     assert torch.equal(weights(ours), weights(theirs))
 
 
-class Worse(Callback):
-    """Makes the model useless after the first epoch."""
-
-    def on_train_epoch_begin(self, trainer):
+def test_the_best_model_is_saved_and_can_be_loaded(tmp_path):
+    def worse(trainer):
         if trainer.cur_epoch_idx == 1:
             nn.init.zeros_(trainer.model.head.weight)
 
-
-def test_the_best_model_is_saved_and_can_be_loaded(tmp_path):
     model = Classifier(0.0)
-    kept = callback(topk=1, topk_monitor="loss#robust", topk_larger_better=False, folder=str(tmp_path))
-    data = samples(8, seed=5)
-    trainer = train(model, [Worse(), kept], data=data, lr=0.5, n_epochs=3, n_batches=-1)
-    (file,) = files(tmp_path)
-    result = json.loads(file.read_text())["loss#robust"]
+    best = callback(topk=1, topk_monitor="loss#robust", topk_larger_better=False, folder=str(tmp_path))
+    callbacks = [callback_of(on_train_epoch_begin=worse), best]
+    trainer = train(model, callbacks, data=DATA, lr=0.5, n_epochs=3, n_batches=-1)
+    file, found = kept(tmp_path)
     trainer.load_model(str(file.parent))
-    again = robust_evaluate(
-        model, loader(DATA), epsilons=(0.6,), steps=3, restarts=2, step=lambda batch: model(batch["input_ids"])
-    )
-    assert again[0.6]["loss"] == pytest.approx(result, rel=1e-5)
-    assert f"loss#robust_{result}" in file.parent.name
+    assert evaluated(model)[0.6]["loss"] == pytest.approx(found["loss#robust"], rel=1e-5)
+    assert f"loss#robust_{found['loss#robust']}" in file.parent.name
 
 
 class Stop(BaseException):
@@ -102,16 +89,12 @@ class Failing(Classifier):
 
 @pytest.mark.parametrize("at", [1, 6, 20])
 def test_after_a_failure_the_model_is_as_before(at):
-    model, states = Failing(at), {}
-
-    class Watch(Callback):
-        def on_train_epoch_end(self, trainer):
-            states["before"] = snapshot(model)
-
-    trainer = build(model, [Watch(), callback(num_eval_sanity_batch=0)], n_epochs=1, n_batches=-1)
+    model, states = Failing(at), []
+    watch = callback_of(on_train_epoch_end=lambda trainer: states.append(snapshot(model)))
+    trainer = build(model, [watch, callback(num_eval_sanity_batch=0)], n_epochs=1, n_batches=-1)
     with pytest.raises(Stop):
         trainer.run()
-    assert_untouched(model, states["before"])
+    assert_untouched(model, *states)
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
     assert all(m.training for m in model.modules())
 
