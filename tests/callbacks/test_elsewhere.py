@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
-from fastNLP import Callback
-from support import Classifier, build, collate, distance, samples, train, weights
+from scenarios import Batches
+from support import Classifier, build, callback_of, collate, distance, samples, train, weights
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from fastnlp_adv import (
     ATTACallback,
@@ -49,22 +50,6 @@ def tasks(order):
     return words
 
 
-class Batches(DataLoader):
-    """Gives batches as they are, and tells the indices of their examples, as fastNLP's dataloader does."""
-
-    def __init__(self, batches):
-        super().__init__(batches, batch_size=None)
-        self.given = -1
-
-    def __iter__(self):
-        for given, batch in enumerate(self.dataset):
-            self.given = given
-            yield batch
-
-    def get_batch_indices(self):
-        return list(range(len(self.dataset[self.given]["labels"])))
-
-
 CALLBACKS = [
     FGMCallback,
     lambda: FGMCallback(replace=True, granularity="token"),
@@ -85,17 +70,11 @@ def test_a_batch_that_goes_elsewhere_is_a_plain_step_and_counted(make):
     """After one step on words, those on numbers train the weights as plain training does."""
     order = "wwnnnn"
     ours, plain, callback = MultiTask(dropout=0.0), MultiTask(dropout=0.0), make()
-    first = {}
-
-    class Copy(Callback):
-        def on_train_batch_end(self, trainer):
-            if trainer.global_forward_batches == 2:
-                first.update({k: v.clone() for k, v in ours.state_dict().items()})
-
-    kwargs = {"n_epochs": 1, "n_batches": -1, "accumulation_steps": 2}
-    trainer = build(ours, [callback, Copy()], train_dataloader=Batches(tasks(order)), **kwargs)
+    first, kwargs = [], {"n_epochs": 1, "n_batches": -1, "accumulation_steps": 2}
+    copy = callback_of(on_train_batch_end=lambda trainer: first.append(deepcopy(ours.state_dict())))
+    trainer = build(ours, [callback, copy], train_dataloader=Batches(tasks(order)), **kwargs)
     trainer.run()
-    plain.load_state_dict(first)
+    plain.load_state_dict(first[1])
     build(plain, [], train_dataloader=Batches(tasks(order)[2:]), **kwargs).run()
     assert distance(ours, plain) < 1e-6
     assert int(trainer.state["adv"]["skipped"]) >= 4
@@ -125,7 +104,7 @@ def test_a_lookup_of_no_tokens_trains_on(make, shape):
         for size in [(4, 5), shape, (4, 5)]
     ]
     model = Empty()
-    train(model, [make()], train_dataloader=Batches(data), n_epochs=1, n_batches=-1)
+    train(model, [make()], train_dataloader=Batches(data), n_epochs=2, n_batches=-1)
     assert torch.isfinite(weights(model)).all()
 
 
