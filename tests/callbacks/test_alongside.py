@@ -1,19 +1,18 @@
-"""The methods beside what else a Trainer does: clipping, warmup, evaluation, progress, DataParallel, compiling."""
+"""The methods beside what else a Trainer does: clipping, warmup, evaluation, optimizers, mappings."""
 
 import pytest
 import torch
-from fastNLP import Accuracy, Callback, TorchGradClipCallback, TorchWarmupCallback
-from support import Classifier, distance, loader, samples, textbook_fgm, textbook_pgd, train, weights
+from fastNLP import Accuracy, TorchGradClipCallback, TorchWarmupCallback
+from support import Classifier, callback_of, distance, loader, samples, textbook_fgm, textbook_pgd, train, weights
 
 from fastnlp_adv import FGMCallback, PGDCallback, RDropCallback
 
-OTHERS = {
-    "clipping": lambda: TorchGradClipCallback(clip_value=0.05, clip_type="norm"),
-    "warmup": lambda: TorchWarmupCallback(warmup=0.5),
-}
 
-
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize(
+    "other",
+    [lambda: TorchGradClipCallback(clip_value=0.05, clip_type="norm"), lambda: TorchWarmupCallback(warmup=0.5)],
+    ids=["clipping", "warmup"],
+)
 @pytest.mark.parametrize("callback, textbook", [(FGMCallback, textbook_fgm), (PGDCallback, textbook_pgd)])
 def test_callbacks_that_work_on_gradients_or_rates_see_what_they_see_in_the_textbook(callback, textbook, other):
     ours, theirs, without = Classifier(), Classifier(), Classifier()
@@ -24,21 +23,12 @@ def test_callbacks_that_work_on_gradients_or_rates_see_what_they_see_in_the_text
     assert distance(ours, without) > 1e-3
 
 
-class Results(Callback):
-    def __init__(self):
-        super().__init__()
-        self.results = []
-
-    def on_evaluate_end(self, trainer, results):
-        self.results.append(dict(results))
-
-
 def evaluating(model, callbacks, **kwargs):
     """Train with an evaluation every second batch, and return what it gave."""
-    results, held_out = Results(), loader(samples(40, seed=7))
+    seen, held_out = [], loader(samples(40, seed=7))
+    note = callback_of(on_evaluate_end=lambda trainer, results: seen.append(dict(results)))
     arguments = {"evaluate_dataloaders": held_out, "metrics": {"acc": Accuracy()}, "evaluate_every": 2, "lr": 0.5}
-    trainer = train(model, [*callbacks, results], **arguments, **kwargs)
-    return trainer, results.results
+    return train(model, [*callbacks, note], **arguments, **kwargs), seen
 
 
 def test_evaluation_in_training_sees_the_clean_model():

@@ -39,8 +39,6 @@ class PlainForward(Counts):
 
 
 class OwnForward(RDropMixin, PlainForward):
-    """The same with R-Drop of its own."""
-
     rdrop_kl_weight = 7.0
 
 
@@ -51,9 +49,6 @@ class Wrapper(nn.Module):
 
     def train_step(self, input_ids, labels):
         return self.inner.train_step(input_ids, labels)
-
-    def evaluate_step(self, input_ids, labels):
-        return self.inner.evaluate_step(input_ids, labels)
 
 
 def peft_of(model):
@@ -95,10 +90,8 @@ def test_extra_forwards_run_a_mixin_model_once(callback, extra, mode):
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
 def test_robust_evaluation_runs_the_step_of_a_mixin_model_once(mode):
-    class Model(Own):
-        rdrop_mode = mode
-
-    model, steps = Model(), 2
+    model, steps = Own(), 2
+    model.rdrop_mode = mode
     callback = RobustEvaluateCallback(loader(), steps=steps, restarts=1, num_eval_sanity_batch=1)
     build(model, [callback])
     assert model.rows == [4] * (1 + steps + 1 + 1)  # clean, the search, and where evaluate_step is asked
