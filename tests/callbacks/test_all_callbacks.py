@@ -8,7 +8,7 @@ import torch
 from fastNLP import Callback
 from fastNLP.core.controllers.loops import TrainBatchLoop
 from rows import Probe, each_method, each_row, plainly, train_by_hand, train_shortly
-from support import Classifier, assert_untouched, build, distance, snapshot, train, weights
+from support import Classifier, assert_untouched, build, callback_of, distance, snapshot, train, weights
 
 import fastnlp_adv
 from fastnlp_adv import FGMCallback, RDropCallback
@@ -149,23 +149,17 @@ WAITING = ("item", "tolist", "__bool__", "__float__", "__int__", "nonzero")
 
 @each_row
 def test_step_never_waits_for_the_device(row, monkeypatch):
-    class Watch(Callback):
-        """
-        Between these two hooks runs the batch step; asking a tensor for its value there would wait. R-Drop looks at the
-        first batch for misuse, and at no other.
-        """
+    """Between the hooks runs the batch step; asking a tensor for its value there would wait."""
 
-        def on_train_batch_begin(self, trainer, batch, indices):
-            for name in WAITING if trainer.global_forward_batches else ():
-                monkeypatch.setattr(torch.Tensor, name, self.refuse)
+    def refuse(*args):
+        raise AssertionError("the step asked a tensor for its value")
 
-        def on_train_batch_end(self, trainer):
-            monkeypatch.undo()
+    def watch(trainer, batch, indices):
+        for name in WAITING if trainer.global_forward_batches else ():  # R-Drop looks for misuse in the first batch
+            monkeypatch.setattr(torch.Tensor, name, refuse)
 
-        def refuse(self, *args):
-            raise AssertionError("the step asked a tensor for its value")
-
-    train_shortly(Classifier(), [Watch(), row.callback()])
+    watching = callback_of(on_train_batch_begin=watch, on_train_batch_end=lambda trainer: monkeypatch.undo())
+    train_shortly(Classifier(), [watching, row.callback()])
 
 
 @each_method

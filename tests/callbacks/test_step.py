@@ -1,10 +1,10 @@
 """When the methods act, what they report, and that the step is a guest in the Trainer."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
-from fastNLP import Callback
 from rows import Probe
 from support import Classifier, build, callback_of, loader, samples, train, weights
 from torch import nn
@@ -24,20 +24,6 @@ from fastnlp_adv import (
 from fastnlp_adv.schedule import Progress
 
 
-class Forwards(Callback):
-    """How many forwards each batch had: two where FGM was due, else one."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.counts = model, []
-
-    def on_train_batch_begin(self, trainer, batch, indices):
-        self.before = self.model.passes["forward"]
-
-    def on_train_batch_end(self, trainer):
-        self.counts.append(self.model.passes["forward"] - self.before)
-
-
 @pytest.mark.parametrize(
     "schedule, accumulation, expected",
     [
@@ -50,10 +36,11 @@ class Forwards(Callback):
     ],
 )
 def test_start_and_every_count_optimizer_steps(schedule, accumulation, expected):
-    model = Probe()
-    forwards = Forwards(model)
-    train(model, [FGMCallback(**schedule), forwards], accumulation_steps=accumulation, n_batches=-1, n_epochs=2)
-    assert forwards.counts == expected
+    """Two forwards where FGM is due, else one."""
+    model, forwards = Probe(), [0]
+    note = callback_of(on_train_batch_end=lambda trainer: forwards.append(model.passes["forward"]))
+    train(model, [FGMCallback(**schedule), note], accumulation_steps=accumulation, n_batches=-1, n_epochs=2)
+    assert [after - before for before, after in pairwise(forwards)] == expected
 
 
 def one_batch(callbacks, **kwargs):
