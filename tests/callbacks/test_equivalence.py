@@ -18,7 +18,7 @@ each_model = pytest.mark.parametrize("model_class", [Classifier, Bert])
     [
         (FGMCallback, textbook_fgm, {}, 1e-5),
         (PGDCallback, textbook_pgd, {}, 1e-4),
-        (PGDCallback, textbook_pgd, {"epsilon": 0.1, "steps": 4}, 1e-4),  # from which `alpha` follows
+        (PGDCallback, textbook_pgd, {"epsilon": 0.5, "steps": 2}, 1e-4),  # from which `alpha` follows
     ],
 )
 def test_it_equals_the_textbook(callback, textbook, arguments, bound, model_class, optimizer):
