@@ -9,10 +9,8 @@ from support import Classifier, distance
 #: arguments with which a step is a plain one
 LIMITS = [
     Row("NEFTune", {"alpha": 0.0}),
-    Row("FGM", {"epsilon": 0.0, "replace": True}),
+    *(Row(name, {"epsilon": 0.0, "replace": True}) for name in ("FGM", "FGSM", "PGD")),
     Row("FGM", {"adv_weight": 0.0}),
-    Row("FGSM", {"epsilon": 0.0, "replace": True}),
-    Row("PGD", {"epsilon": 0.0, "replace": True}),
     Row("PGD", {"alpha": 0.0, "replace": True}),
     *(Row(name, {"init": 0.0, "alpha": 0.0, "steps": steps}) for name in ("FreeLB", "TAVAT") for steps in (1, 3)),
     Row("ATTA", {"epsilon": 0.0}),
@@ -22,12 +20,7 @@ LIMITS = [
     Row("SAM", {"rho": 0.0}),
     Row("SAM", {"rho": 0.0, "adaptive": True}),
     Row("RDrop", {"kl_weight": 0.0}),
-    Row("VAT", {"weight": 0.0}),
-    Row("VAT", {"epsilon": 0.0}),
-    Row("SMART", {"weight": 0.0}),
-    Row("SMART", {"epsilon": 0.0}),
-    Row("R3F", {"weight": 0.0}),
-    Row("R3F", {"epsilon": 0.0}),
+    *(Row(name, {which: 0.0}) for name in ("VAT", "SMART", "R3F") for which in ("weight", "epsilon")),
     Row("GradientPenalty", {"weight": 0.0}),
 ]
 #: arguments with which it is the sum of two plain ones

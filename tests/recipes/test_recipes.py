@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import math
 import runpy
 from pathlib import Path
@@ -59,13 +58,6 @@ def test_the_program_of_another_trainer_runs(name):
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def bert():
     torch.manual_seed(0)
     return BertForSequenceClassification(bert_config(0.0, vocab_size=64))
@@ -92,16 +84,16 @@ def data():
 @pytest.mark.parametrize("name", RUN)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_another_trainer_does_what_the_trainer_of_fastnlp_does(name, accumulation, data, monkeypatch):
-    module, model = load(name), bert()
+    module, model = run(name), bert()
     start, more = copy.deepcopy(model), {"accumulation": accumulation}
-    if hasattr(module, "AdversarialTrainer"):
+    if "AdversarialTrainer" in module:
         if accumulation > 1:
             pytest.skip("its own test has accumulation")
-        monkeypatch.setattr(module.AdversarialTrainer, "_get_train_sampler", lambda *_: None)  # which shuffles
+        monkeypatch.setattr(module["AdversarialTrainer"], "_get_train_sampler", lambda *_: None)  # which shuffles
         more = {}
     if name == "in_a_plain_loop":
         more["max_norm"] = math.inf
-    module.train(model, adam(model), data, **more)
+    module["train"](model, adam(model), data, **more)
     reference = of_fastnlp(start, data, [FGMCallback(epsilon=0.5)], accumulation_steps=accumulation)
     plain = of_fastnlp(start, data, None, accumulation_steps=accumulation)
     assert distance(model, reference) < 1e-6
@@ -116,20 +108,20 @@ def test_the_plain_loop_clips_and_averages(data):
     averaging = callback_of(on_after_optimizers_step=lambda trainer, _: expected.update_parameters(trainer.model))
     clipped = of_fastnlp(model, data, [*attack, TorchGradClipCallback(0.1), averaging])
     assert distance(clipped, of_fastnlp(model, data, attack)) > 1e-3
-    averaged = load("in_a_plain_loop").train(model, adam(model), data, max_norm=0.1)
+    averaged = run("in_a_plain_loop")["train"](model, adam(model), data, max_norm=0.1)
     assert distance(averaged.module, expected.module) < 1e-6 < distance(averaged.module, model)
     assert averaged.n_averaged == 6
 
 
 def test_lightning_goes_on_from_a_checkpoint(data, tmp_path):
     """An attack that draws noise ends where one ends that was not interrupted."""
-    lightning, module = pytest.importorskip("lightning"), load("in_lightning")
+    lightning, module = pytest.importorskip("lightning"), run("in_lightning")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     loader = torch.utils.data.DataLoader(data, batch_size=8)
 
     def trained(epochs, name, **more):
         model = bert()
-        learner = module.FGMModule(model, adam(model))
+        learner = module["FGMModule"](model, adam(model))
         learner.fgm = PGD(epsilon=0.5, steps=2, random_init=True, warmup=9)
         trainer = lightning.Trainer(max_epochs=epochs, enable_checkpointing=False, **quiet)
         trainer.fit(learner, loader, **more)
