@@ -10,7 +10,6 @@ FOLDER/exampleN.
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
 import warnings
@@ -26,12 +25,9 @@ import sharded
 import torch
 import torch.distributed as dist
 from fastNLP.envs.set_env_on_import import set_env_on_import_torch
-from forked import RANKS, launch
+from forked import RANKS, launch, run_program, write_to
 
 from fastnlp_adv import RDropMixin, compat
-
-#: of the page: freeing its model would wait for gloo's thread, which may wait for the interpreter's lock
-NAMES = {}
 
 
 def run(name, wrap):
@@ -83,20 +79,9 @@ def run_trainer(method, wrap, accumulation, kind=sharded.Model):
     }
 
 
-def write_to(path):
-    with open(f"{path}{os.environ['RANK']}", "w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    set_env_on_import_torch()  # fastNLP was imported before there were ranks
-
-
-def run_page(folder):
-    write_to(Path(folder, "page"))
-    exec(compile(pages.blocks("docs/large_models.md")[0], "page", "exec"), NAMES)
-
-
 def run_example(folder):
     write_to(Path(folder, "example"))
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
     runpy.run_path(str(pages.ROOT / "examples/large_model.py"), run_name="__main__")
 
 
@@ -118,5 +103,5 @@ def main(folder):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     launch(main, sys.argv[1])
-    launch(run_page, sys.argv[1])
+    launch(run_program, Path(sys.argv[1], "page"), pages.blocks("docs/large_models.md")[0])
     launch(run_example, sys.argv[1])

@@ -28,8 +28,7 @@ from sharded import norm_of_difference  # noqa: E402
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, str(HERE / "sharded_worker.py"), str(folder)]
-    done = run(command)
+    done = run([sys.executable, HERE / "sharded_worker.py", folder])
     assert done.returncode == 0, done.stderr[-4000:]
     return [{**torch.load(folder / f"rank{rank}.pt"), "folder": folder} for rank in range(2)]
 

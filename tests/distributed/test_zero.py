@@ -25,8 +25,7 @@ METHODS = [name for name in sharded.ALL if name not in ("smart bregman", "fgm of
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    command = [sys.executable, str(HERE / "zero_worker.py"), str(folder)]
-    done = run(command)
+    done = run([sys.executable, HERE / "zero_worker.py", folder])
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "found.pt")
 

@@ -11,7 +11,6 @@ docs/distributed.md, which write to FOLDER/pageN.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
@@ -27,14 +26,12 @@ import scenarios
 import torch
 import torch.distributed as dist
 from fastNLP.envs.set_env_on_import import set_env_on_import_torch
-from forked import launch
+from forked import launch, run_program, write_to
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed import repairs
 
-#: of the page: freeing its model would wait for gloo's thread, which may wait for the interpreter's lock
-NAMES = {}
 TERMS = ("kl", "vat", "smart", "r3f", "gradient_penalty")
 
 
@@ -80,12 +77,6 @@ def run_all(folder):
     torch.save(results, Path(folder, str(world), f"rank{dist.get_rank()}.pt"))
 
 
-def write_to(path):
-    with open(path, "w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-
-
 class Fragile(scenarios.Plain):
     def __init__(self, last_forward):
         super().__init__()
@@ -99,7 +90,7 @@ class Fragile(scenarios.Plain):
 
 
 def break_down(folder, method, last_forward):
-    write_to(Path(folder, f"{method}-{os.environ['RANK']}"))
+    write_to(Path(folder, f"{method}-"))
     try:
         begin()
         model = DistributedDataParallel(Fragile(last_forward))
@@ -109,13 +100,6 @@ def break_down(folder, method, last_forward):
         traceback.print_exc()
         sys.stderr.flush()
         raise
-
-
-def run_page(folder):
-    write_to(Path(folder, f"page{os.environ['RANK']}"))
-    set_env_on_import_torch()
-    (block,) = pages.blocks("docs/distributed.md")
-    exec(compile(block, "page", "exec"), NAMES)
 
 
 def main(folder):
@@ -130,8 +114,9 @@ def main(folder):
             ended = "failed"
         Path(folder, method).write_text(ended)
     launch(repairs.run, folder)
+    (block,) = pages.blocks("docs/distributed.md")
     with suppress(ChildFailedError):  # when all is done, torch's own threads now and then abort a process of gloo
-        launch(run_page, folder)
+        launch(run_program, Path(folder, "page"), block)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from launch import finish
 
 RANKS = 2
+#: of a page: freeing its model would wait for gloo's thread, which may wait for the interpreter's lock
+NAMES = {}
 
 
 def launch(function, *arguments, ranks=RANKS):
@@ -39,3 +41,19 @@ def launch(function, *arguments, ranks=RANKS):
 def _run(function, *arguments):
     function(*arguments)
     finish()
+
+
+def write_to(path):
+    """Write what this rank says to a file, to whose name its number is added."""
+    with open(f"{path}{os.environ['RANK']}", "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+
+
+def run_program(path, program):
+    """Run a program of a page on this rank."""
+    from fastNLP.envs.set_env_on_import import set_env_on_import_torch
+
+    write_to(path)
+    set_env_on_import_torch()  # fastNLP was imported before there were ranks
+    exec(compile(program, "page", "exec"), NAMES)
