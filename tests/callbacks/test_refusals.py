@@ -83,32 +83,28 @@ class OtherDriver(Driver):
 
 
 OtherDriver.__abstractmethods__ = frozenset()  # so that there can be one, though it does nothing
+NOT_TORCH = ("fastNLP's torch driver", "`driver='torch'`")
+OVER_TWO = nn.DataParallel(Classifier())
+OVER_TWO.device_ids = [0, 1]
 
 
 @each_method
-@pytest.mark.parametrize("driver", [OtherDriver, DeepSpeedDriver, FairScaleDriver], ids=lambda d: d.__name__)
-def test_driver_that_is_not_torch(method, driver):
-    trainer = build(Classifier())
-    with refused("fastNLP's torch driver", f"got {driver.__name__}.", "`driver='torch'`"):
-        method().on_after_trainer_initialized(trainer, driver.__new__(driver))
-
-
-@each_method
-def test_loss_scaling_on_a_sharded_model(method):
-    driver = TorchFSDPDriver.__new__(TorchFSDPDriver)
-    driver.fp16 = True
-    with refused("Expected `fp16` to be False", "`mixed_precision`"):
-        method().on_after_trainer_initialized(build(Classifier()), driver)
-
-
-@each_method
-def test_data_parallel_over_several_devices(method):
-    model = nn.DataParallel(Classifier())
-    model.device_ids = [0, 1]
-    trainer = build(Classifier())
-    driver = TorchSingleDriver(model, torch.device("cpu"))
-    with refused("nn.DataParallel over 2 devices", "`Trainer(device=[0, 1])`"):
-        method().on_after_trainer_initialized(trainer, driver)
+@pytest.mark.parametrize(
+    "driver, values, parts",
+    [
+        (OtherDriver, {}, ("got OtherDriver.", *NOT_TORCH)),
+        (DeepSpeedDriver, {}, ("got DeepSpeedDriver.", *NOT_TORCH)),
+        (FairScaleDriver, {}, ("got FairScaleDriver.", *NOT_TORCH)),
+        (TorchFSDPDriver, {"fp16": True}, ("Expected `fp16` to be False", "`mixed_precision`")),
+        (TorchSingleDriver, {"model": OVER_TWO}, ("nn.DataParallel over 2 devices", "`Trainer(device=[0, 1])`")),
+    ],
+)
+def test_drivers_that_do_not_do(method, driver, values, parts):
+    trainer, made = build(Classifier()), driver.__new__(driver)
+    for name, value in values.items():
+        setattr(made, name, value)
+    with refused(*parts):
+        method().on_after_trainer_initialized(trainer, made)
 
 
 class Mixed(RDropMixin, Classifier):
