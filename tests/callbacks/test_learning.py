@@ -45,7 +45,7 @@ def train(callbacks, *, batches=240, per_epoch=60, resume_from=None, lr=0.02, **
 
 
 def warnings(said):
-    return [record.getMessage() for record in said.records if WARNING in record.getMessage()]
+    return [each for each in said.messages if WARNING in each]
 
 
 def too_large(**how):

@@ -118,7 +118,7 @@ def test_progress_bars_take_it_and_without_any_writer_the_log_of_fastnlp(progres
     where = {"driver": "torch", "device": "cpu", "progress_bar": progress_bar}
     callbacks = [FGMCallback(), LogCallback(every=2, progress_bar=asked)]
     Trainer(model, loader(), optimizer, n_epochs=1, callbacks=callbacks, **where).run()
-    lines = [r.getMessage() for r in said.records if r.getMessage().startswith("Batch ")]
+    lines = [each for each in said.messages if each.startswith("Batch ")]
     assert [line.split(":")[0] for line in lines] == (
         [] if progress_bar in ("rich", "tqdm") else ["Batch 2", "Batch 4", "Batch 6"]
     )

@@ -63,5 +63,5 @@ def test_kl_of_the_state_is_that_of_the_clean_pass():
 def test_model_without_dropout_gets_one_warning(model_class, said, recwarn):
     train(model_class(dropout=0.0), [RDropCallback()])
     train(model_class(), [RDropCallback()])
-    messages = [r.getMessage() for r in said.records] + [str(w.message) for w in recwarn]
+    messages = [*said.messages] + [str(w.message) for w in recwarn]
     assert len([message for message in messages if "no dropout" in message]) == 1

@@ -63,25 +63,18 @@ def fgm():
     return watch
 
 
-def steps_on(page):
-    """Return the functions in the table of the page, each with its file, in their order."""
-    rows = re.findall(r"^\| \d+ \| \[`(.+?)`\]\(.+?\) (.+?) \|", read(page), flags=re.M)
-    return [(file, name) for file, names in rows for name in re.findall(r"`(\w+)`", names)]
-
-
 @pytest.mark.parametrize("page", [PAGE, PAGE.replace("docs/", "docs/zh-CN/")])
 def test_the_page_names_the_functions_in_their_order_and_every_file(page, fgm):
     first_calls = {}
     for (file, _, name), call in fgm.functions.items():
         first_calls.setdefault((file, name), call)
-    steps = steps_on(page)
+    rows = re.findall(r"^\| \d+ \| \[`(.+?)`\]\(.+?\) (.+?) \|", read(page), flags=re.M)
+    steps = [(file, name) for file, names in rows for name in re.findall(r"`(\w+)`", names)]
     assert {file for file, _ in steps} == fgm.files
     calls = [first_calls[step] for step in steps]
     assert calls == sorted(calls)
 
 
 def test_the_page_has_the_limits(fgm):
-    files, functions, calls = map(
-        int, re.search(r"(\d+) files and\s+(\d+) functions in (\d+) calls", read(PAGE)).groups()
-    )
-    assert (len(fgm.files), len(fgm.functions), fgm.calls) == (files, functions, calls)
+    limits = re.search(r"(\d+) files and\s+(\d+) functions in (\d+) calls", read(PAGE)).groups()
+    assert (len(fgm.files), len(fgm.functions), fgm.calls) == (*map(int, limits),)
