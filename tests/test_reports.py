@@ -401,7 +401,7 @@ def test_a_table_whose_weight_is_computed(norm, granularity):
     torch.testing.assert_close(moved - clean.detach(), expected)
 
 
-@pytest.mark.parametrize("attack", [FGM, PGD])
+@pytest.mark.parametrize("attack", [FGM, PGD, FreeLB, NEFTune])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["cached", "checkpointed"])
 def test_a_forward_inside_the_backward_pass_is_named(attack, reentrant):
     model = Mean(nn.Embedding(VOCAB, 16))
@@ -638,20 +638,11 @@ def test_closures_that_return_no_loss_say_so(method, closure, found):
 
 
 @pytest.mark.parametrize("attack", [FGM, PGD])
-@pytest.mark.parametrize(
-    ("closure", "found"),
-    [
-        (lambda model: lambda: model(IDS), r"a tensor of shape \(4, 2\)"),
-        (lambda model: lambda: 1.0, "got float"),
-        (lambda model: mean_loss(model), "`closure` to be a function that returns the loss, but got Tensor"),
-    ],
-    ids=["logits", "float", "tensor"],
-)
-def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure, found):
+@pytest.mark.parametrize("closure", [mean_loss, lambda model: lambda: 1.0], ids=["tensor", "float"])
+def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure):
     model = Mean(nn.Embedding(VOCAB, 16))
-    adversary = attack(model, replace=True)
-    with pytest.raises(TypeError, match=found):
-        adversary.attack(closure=closure(model))
+    with pytest.raises(TypeError, match=r"closure`? to .*return.* the loss.* but got (Tensor|float)"):
+        attack(model, replace=True).attack(closure=closure(model))
 
 
 def test_an_attack_before_any_backward_pass_says_so():
@@ -708,19 +699,6 @@ def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part
         method.step(closure, batch)
     assert len(seen) >= 2
     assert [found for found, _ in seen] == pytest.approx([expected for _, expected in seen], rel=1e-5)
-
-
-@pytest.mark.parametrize("attack", [FreeLB, NEFTune], ids=lambda attack: attack.__name__)
-def test_a_forward_inside_the_backward_pass_is_named_for_attacks_that_start_at_noise(attack):
-    model = nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(12, 2))
-    ids = torch.randint(60, (3, 3))
-
-    def loss():
-        one = torch.ones(1, requires_grad=True)
-        return checkpoint(lambda x: model(ids).sum() * x, one, use_reentrant=True).sum()
-
-    with pytest.raises(RuntimeError, match="only looked up inside it, as gradient caching"):
-        attack(model).step(loss)
 
 
 @pytest.mark.parametrize("regularizer", [VAT, RDrop], ids=lambda each: each.__name__)
