@@ -74,7 +74,7 @@ def plain(value, kind=None):
 @settings(max_examples=200, deadline=None)
 @given(BATCHES, st.lists(st.integers(0, 4), max_size=5, unique=True), st.data())
 def test_nested_batches_are_those_built_from_the_examples(build, rows, data):
-    """Doubling and taking give the batch built from these examples, and halving what was doubled."""
+    """Doubling and taking give the batch built from these examples; halving undoes doubling."""
     chosen = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1)))) if rows else []
     batch = build(rows)
     before = plain(batch)
