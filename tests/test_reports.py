@@ -622,10 +622,11 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
         (lambda model: lambda: {"loss": mean_loss(model)}, r"to return the loss, .* but got dict"),
         (lambda model: lambda: mean_loss(model).item(), r"to return the loss, .* but got float"),
         (lambda model: lambda: None, r"to return the loss, .* but got NoneType"),
+        (lambda model: lambda: mean_loss(model).detach(), r"to return the loss, .* but got one without a graph"),
         (lambda model: mean_loss(model), r"`closure` to be a function that returns the loss, but got Tensor"),
         (lambda model: None, r"`closure` to be a function that returns the loss, but got NoneType"),
     ],
-    ids=["logits", "dict", "float", "nothing", "tensor", "None"],
+    ids=["logits", "dict", "float", "nothing", "detached", "tensor", "None"],
 )
 @pytest.mark.parametrize("method", [FGM, PGD, FreeLB, TAVAT, NEFTune, ATTA, SAM, AWP])
 def test_closures_that_return_no_loss_say_so(method, closure, found):
@@ -635,6 +636,30 @@ def test_closures_that_return_no_loss_say_so(method, closure, found):
         attack.step(closure(model), *([range(4)] if method is ATTA else []))
     attack.close()
     assert all(p.grad is None for p in model.parameters())
+
+
+def with_backward(model):
+    def closure():
+        """As the closures of other implementations of SAM do."""
+        loss = mean_loss(model)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def with_part_outside(model):
+    embedded = torch.tanh(model.embed_tokens(IDS)).mean(1)
+    return lambda: cross_entropy(model.head(torch.tanh(embedded)), LABELS) + 0 * mean_loss(model)
+
+
+@pytest.mark.parametrize("closure", [with_backward, with_part_outside])
+@pytest.mark.parametrize("method", [FGM, PGD, SAM, AWP])
+def test_closures_whose_graph_is_freed_are_named(method, closure):
+    model = Mean(nn.Embedding(VOCAB, 16))
+    attack = method(model)
+    with pytest.raises(RuntimeError, match=r"its graph was freed .* Remove `loss.backward\(\)` from the closure"):
+        attack.step(closure(model))
 
 
 @pytest.mark.parametrize("attack", [FGM, PGD])
