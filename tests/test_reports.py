@@ -693,6 +693,11 @@ def test_a_callback_takes_no_model_and_a_method_no_callback():
                 entry.method(entry.callback())
 
 
+def test_a_callback_in_the_trainer_of_transformers_is_named():
+    with pytest.raises(AttributeError, match=r"'FGMCallback' object has no attribute 'on_.* for fastNLP's Trainer"):
+        transformers.Trainer(nn.Linear(1, 1), callbacks=[METHODS["FGM"].callback()])
+
+
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("attack", [FGM, PGD], ids=["fgm", "pgd"])
 def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part(attack, replace):
