@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from references import assert_same, gradients
+from smoothness import both, kl
 from support import bert_config
 from torch import nn
 from transformers import BertForQuestionAnswering
@@ -18,16 +19,6 @@ SEED = 4
 IDS = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(1))
 SPANS = {"start_positions": torch.tensor([0, 2, 1, 5]), "end_positions": torch.tensor([3, 2, 4, 5])}
 MODES = pytest.mark.parametrize("mode", ["concat", "two_pass"])
-
-
-def kl(p, q):
-    """From logits p to logits q, averaged over what the last dimension does not hold."""
-    p, q = p.softmax(-1), q.softmax(-1)
-    return (p * (p / q).log()).sum() / p[..., 0].numel()
-
-
-def both(p, q):
-    return kl(p, q) + kl(q, p)
 
 
 class TwoHeads(nn.Module):

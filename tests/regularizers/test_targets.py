@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from smoothness import both
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -106,22 +106,14 @@ def test_looking_at_an_unusual_loss_draws_no_dropout_mask():
 # The positions of causal language models.
 
 
-def kl_at(p, q, positions):
-    """The mean of both KL divergences over the positions that count, in Python floats."""
-    total = 0.0
-    for i, j in positions:
-        a, b = p[i, j].softmax(-1).tolist(), q[i, j].softmax(-1).tolist()
-        total += sum((x - y) * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True)) / 2
-    return total / len(positions)
-
-
 def partly_labelled():
-    """A batch, and the positions whose following one has a label."""
+    """A batch, and the rows and columns of the positions whose following one has a label."""
     batch = sentences()
     batch["labels"][:, :3] = -100  # a prompt
     batch["labels"][1, 6:] = -100
     rows = batch["labels"].tolist()
-    return batch, [(i, j) for i, row in enumerate(rows) for j, label in enumerate(row[1:]) if label != -100]
+    found = [(i, j) for i, row in enumerate(rows) for j, label in enumerate(row[1:]) if label != -100]
+    return batch, tuple(zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["concat", "two_pass"])
@@ -135,7 +127,8 @@ def test_a_position_counts_whose_loss_is_the_next_labels(make, mode):
 
     for rdrop, step in ((RDrop(mode=mode), lambda b: model(**b)), (RDrop(model, mode=mode), of_ones_own)):
         found = rdrop(step, batch)
-        assert found["kl"].item() == pytest.approx(kl_at(found["pred"], found["pred2"], following), rel=1e-4)
+        expected = both(found["pred"][following], found["pred2"][following]).item() / 2
+        assert found["kl"].item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [VAT, SMART, R3F])
@@ -143,7 +136,7 @@ def test_smoothness_counts_the_same_positions(method):
     """The positions that do not count are made to differ in each forward: they change nothing."""
     model, (batch, following) = gpt2(dropout=0.0), partly_labelled()
     elsewhere, calls = torch.ones(4, 8, 1), []
-    elsewhere[tuple(zip(*following, strict=True))] = 0.0
+    elsewhere[following] = 0.0
 
     def step(batch, noise):
         outputs = model(**batch)
