@@ -181,7 +181,6 @@ def test_the_model_is_left_as_it_was(fails_at):
         ({"max_flips": 0}, "`max_flips` to be an integer of at least 1, but got 0"),
         ({"candidates": 1.5}, "`candidates` to be an integer"),
         ({"min_similarity": 2}, "`min_similarity` to be a number from -1 to 1 or None, but got 2"),
-        ({"batch_size": 0}, "`batch_size`"),
         ({"max_length": 2}, "`max_length` to be an integer of at least 3"),
         ({"emb_name": ""}, "`emb_name`"),
         ({"emb_name": "embeddings.weight"}, "`emb_name` to match one embedding"),
