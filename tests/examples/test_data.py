@@ -33,17 +33,13 @@ def trusted(shelf, monkeypatch):
     return shelf
 
 
-def test_snippets_are_fetched_once_checked_and_read(trusted):
+def test_snippets_are_fetched_once_or_if_damaged_checked_and_read(trusted):
+    assert snippets.load_snippets() == TEXTS
+    (sdist.cache_dir() / snippets.SDIST).write_bytes(b"half a fi")
     assert snippets.load_snippets() == TEXTS
     trusted.unlink()
     assert snippets.load_snippets() == TEXTS
     assert [file.name for file in sdist.cache_dir().iterdir()] == [snippets.SDIST]
-
-
-def test_a_damaged_cache_is_fetched_anew(trusted):
-    sdist.cache_dir().mkdir()
-    (sdist.cache_dir() / snippets.SDIST).write_bytes(b"half a fi")
-    assert snippets.load_snippets() == TEXTS
 
 
 def test_another_file_of_the_same_name_is_refused_before_its_code_runs(shelf, pack, tmp_path):
@@ -66,18 +62,16 @@ def test_what_pip_has_let_pass_is_checked_again(shelf, tmp_path, monkeypatch):
 
 def test_without_the_package_the_message_is_one_line_and_names_another_way(shelf):
     shelf.unlink()
-    with pytest.raises(
-        ConnectionError, match=r"pip could not fetch vaderSentiment==3.3.2 .*`--dataset reviews.csv`"
-    ) as e:
+    said = "pip could not fetch vaderSentiment==3.3.2 .*`--dataset reviews.csv`"
+    with pytest.raises(ConnectionError, match=said) as e:
         snippets.load_snippets()
     assert "\n" not in str(e.value)
 
 
 def test_an_archive_without_the_ratings_is_refused(pack, tmp_path):
     archive = tmp_path / snippets.SDIST
-    archive.write_bytes(
-        pack({f"{TOP}/{snippets.INNER_ARCHIVE}": pack({"hutto_ICWSM_2014/tweets_GroundTruth.txt": b""})})
-    )
+    inner = pack({"hutto_ICWSM_2014/tweets_GroundTruth.txt": b""})
+    archive.write_bytes(pack({f"{TOP}/{snippets.INNER_ARCHIVE}": inner}))
     with pytest.raises(ValueError, match=r"movieReviewSnippets_GroundTruth\.txt"):
         snippets.read_ratings(archive)
 

@@ -22,10 +22,8 @@ EXAMPLES = Path(script.__file__).parent
 
 @pytest.fixture
 def arguments(reviews, bert, tmp_path):
-    words = (
-        f"--dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 2 --batch-size 8 --lr 0.01"
-    )
-    return words.split()
+    words = f"--dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 2 --batch-size 8"
+    return [*words.split(), "--lr", "0.01"]
 
 
 def state(folder):
@@ -39,7 +37,7 @@ def differ(left, right):
 
 @pytest.mark.parametrize("method", ["none", *script.METHODS, "fgm+rdrop+r3f"])
 def test_each_method_trains_saves_and_reports(method, arguments, tmp_path, capsys):
-    plain = script.main([*arguments, "--output-dir", str(tmp_path / "plain")])
+    script.main([*arguments, "--output-dir", str(tmp_path / "plain")])
     result = script.main(["--method", method, *arguments])
     metrics = json.loads((tmp_path / method / "metrics.json").read_text())
     assert (result.method, result.steps, result.test_size) == (method, 8, 8)  # 32 texts, batches of 8, 2 epochs
@@ -49,7 +47,6 @@ def test_each_method_trains_saves_and_reports(method, arguments, tmp_path, capsy
     assert result.step_seconds > 0
     assert differ(state(tmp_path / method), state(tmp_path / "plain" / "none")) == (method != "none")
     assert f"accuracy {result.accuracy:.4f}" in capsys.readouterr().out
-    assert plain.steps == result.steps
 
 
 @pytest.mark.parametrize(
@@ -99,13 +96,8 @@ def test_training_learns(arguments):
         (["--output-dir", __file__], "test_examples.py"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(wrong, reason, arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main([*arguments, *wrong])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert reason in error.splitlines()[-1]
-    assert "Traceback" not in error
+def test_what_cannot_be_done_is_said_in_one_line(wrong, reason, arguments, refused):
+    assert reason in refused(script.main, [*arguments, *wrong])
 
 
 def test_models_of_the_hub_that_cannot_be_reached_are_named_with_the_default(reviews, tmp_path):
