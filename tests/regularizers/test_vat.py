@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from smoothness import FAMILIES, Gru, Passes, assert_oracle, batches, kl, unit
+from smoothness import Gru, Passes, assert_oracle, batches, each_family, kl, unit
 from support import Classifier, distance, loader, samples, train
 
 from fastnlp_adv.callbacks import VATCallback
 from fastnlp_adv.regularizers import VAT
-
-each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
 def reference(epsilon=1.0, xi=1e-2, steps=1, weight=1.0):
