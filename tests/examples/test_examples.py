@@ -70,14 +70,10 @@ def test_the_seed_decides(arguments, tmp_path):
     assert differ(a, c)
 
 
-def test_a_saved_run_can_be_trained_further(arguments, tmp_path):
-    script.main(arguments)
+def test_training_learns_and_a_saved_run_can_be_trained_further(arguments, tmp_path):
+    assert script.main([*arguments, "--epochs", "15"]).accuracy == 1
     result = script.main([*arguments, "--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / "more")])
     assert result.steps == 8
-
-
-def test_training_learns(arguments):
-    assert script.main([*arguments, "--epochs", "15"]).accuracy == 1
 
 
 @pytest.mark.parametrize(

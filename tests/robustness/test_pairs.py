@@ -25,7 +25,8 @@ def test_the_model_is_always_given_the_other_text_as_it_was(kind, side, tokenize
     other = tokenizer(pair[1 if side == "first" else 0], add_special_tokens=False)["input_ids"]
     step = Recorder(model)
     (found,) = kind(model, tokenizer, side=side, step=step).attack([pair], [label_of(model, tokenizer, pair)])
-    assert found.tried and len(step.batches) > 1
+    assert (found.original, found.other) == (pair if side == "first" else pair[::-1])
+    assert found.was_right and found.tried and len(step.batches) > 1
     for call in range(len(step.batches)):
         for ids in step.asked(call):
             kept = ids[-len(other) - 1 : -1] if side == "first" else ids[1 : len(other) + 1]

@@ -25,7 +25,7 @@ class Page(HTMLParser):
     def __init__(self, page):
         super().__init__()
         self.tags, self.classes, self.texts, self.deleted, self.inserted, self.open = [], [], [], [], [], []
-        self.attributes, self.words = [], []
+        self.attributes = []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
@@ -49,7 +49,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if ("p", "text") in self.open:
             self.texts[-1] += data
-            self.words.append(data)
         for tag, marked in (("del", self.deleted), ("ins", self.inserted)):
             if (tag, None) in self.open:
                 marked[-1] += data
