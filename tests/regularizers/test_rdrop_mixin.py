@@ -1,4 +1,4 @@
-"""The mixin in every shape that a user's class can have, and in fastNLP's Trainer."""
+"""The mixin in every shape that a user's class can have."""
 
 import copy
 import inspect
@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from support import Classifier, samples, train
 from torch import nn
 
 from fastnlp_adv.regularizers import RDrop, RDropMixin
@@ -306,24 +305,3 @@ def test_a_model_without_dropout_is_warned_about_once():
         Tuned(dropout=0.1).train_step(**data())
         with Tuned(dropout=0.0).rdrop_as(None):
             pass
-
-
-# In fastNLP's Trainer.
-
-
-class Recorder(RDropMixin, Classifier):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def train_step(self, input_ids, labels, unused=None):
-        self.calls.append(sorted(name for name, value in locals().items() if isinstance(value, torch.Tensor)))
-        return super().train_step(input_ids, labels)
-
-
-@pytest.mark.parametrize("mode", ["two_pass", "concat"])
-def test_the_trainer_passes_the_fields_that_train_step_names(mode):
-    model = Recorder()
-    model.rdrop_mode = mode
-    train(model, data=samples(8), n_epochs=1, n_batches=-1)
-    assert model.calls == [["input_ids", "labels"]] * (4 if mode == "two_pass" else 2)

@@ -63,24 +63,13 @@ def sentences(rows=4):
 
 @pytest.mark.parametrize("model", [pytest.param(lambda: gpt2(dropout=0.0), marks=ITEMS), Tagger], ids=["GPT-2", "own"])
 @pytest.mark.parametrize("count", [torch.tensor(28), 28, torch.tensor(90.0)], ids=["tensor", "int", "of two batches"])
-def test_a_doubled_batch_has_twice_the_items(model, count):
+def test_a_doubled_batch_has_twice_the_items(model, count, recwarn):
     model, batch = model(), {**sentences(), "num_items_in_batch": count}
     plain = model(**batch)["loss"]
     for mode in ("concat", "two_pass"):
         found = RDrop(kl_weight=0.0, mode=mode)(lambda b: model(**b), batch)
         torch.testing.assert_close(found["loss"], plain)
     assert batch["num_items_in_batch"] is count
-
-
-@ITEMS
-@pytest.mark.parametrize("mode", ["concat", "two_pass"])
-def test_the_loss_is_the_sum_over_both_copies_by_twice_the_items(mode, recwarn):
-    model, batch = gpt2(), {**sentences(), "num_items_in_batch": 40}
-    found = RDrop(kl_weight=0.0, mode=mode)(lambda b: model(**b), batch)
-    total = 0.0
-    for pred in (found["pred"], found["pred2"]):
-        total += F.cross_entropy(pred[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-    torch.testing.assert_close(found["loss"], total / 80)
     assert not [each for each in recwarn if "R-Drop" in str(each.message)]
 
 
