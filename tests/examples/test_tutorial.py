@@ -19,11 +19,6 @@ ROBUST_TEXTS, STEPS, PRINT_EVERY = 4, 1, 2
 by_language = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
-def texts_of(output):
-    """What an output shows, as text; of a picture, that there is one."""
-    return [output.text] if output.output_type == "stream" else [output.data["text/plain"]]
-
-
 def check_outputs(notebook):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -32,7 +27,8 @@ def check_outputs(notebook):
     assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     assert all(cell.outputs for cell in cells if re.search(r"\bprint\(|^train\(|= train\(", cell.source, flags=re.M))
-    return "\n".join(text for output in outputs for text in texts_of(output))
+    # of a picture, that there is one
+    return "\n".join(each.text if each.output_type == "stream" else each.data["text/plain"] for each in outputs)
 
 
 @by_language

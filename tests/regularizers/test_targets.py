@@ -28,15 +28,8 @@ def gpt2(dropout=0.1):
 
 def llama():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        attention_dropout=0.3,
-    )
-    return LlamaForCausalLM(config).train()
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, attention_dropout=0.3, **size)).train()
 
 
 class Tagger(nn.Module):
