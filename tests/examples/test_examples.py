@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import report
 import torch
 import train_text_classification as script
+from processes import run
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -99,9 +99,7 @@ def test_what_cannot_be_done_is_said_in_one_line(wrong, reason, arguments, refus
 def test_models_of_the_hub_that_cannot_be_reached_are_named_with_the_default(reviews, tmp_path):
     command = [sys.executable, str(EXAMPLES / "train_text_classification.py"), "--model", "nobody/no-such-model"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(EXAMPLES.parent), "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run(
-        [*command, "--dataset", str(reviews)], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    ran = run([*command, "--dataset", reviews], env=environment, cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stderr == (
         "train_text_classification.py: error: The Hugging Face hub cannot be reached, "

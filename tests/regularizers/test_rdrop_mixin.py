@@ -99,6 +99,13 @@ def two_forwards(model, batch, kl_weight, divisor, mode="two_pass"):
     return pred, pred2, ce_loss + kl_weight * (p_loss + q_loss) / 2 / divisor
 
 
+def assert_step_is(model, batch, kl_weight, divisor):
+    torch.manual_seed(1)
+    found = model.train_step(**batch)["loss"]
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, two_forwards(model, batch, kl_weight, divisor)[2])
+
+
 @pytest.mark.parametrize("mode", ["two_pass", "concat"])
 @pytest.mark.parametrize("model_class", ALL)
 def test_every_kind_of_class_runs_its_forward_twice_or_on_twice_the_rows(model_class, mode):
@@ -188,13 +195,9 @@ class Tuned(Defines):
 
 def test_settings_are_class_attributes_read_at_each_step():
     model, batch = Tuned(), data()
-    changed = {"rdrop_kl_weight": 3.0, "rdrop_reduction": "batchmean"}
-    for settings, kl_weight, divisor in [({}, 0.1, 1), (changed, 3, 5)]:
-        vars(model).update(settings)
-        torch.manual_seed(1)
-        found = model.train_step(**batch)["loss"]
-        torch.manual_seed(1)
-        torch.testing.assert_close(found, two_forwards(model, batch, kl_weight, divisor)[2])
+    assert_step_is(model, batch, 0.1, 1)
+    model.rdrop_kl_weight, model.rdrop_reduction = 3.0, "batchmean"
+    assert_step_is(model, batch, 3.0, 5)
     assert Tuned.rdrop_kl_weight == 0.1
 
 
@@ -236,17 +239,11 @@ def test_rdrop_as_replaces_the_settings_and_gives_them_back():
     with model.rdrop_as(None):
         assert set(model.train_step(**batch)) == {"loss", "pred"}
         with model.rdrop_as(RDrop(kl_weight=2.0, mode="two_pass")):
-            torch.manual_seed(1)
-            found = model.train_step(**batch)["loss"]
-            torch.manual_seed(1)
-            torch.testing.assert_close(found, two_forwards(model, batch, 2.0, 5)[2])
+            assert_step_is(model, batch, 2.0, 5)
         assert set(model.train_step(**batch)) == {"loss", "pred"}
     with pytest.raises(RuntimeError, match="stop"), model.rdrop_as(None):
         raise RuntimeError("stop")
-    torch.manual_seed(1)
-    found = model.train_step(**batch)["loss"]
-    torch.manual_seed(1)
-    torch.testing.assert_close(found, two_forwards(model, batch, 0.1, 1)[2])
+    assert_step_is(model, batch, 0.1, 1)
 
 
 @pytest.mark.parametrize("model_class", [Grandchild, OnlyForward])
