@@ -24,40 +24,35 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.classes, self.texts, self.deleted, self.inserted, self.open = [], [], [], [], [], []
-        self.attributes = []
+        self.tags, self.attributes, self.classes, self.open = [], [], [], []
+        self.shown = {("p", "text"): [], ("del", None): [], ("ins", None): []}
+        self.texts, self.deleted, self.inserted = self.shown.values()
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
+        kind = (tag, dict(attrs).get("class"))
         self.tags.append(tag)
-        self.attributes += attrs
+        self.attributes += dict(attrs)
         if tag not in ("meta", "input"):
-            self.open.append((tag, attrs.get("class")))
+            self.open.append(kind)
         if tag == "article":
-            self.classes.append(attrs["class"])
-        if (tag, attrs.get("class")) == ("p", "text"):
-            self.texts.append("")
-        if tag == "del":
-            self.deleted.append("")
-        if tag == "ins":
-            self.inserted.append("")
+            self.classes.append(kind[1])
+        if kind in self.shown:
+            self.shown[kind].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
-        if ("p", "text") in self.open:
-            self.texts[-1] += data
-        for tag, marked in (("del", self.deleted), ("ins", self.inserted)):
-            if (tag, None) in self.open:
-                marked[-1] += data
+        for kind in self.shown.keys() & {*self.open}:
+            self.shown[kind][-1] += data
 
 
 def read(results, tmp_path, **options):
     file = write_report(results, tmp_path / "report.html", **options)
     assert file == tmp_path / "report.html"
-    return Page(file.read_text(encoding="utf-8")), file.read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8")
+    return Page(source), source
 
 
 def test_changes_are_marked_before_and_after_and_the_outcome_is_named(tmp_path):
