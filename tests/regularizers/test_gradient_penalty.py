@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from references import assert_same, bert, classifier, gradients, words
@@ -64,6 +66,27 @@ def test_loss_penalty_and_gradients_are_those_of_the_definition(make, weight):
     assert_same(
         gradients(model), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in twin.named_parameters()}
     )
+
+
+def test_gradient_of_the_penalty_by_finite_differences():
+    """Along a random direction of all parameters."""
+    model, h = classifier(), 1e-5
+    method = GradientPenalty(model, 10.0)
+    method(objective(model), BATCH)["loss"].backward()
+    direction = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double()
+        for i, p in enumerate(model.parameters())
+    ]
+    direction[0][0] = 0  # the padding row is not trained
+    slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction, strict=True))
+    values = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, d in zip(moved.parameters(), direction, strict=True):
+                p += sign * h * d
+        values.append(GradientPenalty(moved, 10.0)(objective(moved), BATCH)["loss"].item())
+    assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
 
 
 @since_torch(2, 3, "fused attention has no second derivative, and a context without it,")
