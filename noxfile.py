@@ -39,16 +39,17 @@ class Environment:
 
 # A pin is a requirement and why it is needed; the table of docs/versions.md repeats it.
 NUMPY_1 = {"numpy<2": "torch before 2.3 is built for numpy 1, and exchanges no arrays with numpy 2"}
-TRANSFORMERS_4 = {
+TRANSFORMERS_4 = {"transformers<5": "later versions disable torch before 2.6"}
+TRANSFORMERS_4_38 = {
     "transformers==4.38.*": "as old as torch 2.1",
     "peft==0.13.*": "later versions import names that transformers 4.38 does not have",
     "accelerate<1": "later versions reject arguments that the Trainer of transformers before 4.39 passes",
 }
 
 ENVIRONMENTS = [
-    Environment("3.10", "2.1.2", {**NUMPY_1, **TRANSFORMERS_4}),
+    Environment("3.10", "2.1.2", {**NUMPY_1, **TRANSFORMERS_4_38}),
     Environment("3.10", "2.4.1", TRANSFORMERS_4),
-    Environment("3.11", "2.2.2", {**NUMPY_1, **TRANSFORMERS_4, "pyarrow<21": "later versions need numpy 2"}),
+    Environment("3.11", "2.2.2", {**NUMPY_1, **TRANSFORMERS_4_38, "pyarrow<21": "later versions need numpy 2"}),
     Environment("3.11", "2.13.0", {"-cconstraints.txt": "the versions that `make` installs"}),
     Environment("3.12", "2.8.0"),
     Environment("3.13", None),

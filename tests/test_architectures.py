@@ -161,8 +161,6 @@ def tables_of(model):
     """The weights of the input embeddings, each with the modules that look it up."""
     if type(model).__name__.startswith("Canine"):
         weights = [m.weight for n, m in model.named_modules() if "HashBucketCodepointEmbedder" in n]
-    elif type(model).__name__.startswith("Perceiver"):
-        weights = [model.perceiver.input_preprocessor.embeddings.weight]
     else:
         weights = [model.get_input_embeddings().weight]
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]

@@ -14,40 +14,17 @@ from functools import partial
 
 import pytest
 import torch
+from numbered import HIDDEN, KL_WEIGHT, LENGTH, VOCAB, Model, both, kl, loss_and_pred
 from references import assert_same, gradients
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from fastnlp_adv import ATTA, FGM, FGSM, PGD, R3F, SMART, TAVAT, VAT, FreeLB, GradientPenalty, RDrop
 
-VOCAB, HIDDEN, LENGTH = 12, 4, 5
 G = torch.Generator().manual_seed(3)
 IDS = torch.randint(1, VOCAB, (3, LENGTH), generator=G)
 IDS[0, 3:] = IDS[1, 4:] = 0
 LABELS = torch.tensor([0, 2, 1])
 REAL = (IDS != 0).unsqueeze(-1)
 SEED = 7
-
-
-class Model(nn.Module):
-    """Words, one layer and a head; what is dropped depends on the number of the forward."""
-
-    def __init__(self, drop=0.3):
-        super().__init__()
-        torch.manual_seed(0)
-        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0)
-        self.layer = nn.Linear(HIDDEN, HIDDEN)
-        self.head = nn.Linear(HIDDEN, 3)
-        self.double()
-        self.drop, self.calls = drop, 0
-
-    def forward(self, ids):
-        return self.after(self.words(ids))
-
-    def after(self, embedded):
-        self.calls += 1
-        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= self.drop
-        return self.head(torch.tanh(self.layer(embedded)).mean(1) * kept)
 
 
 def batch():
@@ -58,11 +35,7 @@ def batch():
 
 
 def step_of(model):
-    def step(fields):
-        pred = model(fields["ids"])
-        return {"loss": cross_entropy(pred, fields["labels"]), "pred": pred}
-
-    return step
+    return lambda fields: model.train_step(**fields)
 
 
 def seeded(method):
@@ -106,7 +79,7 @@ ATTACKS = {
 
 def objective_of(model, regularizer, mode):
     step = step_of(model)
-    objective = step if mode is None else partial(RDrop(kl_weight=1.5, mode=mode), step)
+    objective = step if mode is None else partial(RDrop(kl_weight=KL_WEIGHT, mode=mode), step)
     return objective if regularizer is None else lambda fields: regularizer(objective, fields, step)
 
 
@@ -130,15 +103,6 @@ def step_under(attack, closure, indices=(0, 1, 2)):
 # The definition.
 
 
-def kl(p, q):
-    p, q = p.log_softmax(-1), q.log_softmax(-1)
-    return (p.exp() * (p - q)).sum() / len(p)
-
-
-def both(p, q):
-    return kl(p, q) + kl(q, p)
-
-
 def unit(x, dims):
     size = x.pow(2).sum(dims, keepdim=True).sqrt()
     return torch.where(size > 0, x / size, 0.0)
@@ -154,15 +118,7 @@ class Reference:
         self.rows = slice(None)  # the examples that a pass runs on
 
     def clean(self, e):
-        if self.mode is None:
-            pred = self.model.after(e)
-            return cross_entropy(pred, LABELS[self.rows]), pred
-        if self.mode == "concat":
-            first, second = self.model.after(torch.cat([e, e])).chunk(2)
-        else:
-            first, second = self.model.after(e), self.model.after(e)
-        loss = (cross_entropy(first, LABELS[self.rows]) + cross_entropy(second, LABELS[self.rows])) / 2
-        return loss + 1.5 * both(first, second) / 2, first
+        return loss_and_pred(self.model, self.mode, e, LABELS[self.rows])
 
     def __call__(self, e):
         return getattr(self, self.regularizer)(e)

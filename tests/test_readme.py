@@ -36,7 +36,7 @@ def test_the_readme_is_short(name):
 
 def test_the_quickstart_comes_first():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "```python" in text[text.index("\n## Quickstart\n") : text.index("\n## Three ways")]
+    assert "```python" in text[text.index("\n## Quickstart\n") : text.index("\n## Ways to use it")]
     assert "```python" not in text[: text.index("\n## Quickstart\n")]
 
 

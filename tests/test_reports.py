@@ -401,7 +401,7 @@ def test_a_table_whose_weight_is_computed(norm, granularity):
     torch.testing.assert_close(moved - clean.detach(), expected)
 
 
-@pytest.mark.parametrize("attack", [FGM, PGD])
+@pytest.mark.parametrize("attack", [FGM, PGD, FreeLB, NEFTune])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["cached", "checkpointed"])
 def test_a_forward_inside_the_backward_pass_is_named(attack, reentrant):
     model = Mean(nn.Embedding(VOCAB, 16))
@@ -622,10 +622,11 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
         (lambda model: lambda: {"loss": mean_loss(model)}, r"to return the loss, .* but got dict"),
         (lambda model: lambda: mean_loss(model).item(), r"to return the loss, .* but got float"),
         (lambda model: lambda: None, r"to return the loss, .* but got NoneType"),
+        (lambda model: lambda: mean_loss(model).detach(), r"to return the loss, .* but got one without a graph"),
         (lambda model: mean_loss(model), r"`closure` to be a function that returns the loss, but got Tensor"),
         (lambda model: None, r"`closure` to be a function that returns the loss, but got NoneType"),
     ],
-    ids=["logits", "dict", "float", "nothing", "tensor", "None"],
+    ids=["logits", "dict", "float", "nothing", "detached", "tensor", "None"],
 )
 @pytest.mark.parametrize("method", [FGM, PGD, FreeLB, TAVAT, NEFTune, ATTA, SAM, AWP])
 def test_closures_that_return_no_loss_say_so(method, closure, found):
@@ -637,21 +638,36 @@ def test_closures_that_return_no_loss_say_so(method, closure, found):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("attack", [FGM, PGD])
-@pytest.mark.parametrize(
-    ("closure", "found"),
-    [
-        (lambda model: lambda: model(IDS), r"a tensor of shape \(4, 2\)"),
-        (lambda model: lambda: 1.0, "got float"),
-        (lambda model: mean_loss(model), "`closure` to be a function that returns the loss, but got Tensor"),
-    ],
-    ids=["logits", "float", "tensor"],
-)
-def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure, found):
+def with_backward(model):
+    def closure():
+        """As the closures of other implementations of SAM do."""
+        loss = mean_loss(model)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def with_part_outside(model):
+    embedded = torch.tanh(model.embed_tokens(IDS)).mean(1)
+    return lambda: cross_entropy(model.head(torch.tanh(embedded)), LABELS) + 0 * mean_loss(model)
+
+
+@pytest.mark.parametrize("closure", [with_backward, with_part_outside])
+@pytest.mark.parametrize("method", [FGM, PGD, SAM, AWP])
+def test_closures_whose_graph_is_freed_are_named(method, closure):
     model = Mean(nn.Embedding(VOCAB, 16))
-    adversary = attack(model, replace=True)
-    with pytest.raises(TypeError, match=found):
-        adversary.attack(closure=closure(model))
+    attack = method(model)
+    with pytest.raises(RuntimeError, match=r"its graph was freed .* Remove `loss.backward\(\)` from the closure"):
+        attack.step(closure(model))
+
+
+@pytest.mark.parametrize("attack", [FGM, PGD])
+@pytest.mark.parametrize("closure", [mean_loss, lambda model: lambda: 1.0], ids=["tensor", "float"])
+def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure):
+    model = Mean(nn.Embedding(VOCAB, 16))
+    with pytest.raises(TypeError, match=r"closure`? to .*return.* the loss.* but got (Tensor|float)"):
+        attack(model, replace=True).attack(closure=closure(model))
 
 
 def test_an_attack_before_any_backward_pass_says_so():
@@ -675,6 +691,11 @@ def test_a_callback_takes_no_model_and_a_method_no_callback():
         if entry.method.needs_model:
             with pytest.raises(TypeError, match=f"`model` to be a torch.nn.Module, but got {entry.callback.__name__}"):
                 entry.method(entry.callback())
+
+
+def test_a_callback_in_the_trainer_of_transformers_is_named():
+    with pytest.raises(AttributeError, match=r"'FGMCallback' object has no attribute 'on_.* for fastNLP's Trainer"):
+        transformers.Trainer(nn.Linear(1, 1), callbacks=[METHODS["FGM"].callback()])
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -708,19 +729,6 @@ def test_a_loss_divided_by_the_tokens_of_the_batch_is_of_the_same_size_on_a_part
         method.step(closure, batch)
     assert len(seen) >= 2
     assert [found for found, _ in seen] == pytest.approx([expected for _, expected in seen], rel=1e-5)
-
-
-@pytest.mark.parametrize("attack", [FreeLB, NEFTune], ids=lambda attack: attack.__name__)
-def test_a_forward_inside_the_backward_pass_is_named_for_attacks_that_start_at_noise(attack):
-    model = nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(12, 2))
-    ids = torch.randint(60, (3, 3))
-
-    def loss():
-        one = torch.ones(1, requires_grad=True)
-        return checkpoint(lambda x: model(ids).sum() * x, one, use_reentrant=True).sum()
-
-    with pytest.raises(RuntimeError, match="only looked up inside it, as gradient caching"):
-        attack(model).step(loss)
 
 
 @pytest.mark.parametrize("regularizer", [VAT, RDrop], ids=lambda each: each.__name__)

@@ -19,7 +19,7 @@ from ..method import DropoutMask, Method, say
 from ..random_state import Noise, same_dropout
 from ..schedule import Growing, Pacing
 from ..taps import Delta
-from .passes import run_closure
+from .passes import named_reuse, run_closure
 
 _WHOLE = "Use `fraction=1`, which attacks the whole batch."
 
@@ -266,7 +266,8 @@ class Attack(Growing, Method, ABC):
             return run_closure(closure, *(() if batch is None else (each.of(batch),)))
 
         how: dict[str, Any] = {"accumulation_steps": accumulation_steps, "total_steps": total_steps}
-        return self.drive(forward, lambda loss, each: loss.backward(), batch, **how)
+        with named_reuse():
+            return self.drive(forward, lambda loss, each: loss.backward(), batch, **how)
 
     @contextmanager
     def running(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -89,10 +91,28 @@ def run_closure(closure: Any, *args: Any) -> Tensor:
             "function, as `lambda: loss_of(model(ids), labels)`, since each pass runs the model."
         )
     loss = closure(*args)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        found = type(loss).__name__
+        if isinstance(loss, Tensor):
+            found = "one without a graph" if loss.numel() == 1 else f"a tensor of shape {tuple(loss.shape)}"
         raise TypeError(
             f"Expected the closure to return the loss, a tensor of one element, but got {found}. Return "
-            "`outputs.loss` or `outputs['loss']` where the model computes it, without `item()`."
+            "`outputs.loss` or `outputs['loss']` where the model computes it with gradients on, without `item()` or "
+            "`detach()`."
         )
     return loss
+
+
+@contextmanager
+def named_reuse() -> Iterator[None]:
+    """Name the cause where a closure returns a graph that a backward pass has freed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "Expected `closure` to run the model and return the loss, but its graph was freed by another backward "
+            "pass. Remove `loss.backward()` from the closure, since a step runs it in each pass, and compute inside "
+            "it everything that has gradients."
+        ) from error

@@ -81,25 +81,31 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
     @torch.no_grad()
     def move(self, taps: list[WeightTap]) -> dict[Tensor, Tensor]:
         """Move weights along their gradients, and note norms. Return the values that are too fine for their weights."""
-        # In the memory of the weights themselves: fresh memory for each step of the computation would take longer.
+        # In the memory of the weights themselves, and in few sweeps over it: these take most of the time.
         values = [widened(tap.param.detach()) for tap in taps]
-        torch._foreach_copy_(values, [tap.grad for tap in taps if tap.grad is not None])
-        self.in_own_units(values, taps)
-        lows, highs = zip(*(torch.aminmax(value) for value in values), strict=True)
+        scaled = [self.in_own_units(value, tap) for value, tap in zip(values, taps, strict=True)]
+        lows, highs = zip(*map(torch.aminmax, scaled), strict=True)
         peaks = torch.maximum(torch.stack(highs), -torch.stack(lows))
+        for value, grad in zip(values, scaled, strict=True):
+            torch.nan_to_num(grad, 0.0, 0.0, 0.0, out=value)
         # the largest coordinate is made 1 first: the squares of small gradients would vanish
-        torch._foreach_div_(values, list(torch.where(peaks == 0, 1, peaks).unbind()))
-        sizes = torch.stack(torch._foreach_norm(values))
+        torch._foreach_div_(values, list(torch.where(peaks.isfinite() & (peaks > 0), peaks, 1).unbind()))
+        sizes = torch.where(peaks.isfinite(), torch.stack(torch._foreach_norm(values)), torch.nan)
         peak = peaks.amax()
         shares = peaks / torch.where(peak == 0, 1, peak) * sizes
         size = torch.linalg.vector_norm(shares)
         factors = self.strength * self.lengths(shares / size, taps) / sizes
-        torch._foreach_mul_(values, list(factors.unbind()))
-        for value in values:
-            value.nan_to_num_(0.0, 0.0, 0.0)  # gradients without a direction are NaN by now
-        self.in_units_of_weights(values, taps)
-        lengths = list(torch._foreach_norm(values))
-        torch._foreach_add_(values, [tap.backup for tap in taps])
+        without = ~factors.isfinite()  # a gradient that is zero or not finite has no direction
+        factors = torch.where(without, 0, factors)
+        if self.follows_gradient:
+            for tap, value, factor in zip(taps, values, factors.unbind(), strict=True):
+                torch.addcmul(tap.backup, value, factor, out=value)
+            lengths = list(torch.where(without, 0, factors * sizes).unbind())
+        else:
+            torch._foreach_mul_(values, list(factors.unbind()))
+            self.in_units_of_weights(values, taps)
+            lengths = list(torch._foreach_norm(values))
+            torch._foreach_add_(values, [tap.backup for tap in taps])
         left: dict[Tensor, Tensor] = {}
         for number, (tap, value) in enumerate(zip(taps, values, strict=True)):
             if value.dtype != tap.param.dtype and self.rounding == "none":
@@ -107,7 +113,6 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
             elif value.dtype != tap.param.dtype:
                 tap.param.copy_(rounded_at_random(value, tap.param.dtype, self.stream))
                 lengths[number] = torch.linalg.vector_norm(value.copy_(tap.param).sub_(tap.backup))
-        without = ~factors.isfinite()
         skipped = without.all().long() if self.one_norm else without.sum()
         self.norms = {
             "grad": peak * size,
@@ -116,8 +121,15 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
         }
         return left
 
-    def in_own_units(self, grads: list[Tensor], taps: list[WeightTap]) -> None:
-        """Give gradients the units that their norm is measured in, in place."""
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether each parameter moves along its gradient itself."""
+        return True
+
+    def in_own_units(self, memory: Tensor, tap: WeightTap) -> Tensor:
+        """Return the gradient, in the units of its norm and the precision of ``memory``, where it may be written."""
+        assert tap.grad is not None
+        return tap.grad if tap.grad.dtype == memory.dtype else memory.copy_(tap.grad)
 
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
         """Give perturbations the units of the weights, in place."""
@@ -211,11 +223,15 @@ class AWP(AdversarialLoss, WeightAttack):
         wide = [(tap.backup, torch.promote_types(tap.backup.dtype, torch.float32)) for tap in taps]
         return self.gamma * torch.stack([torch.linalg.vector_norm(weight, dtype=dtype) for weight, dtype in wide])
 
+    @property
+    def follows_gradient(self) -> bool:
+        return self.coordinate_bound is None
+
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
-        if self.coordinate_bound is not None:
-            for move, tap in zip(moves, taps, strict=True):
-                most = tap.backup.to(move.dtype).abs().mul_(self.strength * self.coordinate_bound)
-                torch.clamp(move, -most, most, out=move)
+        assert self.coordinate_bound is not None
+        for move, tap in zip(moves, taps, strict=True):
+            most = tap.backup.to(move.dtype).abs().mul_(self.strength * self.coordinate_bound)
+            torch.clamp(move, -most, most, out=move)
 
 
 @options
@@ -284,13 +300,24 @@ class SAM(WeightAttack):
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
         return self.rho * shares
 
-    def in_own_units(self, grads: list[Tensor], taps: list[WeightTap]) -> None:
-        for grad, tap in zip(grads, taps, strict=True) if self.adaptive else ():
-            if "weight" in tap.name:
-                grad.mul_(tap.backup.to(grad.dtype).abs().add_(_ETA))
+    @property
+    def follows_gradient(self) -> bool:
+        return not self.adaptive
+
+    def in_own_units(self, memory: Tensor, tap: WeightTap) -> Tensor:
+        grad = super().in_own_units(memory, tap)
+        if not self.adaptive or "weight" not in tap.name:
+            return grad
+        return torch.mul(grad, self._units(memory, tap), out=memory)
 
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
-        self.in_own_units(moves, taps)  # by the same factors again
+        for move, tap in zip(moves, taps, strict=True):
+            if "weight" in tap.name:
+                move.mul_(self._units(move, tap))
+
+    @staticmethod
+    def _units(memory: Tensor, tap: WeightTap) -> Tensor:
+        return tap.backup.to(memory.dtype).abs().add_(_ETA)
 
 
 def _matched(model: nn.Module, params: str) -> dict[str, nn.Parameter]:

@@ -92,7 +92,8 @@ class MethodCallback(Callback):
     def __getattr__(self, name: str) -> Any:
         if name in self.names() and "method" in vars(self):
             return getattr(self.method, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        elsewhere = "; it is a callback for fastNLP's Trainer, other loops take its method" * name.startswith("on_")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{elsewhere}")
 
     if not TYPE_CHECKING:
 

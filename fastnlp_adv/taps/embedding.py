@@ -302,8 +302,8 @@ class EmbeddingTap(Tap):
         if not self.had_grad:
             raise RuntimeError(
                 f"Expected the forward pass to look up embedding `{self.name}`, but it never did (with gradients on). "
-                "Call `loss.backward()` before `attack()`. "
-                "Give the model ids rather than `inputs_embeds`, or name the embedding that is looked up with "
+                "Call `loss.backward()` before `attack()`. Give the model ids rather than `inputs_embeds`; call the "
+                "embedding rather than index its weight (`F.embedding`); name the embedding that is looked up with "
                 "`emb_name`; turn reentrant gradient checkpointing off (`use_reentrant=False`) where it spans the "
                 "embedding; call `torch.compiler.reset()` if the model was compiled and run before the attack was "
                 "built."

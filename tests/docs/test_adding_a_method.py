@@ -118,10 +118,8 @@ def test_arguments_are_checked_and_live(page):
 
 @pytest.mark.parametrize("name", ["docs/adding_a_method.md", "docs/zh-CN/adding_a_method.md"])
 def test_the_table_has_the_arguments_of_the_bases(name):
-    rows = dict(
-        re.findall(r"^\| `(Attack|EmbeddingAttack|TwoPassAttack|Regularizer)` \| (.*) \|$", read(name), flags=re.M)
-    )
-    shown = {base: set(re.findall(r"`(\w+)`", cell)) for base, cell in rows.items()}
+    rows = re.findall(r"^\| `(Attack|EmbeddingAttack|TwoPassAttack|Regularizer)` \| (.*) \|$", read(name), flags=re.M)
+    shown = {base: set(re.findall(r"`(\w+)`", cell)) for base, cell in rows}
     shown["EmbeddingAttack"] |= shown["Attack"]
     shown["TwoPassAttack"] |= shown["EmbeddingAttack"]
     for base in (Attack, EmbeddingAttack, TwoPassAttack, Regularizer):

@@ -37,9 +37,7 @@ def tar(files):
 
 @pytest.fixture
 def put_on_shelf(tmp_path, monkeypatch):
-    """
-    Make a small distribution of a package's name and shape, in the only folder where pip looks; and an empty cache.
-    """
+    """Make a small distribution of a package's name and shape, where alone pip looks; and an empty cache."""
 
     def put(name, version, files):
         setup = f"from setuptools import setup; setup(name={name!r}, version={version!r}, packages=[])"
@@ -61,6 +59,20 @@ def put_on_shelf(tmp_path, monkeypatch):
         return archive
 
     return put
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs what cannot be run, and returns the one line that says so."""
+
+    def run(main, words):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, words)])
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and "Traceback" not in told
+        return told.splitlines()[-1]
+
+    return run
 
 
 @pytest.fixture

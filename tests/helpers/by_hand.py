@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from support import VOCAB, bert_config
+from support import TORCH, VOCAB, bert_config
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
@@ -272,7 +272,8 @@ def worker(folder):
     for row in (row for row in TABLE if row[3] == 2):
         counts = []
         results[row] = {"weights": train(*row, watch=Watch).state_dict(), "reductions": len(counts)}
-    results["resumed"] = resumed(Path(folder) / "checkpoints")
+    if TORCH >= (2, 6):
+        results["resumed"] = resumed(Path(folder) / "checkpoints")
     torch.save(results, Path(folder) / f"{os.environ['RANK']}.pt")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import pytest
 import torch
 from references import assert_same, gradients
 from support import Bert, Classifier, collate, samples
@@ -42,6 +43,7 @@ class HuggingFaceBert:
 
 
 FAMILIES = {"gru": Gru, "bert": HuggingFaceBert}
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 SEED = 11  # of noise and dropout
 
 

@@ -41,7 +41,6 @@ def step(method, mask, *, disturbed):
     return outputs, gradients(model)
 
 
-@pytest.mark.parametrize("mask", ["kept", lambda batch, outputs: batch["kept"].long()], ids=["named", "computed"])
 @pytest.mark.parametrize(
     "method",
     [
@@ -51,9 +50,9 @@ def step(method, mask, *, disturbed):
     ],
     ids=["vat", "smart", "r3f"],
 )
-def test_what_a_mask_leaves_out_changes_nothing(method, mask):
-    quiet, expected = step(method, mask, disturbed=False)
-    loud, found = step(method, mask, disturbed=True)
+def test_what_a_mask_leaves_out_changes_nothing(method):
+    quiet, expected = step(method, "kept", disturbed=False)
+    loud, found = step(method, "kept", disturbed=True)
     torch.testing.assert_close(loud["loss"], quiet["loss"])
     assert_same(found, expected)
     without, others = step(method, None, disturbed=False)

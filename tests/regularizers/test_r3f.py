@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from smoothness import FAMILIES, assert_oracle, both
+from smoothness import assert_oracle, both, each_family
 
 from fastnlp_adv.regularizers import R3F
-
-each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
 def reference(epsilon=0.1, weight=1.0, noise="normal"):

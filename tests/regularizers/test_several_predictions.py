@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
+from numbered import both, kl
 from references import assert_same, gradients
+from smoothness import both, kl, unit
 from support import bert_config
 from torch import nn
 from transformers import BertForQuestionAnswering
@@ -18,16 +18,6 @@ SEED = 4
 IDS = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(1))
 SPANS = {"start_positions": torch.tensor([0, 2, 1, 5]), "end_positions": torch.tensor([3, 2, 4, 5])}
 MODES = pytest.mark.parametrize("mode", ["concat", "two_pass"])
-
-
-def kl(p, q):
-    """From logits p to logits q, averaged over what the last dimension does not hold."""
-    p, q = p.softmax(-1), q.softmax(-1)
-    return (p * (p / q).log()).sum() / p[..., 0].numel()
-
-
-def both(p, q):
-    return kl(p, q) + kl(q, p)
 
 
 class TwoHeads(nn.Module):
@@ -101,16 +91,11 @@ def perturbed(name, distance, model, batch):
     noise = torch.empty_like(embedded).normal_(generator=torch.Generator().manual_seed(SEED))
     if name == "R3F":
         return 0.3 * noise
-    start = torch.stack([each / math.hypot(*each.flatten().tolist()) for each in noise])
-    d = (0.1 * start if name == "VAT" else 0.05 * noise).requires_grad_()
+    d = (0.1 * unit(noise) if name == "VAT" else 0.05 * noise).requires_grad_()
     (g,) = torch.autograd.grad(distance(d), d)
-    moved = []
-    for before, slope in zip(d.detach(), g, strict=True):
-        if name == "VAT":
-            moved.append(0.7 * slope / math.hypot(*slope.flatten().tolist()))
-        else:
-            moved.append((before + 0.2 * slope / slope.abs().max()).clamp(-0.3, 0.3))
-    return torch.stack(moved)
+    if name == "VAT":
+        return 0.7 * unit(g)
+    return (d.detach() + 0.2 * torch.stack([slope / slope.abs().max() for slope in g])).clamp(-0.3, 0.3)
 
 
 @pytest.mark.parametrize("form", [tuple, dict])

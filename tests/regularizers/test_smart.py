@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from references import assert_same, gradients
-from smoothness import FAMILIES, SEED, Gru, Passes, assert_oracle, batches, both, reference_training, step_of
+from smoothness import SEED, Gru, Passes, assert_oracle, batches, both, each_family, reference_training, step_of
 from support import distance, train
 from torch.nn.functional import cross_entropy
 
@@ -14,7 +14,6 @@ from fastnlp_adv import FGM
 from fastnlp_adv.callbacks import SMARTCallback
 from fastnlp_adv.regularizers import SMART
 
-each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 WIDE = {"epsilon": 0.3, "alpha": 0.2, "noise": 0.05}  # some coordinates end at the bound, some do not
 PAPER = {"epsilon": 1e-5, "alpha": 1e-3, "noise": 1e-5}
 BREGMAN = {**WIDE, "bregman_weight": 3.0, "bregman_beta": 0.8}

@@ -23,11 +23,8 @@ def test_each_result_is_exactly_one_of_four():
 def test_texts_that_were_not_attacked_count_neither_way():
     found = robust_accuracy([FOOLED, ROBUST, WRONG, UNTOUCHED, UNTOUCHED])
     assert found == RobustAccuracy(accuracy=1 / 3, not_attacked=2, attacked=3)
-
-
-def test_nothing_attacked_is_no_number():
-    found = robust_accuracy([UNTOUCHED, UNTOUCHED])
-    assert math.isnan(found.accuracy) and found.not_attacked == 2
+    none = robust_accuracy([UNTOUCHED, UNTOUCHED])
+    assert math.isnan(none.accuracy) and none.not_attacked == 2
 
 
 def test_it_is_formatted_as_its_number_which_is_a_plain_float():

@@ -26,10 +26,6 @@ CHARACTERS = sorted({c for text in TEXTS for c in text if c.isalpha() and ord(c)
 needs_pypinyin = pytest.mark.skipif(importlib.util.find_spec("pypinyin") is None, reason="pypinyin is not installed")
 
 
-def is_han(character):
-    return "\u4e00" <= character <= "\u9fff"
-
-
 @pytest.fixture(scope="module")
 def word_piece(tmp_path_factory):
     """As that of bert-base-chinese: from its kind of vocabulary file, characters apart, and pieces that never occur."""
@@ -60,15 +56,8 @@ class OnCharacters(nn.Module):
         return self.cnn(input_ids, attention_mask.sum(1))["pred"]
 
 
-def character_vocabulary():
-    vocabulary = Vocabulary()
-    for text in [*TEXTS, "".join(CHARACTERS)]:
-        vocabulary.add_word_lst(list(text))
-    vocabulary.build_vocab()
-    return vocabulary
-
-
-VOCABULARY = character_vocabulary()
+VOCABULARY = Vocabulary()
+VOCABULARY.add_word_lst([*"".join(TEXTS), *CHARACTERS])
 CHARS = VocabularyTokenizer(VOCABULARY)
 
 
@@ -102,7 +91,7 @@ def kind(before, after):
         return "swap"
     if len(after) < len(before):
         return "drop"
-    return "double" if len(after) > len(before) else "homophone" if is_han(before[0]) else "key"
+    return "double" if len(after) > len(before) else "homophone" if "\u4e00" <= before[0] <= "\u9fff" else "key"
 
 
 def test_a_text_on_which_nothing_can_be_tried_is_not_robust(pair):

@@ -8,9 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import TEXTS, bert_for, right_labels, word_piece
 
-from fastnlp_adv import HotFlip, write_report
+from fastnlp_adv import write_report
 from fastnlp_adv.robustness import Attacked
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'and' <del>marks</del> </article> <!-- "
@@ -25,41 +24,35 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.classes, self.texts, self.deleted, self.inserted, self.open = [], [], [], [], [], []
-        self.attributes, self.words = [], []
+        self.tags, self.attributes, self.classes, self.open = [], [], [], []
+        self.shown = {("p", "text"): [], ("del", None): [], ("ins", None): []}
+        self.texts, self.deleted, self.inserted = self.shown.values()
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
+        kind = (tag, dict(attrs).get("class"))
         self.tags.append(tag)
-        self.attributes += attrs
+        self.attributes += dict(attrs)
         if tag not in ("meta", "input"):
-            self.open.append((tag, attrs.get("class")))
+            self.open.append(kind)
         if tag == "article":
-            self.classes.append(attrs["class"])
-        if (tag, attrs.get("class")) == ("p", "text"):
-            self.texts.append("")
-        if tag == "del":
-            self.deleted.append("")
-        if tag == "ins":
-            self.inserted.append("")
+            self.classes.append(kind[1])
+        if kind in self.shown:
+            self.shown[kind].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
-        if ("p", "text") in self.open:
-            self.texts[-1] += data
-            self.words.append(data)
-        for tag, marked in (("del", self.deleted), ("ins", self.inserted)):
-            if (tag, None) in self.open:
-                marked[-1] += data
+        for kind in self.shown.keys() & {*self.open}:
+            self.shown[kind][-1] += data
 
 
 def read(results, tmp_path, **options):
     file = write_report(results, tmp_path / "report.html", **options)
     assert file == tmp_path / "report.html"
-    return Page(file.read_text(encoding="utf-8")), file.read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8")
+    return Page(source), source
 
 
 def test_changes_are_marked_before_and_after_and_the_outcome_is_named(tmp_path):
@@ -121,15 +114,6 @@ def seen(text):
         .replace("\ufffe", "\ufffd")
         .replace("\uffff", "\ufffd")
     )
-
-
-def test_a_report_of_a_real_attack(tmp_path):
-    tokenizer = word_piece()
-    model = bert_for(tokenizer)
-    found = HotFlip(model, tokenizer).attack(TEXTS, right_labels(model, tokenizer, TEXTS))
-    page, _ = read(found, tmp_path)
-    assert page.texts == [text for each in found for text in (each.original, *[each.text] * bool(each.changes))]
-    assert page.inserted == [new for each in found for _, new in each.changes]
 
 
 @pytest.mark.parametrize(

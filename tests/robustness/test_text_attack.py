@@ -44,17 +44,6 @@ def test_an_attack_of_ones_own_is_the_greedy_search_over_its_changes():
     assert {len(each.changes) for each in found} >= {1, 2}
 
 
-@pytest.mark.parametrize("side", ["first", "second"])
-def test_an_attack_of_ones_own_takes_pairs(side):
-    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
-    labels = [int(BERT.eval()(**PIECES(*pair, return_tensors="pt")).logits.argmax()) for pair in pairs]
-    found = Repeat(BERT, PIECES, side=side).attack(pairs, labels)
-    for pair, each in zip(pairs, found, strict=True):
-        assert (each.original, each.other) == (pair if side == "first" else pair[::-1])
-        assert each.was_right and each.tried >= len(each.original.split(" "))
-    assert any(each.changes for each in found)
-
-
 def test_arguments_can_be_assigned_and_are_checked():
     attack = Repeat(BERT, PIECES)
     attack.batch_size = 3

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 CONFIG = RawConfigParser()
 CONFIG.read(ROOT / "setup.cfg", encoding="utf-8")
 PYTHONS = re.findall(r"Python :: (3\.\d+)", CONFIG["metadata"]["classifiers"])
-KINDS = {"Source", "Documentation", "Issues", "Changelog"}
 ADDRESS = "https://forge.example/someone/fastnlp_adv"
 
 
@@ -26,16 +25,10 @@ def load(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
-def test_the_workflow_runs_the_tests_on_every_supported_python():
+def test_the_workflow_the_matrix_and_the_requirement_have_every_supported_python():
     assert load(".github/workflows/tests.yml")["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
-
-
-def test_the_matrix_has_every_supported_python():
     text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     assert list(dict.fromkeys(re.findall(r'^    Environment\(\s*"([\d.]+)"', text, re.MULTILINE))) == PYTHONS
-
-
-def test_the_oldest_python_is_that_of_the_requirement():
     assert CONFIG["options"]["python_requires"] == f">={PYTHONS[0]}"
 
 
@@ -110,21 +103,11 @@ def test_nothing_is_lacking_once_all_is_there(root):
 @pytest.mark.parametrize(
     ("name", "pattern", "replacement", "says"),
     [
-        (
-            "setup.cfg",
-            r"^repository =.*$",
-            "repository = https://elsewhere.example",
-            "CITATION.cff: expected `repository-code",
-        ),
+        ("setup.cfg", r"^repository =.*$", "repository = https://other", "CITATION.cff: expected `repository-code"),
         ("CITATION.cff", r"^repository-code: .*\n", "", "but got None"),
         ("fastnlp_adv/__init__.py", r'"9\.0"', '"9.1.dev0"', "expected a dated section for 9.1.dev0"),
         ("CITATION.cff", r"^date-released: .*$", "date-released: 2031-02-04", "expected the version and date"),
-        (
-            "CHANGELOG.md",
-            r"^## \[Unreleased\]$",
-            "## [Unreleased]\n\n### Added\n",
-            "[Unreleased] has entries",
-        ),
+        ("CHANGELOG.md", r"^## \[Unreleased\]$", "## [Unreleased]\n\n### Added\n", "[Unreleased] has entries"),
     ],
 )
 def test_a_release_names_what_it_lacks(name, pattern, replacement, says, root):
@@ -138,13 +121,11 @@ def test_without_an_address_nothing_is_ready(root):
     assert release.lacking(root) == ["setup.cfg: `repository` is empty. Fill in the address of the repository."]
 
 
-@pytest.mark.parametrize(
-    ("address", "kinds"), [("", set()), (ADDRESS, {"Source", "Documentation", "Issues", "Changelog"})]
-)
+@pytest.mark.parametrize("address, kinds", [("", set()), (ADDRESS, {"Source", "Documentation", "Issues", "Changelog"})])
 def test_all_addresses_follow_from_the_one(address, kinds, root):
     edit(root / "setup.cfg", r"^repository =.*$", f"repository = {address}")
     subprocess.run([sys.executable, "setup.py", "-q", "egg_info"], cwd=root, check=True, capture_output=True)
     metadata = message_from_string((root / "fastnlp_adv.egg-info" / "PKG-INFO").read_text(encoding="utf-8"))
     urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL"))
-    assert {kind for kind, url in urls.items() if url.startswith(ADDRESS)} == (KINDS if address else set())
+    assert {kind for kind, url in urls.items() if url.startswith(ADDRESS)} == kinds
     assert all("{" not in url for url in urls.values()) and metadata["Author"] == CONFIG["metadata"]["author"]

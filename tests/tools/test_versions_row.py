@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 import versions_row
+from processes import run
 
 import fastnlp_adv
 
@@ -34,23 +34,14 @@ def test_passes_and_errs(falls): pass
 
 @pytest.fixture
 def report(tmp_path):
-    def run(suite, *options):
+    def make(suite, *options):
         (tmp_path / "test_it.py").write_text(suite)
         report = tmp_path / "junit.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            f"--junitxml={report}",
-            *options,
-            "test_it.py",
-        ]
-        subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
+        options = ["-p", "no:cacheprovider", f"--junitxml={report}", *options]
+        run([sys.executable, "-m", "pytest", *options, "test_it.py"], cwd=tmp_path)
         return report
 
-    return run
+    return make
 
 
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two"])
@@ -58,11 +49,8 @@ def test_the_outcome(report, options):
     found = versions_row.outcome(report(SUITE, *options))
     assert found["failures"] == [f"test_it::test_{name}" for name in ("errs", "fails", "passes_and_errs")]
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 3, 5)
-    assert found["skips"] == {
-        "expected to fail: a fault of torch": 1,
-        "needs CUDA": 3,
-        "no compiler before torch 2.1": 1,
-    }
+    reasons = {"expected to fail: a fault of torch": 1, "needs CUDA": 3, "no compiler before torch 2.1": 1}
+    assert found["skips"] == reasons
 
 
 def test_a_run_of_nothing_is_refused(report):
@@ -105,12 +93,12 @@ def test_a_row_is_run_again_unless_it_is_green_and_of_this_source_and_these_pins
 def test_the_script(report, tmp_path):
     row = tmp_path / "rows" / "py3.11-torch2.2.json"
 
-    def run(*arguments):
-        command = [sys.executable, versions_row.__file__, str(row), "--pin=numpy<2: built for: numpy 1", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    def said(*arguments):
+        command = [sys.executable, versions_row.__file__, row, "--pin=numpy<2: built for: numpy 1", *arguments]
+        return run(command).stdout.strip()
 
-    assert run() == "to run"
-    assert run(f"--report={report('def test_passes(): pass')}") == f"{row}: 1 passed, 0 failed, 0 skipped"
-    assert run() == "current"
+    assert said() == "to run"
+    assert said(f"--report={report('def test_passes(): pass')}") == f"{row}: 1 passed, 0 failed, 0 skipped"
+    assert said() == "current"
     found = json.loads(row.read_text())
     assert found["environment"] == "py3.11-torch2.2" and found["pins"] == {"numpy<2": "built for: numpy 1"}

@@ -9,6 +9,7 @@ import by_hand
 import pytest
 import torch
 from processes import run
+from support import since_torch
 
 pytest.importorskip("fastnlp_adv.trainers.transformers", exc_type=ImportError)  # transformers may be too old
 
@@ -43,6 +44,7 @@ def test_the_trainer_trains_the_weights_of_a_loop_by_hand(row, request):
     assert by_hand.distance(model, plain) > 1e-5 and by_hand.distance(model, start) > 1e-3
 
 
+@since_torch(2, 6, "transformers loads checkpoints")
 def test_ranks_go_on_from_a_checkpoint(ranks):
     for results in ranks:
         whole, resumed = results["resumed"]

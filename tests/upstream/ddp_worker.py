@@ -15,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+import scenarios
 import support
 import torch
 import torch.distributed as dist
 from fastNLP import Trainer
 from fastNLP.envs.set_env_on_import import set_env_on_import_torch
 from forked import launch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -40,33 +40,19 @@ METHODS = {
 SCENARIOS = [*((method, 2) for method in METHODS), ("plain", 1), ("pgd and rdrop two_pass", 1)]
 
 
-class Uneven(support.Classifier):
-    """Without dropout, which ranks draw differently, the rows of a batch still differ, and two forwards if asked."""
-
-    def __init__(self, alternates):
-        super().__init__(dropout=0.0)
-        self.alternates = alternates
-        self.calls = 0
+class Mixed(patched.RDropMixin, scenarios.Alternating):
+    """R-Drop inside the model, whose ``forward`` fastNLP calls."""
 
     def train_step(self, input_ids, labels):
-        self.calls += self.alternates
-        pred = self(input_ids) * torch.linspace(1.0, 0.5, len(labels)).unsqueeze(-1) / (1 + self.calls % 2)
-        return {"loss": nn.functional.cross_entropy(pred, labels), "pred": pred}
-
-
-class Mixed(patched.RDropMixin, Uneven):
-    """R-Drop inside the model."""
-
-
-class Wrapped(nn.Module):
-    """A model whose ``forward`` is its training step, as fastNLP wants it inside DistributedDataParallel."""
-
-    def __init__(self, method):
-        super().__init__()
-        self.inner = Mixed(True) if "mixin" in method else Uneven("two_pass" in method)
+        return scenarios.Alternating.forward(self, input_ids, labels)
 
     def forward(self, input_ids, labels):
-        return self.inner.train_step(input_ids, labels)
+        return self.train_step(input_ids, labels)
+
+
+def build(method):
+    """A model whose rows or forwards differ without dropout, which ranks draw differently."""
+    return Mixed() if "mixin" in method else scenarios.MODELS[scenarios.differing(method)]()
 
 
 def run(model, method, batches, accumulation, **kwargs):
@@ -106,7 +92,7 @@ def main(folder):
             future = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True).get_future()
             return future.then(lambda done: done.value()[0])
 
-        model = DistributedDataParallel(Wrapped(method))
+        model = DistributedDataParallel(build(method))
         model.register_comm_hook(None, count)
         trained, steps = run(model, method, mine, accumulation, device=None, data_device="cpu")
         results[method, accumulation] = trained, len(reductions), steps

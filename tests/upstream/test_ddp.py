@@ -24,7 +24,7 @@ def test_two_processes_equal_one(ranks, method, accumulation):
     assert torch.equal(weights, others)
     assert reductions == steps == 8 // accumulation
 
-    model = ddp_worker.Wrapped(method)
+    model = ddp_worker.build(method)
     before = ddp_worker.support.weights(model)
     expected, _ = ddp_worker.run(model, method, ddp_worker.micro_batches(), 2 * accumulation, device="cpu")
     assert (weights - expected).norm() < 1e-6 * expected.norm()

@@ -117,7 +117,7 @@ def report(path, **outcomes):
     return path
 
 
-def test_a_test_that_ends_differently_is_found(tmp_path, capsys):
+def test_a_test_that_ends_differently_is_found_and_so_is_no_test_at_all(tmp_path, capsys):
     before = report(tmp_path / "before.xml", a="passed", b="failed", c="skipped")
     same = report(tmp_path / "same.xml", a="passed", b="failed", c="skipped")
     after = report(tmp_path / "after.xml", a="passed", b="passed", d="passed")
@@ -131,10 +131,6 @@ def test_a_test_that_ends_differently_is_found(tmp_path, capsys):
     assert "c::b: failure before, passed after" in printed
     assert "c::d: missing before, passed after" in printed
     assert "NOT RUN  another (out of reach)" in printed
-
-
-def test_no_test_at_all_is_a_failure(tmp_path):
-    empty = report(tmp_path / "empty.xml")
-    outcome = results.Results()
-    outcome.compared("nothing", results.compare(empty, empty))
-    assert outcome.summary() == 1
+    nothing, empty = results.Results(), report(tmp_path / "empty.xml")
+    nothing.compared("no test at all", results.compare(empty, empty))
+    assert nothing.summary() == 1
