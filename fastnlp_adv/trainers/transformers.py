@@ -107,7 +107,6 @@ class MethodsMixin(_Base):
             batch[_COUNT] = count
 
         def train_step(batch: Any) -> dict[str, Any]:
-            batch = copy.copy(batch)
             with self.compute_loss_context_manager():
                 loss = compute_loss(model, batch, bool(self._regularizers), num_items_in_batch=batch.pop(_COUNT, None))
             loss, outputs = loss if self._regularizers else (loss, {})

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from numbered import both, kl
 from references import assert_same, gradients
-from smoothness import both, kl, unit
+from smoothness import unit
 from support import bert_config
 from torch import nn
 from transformers import BertForQuestionAnswering

@@ -286,12 +286,13 @@ def test_a_model_with_rdrop_of_its_own(tmp_path):
     [
         (FGM(), r"`methods` to be a list.*got FGM"),
         ([nn.Linear(1, 1)], "attacks and regularizers, but got Linear"),
+        ([FGM], "attacks and regularizers, but got the class FGM"),
         ([FGM(), PGD()], "at most one attack.*FGM and PGD"),
         ([VAT(), VAT()], "at most one attack.*VAT and VAT"),
         ([FGM(emb_name="nowhere")], "nowhere"),
         ([FGM(Bert().back_bone)], "unattached, but got one that is attached to a BertForSequenceClassification"),
     ],
-    ids=["no list", "no method", "two attacks", "twice", "no embedding", "attached"],
+    ids=["no list", "no method", "class", "two attacks", "twice", "no embedding", "attached"],
 )
 def test_what_cannot_work_is_refused_when_the_trainer_is_built(methods, error, tmp_path):
     with pytest.raises((TypeError, ValueError), match=error):
@@ -316,7 +317,8 @@ def test_atta_asks_for_the_index(tmp_path):
 def test_both_towers_of_a_sentence_transformer_are_attacked(tmp_path):
     towers = pytest.importorskip("sentence_transformers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast.from_pretrained(tmp_path)
     BertModel(bert_config(0.0, num_hidden_layers=1)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = towers.SentenceTransformer(str(tmp_path), device="cpu")
