@@ -21,6 +21,7 @@ from fastnlp_adv import FGMCallback, RDropCallback
 
 EMBED = (VOCAB, 16)
 SEQ2SEQ = {"bos_token_id": 1, "eos_token_id": 2}
+BOUND = {"bind_encoder_decoder_embed": True, "bind_decoder_input_output_embed": False}
 
 
 def batch():
@@ -43,18 +44,14 @@ def batch():
     }
 
 
-def transformer(**kwargs):
-    seq2seq = TransformerSeq2SeqModel.build_model(
-        EMBED, max_position=32, num_layers=1, d_model=16, n_head=2, dim_ff=16, bind_encoder_decoder_embed=True, **kwargs
-    )
-    return SequenceGeneratorModel(seq2seq, **SEQ2SEQ)
+def transformer():
+    sizes = {"max_position": 32, "num_layers": 1, "d_model": 16, "n_head": 2, "dim_ff": 16}
+    return SequenceGeneratorModel(TransformerSeq2SeqModel.build_model(EMBED, **sizes, **BOUND), **SEQ2SEQ)
 
 
-def lstm(**kwargs):
-    seq2seq = LSTMSeq2SeqModel.build_model(
-        EMBED, num_layers=1, hidden_size=16, bind_encoder_decoder_embed=True, **kwargs
-    )
-    return SequenceGeneratorModel(seq2seq, **SEQ2SEQ)
+def lstm():
+    sizes = {"num_layers": 1, "hidden_size": 16}
+    return SequenceGeneratorModel(LSTMSeq2SeqModel.build_model(EMBED, **sizes, **BOUND), **SEQ2SEQ)
 
 
 def parser():
@@ -69,8 +66,8 @@ MODELS = {
     "SeqLabeling": (lambda: SeqLabeling(EMBED, 8, CLASSES), "embed"),
     "AdvSeqLabel": (lambda: AdvSeqLabel(EMBED, 8, CLASSES), "Embedding"),
     "BiaffineParser": (parser, "word_embedding"),
-    "SequenceGenerator-lstm": (lambda: lstm(bind_decoder_input_output_embed=False), "encoder.embed"),
-    "SequenceGenerator-transformer": (lambda: transformer(bind_decoder_input_output_embed=False), "encoder.embed"),
+    "SequenceGenerator-lstm": (lstm, "encoder.embed"),
+    "SequenceGenerator-transformer": (transformer, "encoder.embed"),
 }
 
 
