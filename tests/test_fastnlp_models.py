@@ -24,7 +24,7 @@ SEQ2SEQ = {"bos_token_id": 1, "eos_token_id": 2}
 BOUND = {"bind_encoder_decoder_embed": True, "bind_decoder_input_output_embed": False}
 
 
-def batch():
+def fields_of(model):
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(1, VOCAB, (4, 7), generator=g)
     lengths = torch.tensor([7, 5, 6, 4])
@@ -32,7 +32,7 @@ def batch():
     return {
         "words": ids,
         "seq_len": lengths,
-        "target": tags,
+        "target": tags[:, 0] if isinstance(model, CNNText) else tags,
         "src_tokens": ids,
         "tgt_tokens": ids.flip(1),
         "src_seq_len": lengths,
@@ -74,13 +74,6 @@ MODELS = {
 def make(factory):
     torch.manual_seed(0)
     return factory()
-
-
-def fields_of(model):
-    all_fields = batch()
-    if isinstance(model, CNNText):
-        all_fields["target"] = all_fields["target"][:, 0]
-    return all_fields
 
 
 def train(model, callbacks=None, **kwargs):
