@@ -25,16 +25,12 @@ LLAMA = {**IDS, **WIDTH, "num_key_value_heads": 1, "max_position_embeddings": 32
 HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 LAYERS = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32, "dropout": 0.0}
 BART = {**IDS, **HEADS, **LAYERS, "decoder_start_token_id": 2}
-T5 = {
-    **IDS,
-    "decoder_start_token_id": 0,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 32,
-    "num_layers": 1,
-    "num_heads": 2,
-    "dropout_rate": 0.0,
-}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+DISTILBERT = {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 32}
+NO_DISTILBERT_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+FUNNEL = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1]}
+NO_FUNNEL_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+PINYIN = {"pronunciation_vocab_size": VOCAB, "pronunciation_embed_dim": 8}
 GPT2 = {**IDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
 XLNET = {**IDS, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32, "dropout": 0.0, "summary_last_dropout": 0.0}
 NO_GPT2_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -44,40 +40,14 @@ CLASSIFIERS = {
     "Bert": BERT,
     "Electra": {**BERT, "embedding_size": 8},
     "Albert": {**BERT, "embedding_size": 8, "classifier_dropout_prob": 0.0},
-    "DistilBert": {
-        **IDS,
-        "dim": 16,
-        "hidden_dim": 32,
-        "n_layers": 1,
-        "n_heads": 2,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "seq_classif_dropout": 0.0,
-        "max_position_embeddings": 32,
-    },
+    "DistilBert": {**IDS, **DISTILBERT, **NO_DISTILBERT_DROPOUT},
     "DebertaV2": {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "MPNet": BERT,
     "Longformer": {**BERT, "attention_window": 4},
     "ModernBert": {**IDS, **WIDTH, "attn_implementation": "eager", "reference_compile": False},
     "FNet": BERT,
-    "Funnel": {
-        **IDS,
-        "d_model": 16,
-        "n_head": 2,
-        "d_head": 8,
-        "d_inner": 32,
-        "block_sizes": [1, 1],
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-    },
-    "RoCBert": {
-        **BERT,
-        "pronunciation_vocab_size": VOCAB,
-        "shape_vocab_size": VOCAB,
-        "pronunciation_embed_dim": 8,
-        "shape_embed_dim": 8,
-    },
+    "Funnel": {**IDS, **FUNNEL, **NO_FUNNEL_DROPOUT},
+    "RoCBert": {**BERT, **PINYIN, "shape_vocab_size": VOCAB, "shape_embed_dim": 8},
     "Esm": {**BERT, "mask_token_id": 3, "token_dropout": False},
     "XLNet": XLNET,
     "GPT2": {**GPT2, **NO_GPT2_DROPOUT},
@@ -86,7 +56,7 @@ CLASSIFIERS = {
     "Llama": LLAMA,
     "BioGpt": {**BERT, "scale_embedding": True, "layerdrop": 0.0},
     "Gemma": {**LLAMA, "head_dim": 8},
-    "T5": T5,
+    "T5": {**IDS, **T5, "decoder_start_token_id": 0},
     "Bart": BART,
     "PLBart": {**BART, "scale_embedding": True, "attention_dropout": 0.0},
     "Canine": {**BERT, "num_hash_functions": 2, "num_hash_buckets": 32, "downsampling_rate": 2},
