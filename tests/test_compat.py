@@ -270,23 +270,27 @@ def resume_shards():
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+#: the scenario of each repair, and the kind of its error without it
 SCENARIOS = {
-    "prefetch_factor": use_defaults,
-    "mix_prefetch_factor": mix_data_sets,
-    "batched_fetch": fetch_batches,
-    "save_to_new_folder": save_models,
-    "load_whole_model": load_models,
-    "load_arrays": resume_arrays,
-    "resume_weights_only": resume_weights,
-    "finished_epoch": resume_after_an_epoch,
-    "resume_again": resume_twice,
-    "fsdp_unwrap": train_shards,
-    "fsdp_launch": shard,
-    "fsdp_checkpoints": resume_shards,
+    "prefetch_factor": (use_defaults, "ValueError"),
+    "mix_prefetch_factor": (mix_data_sets, "ValueError"),
+    "batched_fetch": (fetch_batches, "TypeError"),  # raised by the scenario: it gets a list of letters for a batch
+    "save_to_new_folder": (save_models, "RuntimeError"),
+    "load_whole_model": (load_models, "UnpicklingError"),
+    "load_arrays": (resume_arrays, "UnpicklingError"),
+    "resume_weights_only": (resume_weights, "AttributeError"),
+    "finished_epoch": (resume_after_an_epoch, "AssertionError"),
+    "resume_again": (resume_twice, "AssertionError"),
+    "fsdp_unwrap": (train_shards, "AttributeError"),
+    "fsdp_launch": (shard, "RuntimeError"),
+    "fsdp_checkpoints": (resume_shards, "RuntimeError"),
 }
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 if TORCH < (2, 6):  # which shards only on a GPU
-    SCENARIOS = {name: scenario for name, scenario in SCENARIOS.items() if not name.startswith("fsdp")}
+    SCENARIOS = {name: each for name, each in SCENARIOS.items() if not name.startswith("fsdp")}
+REFUSES = TORCH >= (2, 6)
+#: the repairs whose fault this version of torch brings out
+NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
 
 
 def failures(names):
@@ -294,7 +298,7 @@ def failures(names):
     failed = {}
     for name in names:
         try:
-            SCENARIOS[name]()
+            SCENARIOS[name][0]()
         except Exception as error:
             failed[name] = type(error).__name__
     return failed
@@ -315,31 +319,12 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
     command = [sys.executable, "-m", "tests.test_compat"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
-    errors = {
-        "prefetch_factor": "ValueError",
-        "mix_prefetch_factor": "ValueError",
-        "batched_fetch": "TypeError",  # raised by the scenario: it gets a list of letters for a batch
-        "save_to_new_folder": "RuntimeError",
-        "load_whole_model": "UnpicklingError",
-        "load_arrays": "UnpicklingError",
-        "resume_weights_only": "AttributeError",
-        "finished_epoch": "AssertionError",
-        "resume_again": "AssertionError",
-        "fsdp_unwrap": "AttributeError",
-        "fsdp_launch": "RuntimeError",
-        "fsdp_checkpoints": "RuntimeError",
-    }
-    left = {name: error for name, error in errors.items() if name in NEEDED}
+    left = {name: SCENARIOS[name][1] for name in NEEDED}
     expected = {"": dict(left)}
-    for name in errors:
+    for name in compat.REPAIRS:
         left.pop(name, None)
         expected[name] = dict(left)
     assert json.loads(done.stdout.splitlines()[-1]) == expected
-
-
-REFUSES = TORCH >= (2, 6)
-#: the repairs whose fault this version of torch brings out
-NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
 
 
 def patched():
