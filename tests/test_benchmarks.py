@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pages import read
+from support import weights
 
 from benchmarks import memory, overhead, page, reading, record, textbook, variants
 from benchmarks.__main__ import ROOT, main
@@ -33,19 +34,15 @@ LOOPS = {
 }
 
 
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def trained(variant, model, setting, steps=3):
     """How the weights moved, in double precision: by as little as the learning rate of the benchmarks allows."""
     model = model.double()
-    before = flat(model)
+    before = weights(model)
     stepper = Stepper(model, variant, setting)
     torch.manual_seed(1)
     for _ in range(steps):
         stepper.timed()
-    return flat(model) - before
+    return weights(model) - before
 
 
 def apart(a, b):
