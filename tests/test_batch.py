@@ -203,7 +203,7 @@ def test_a_batch_without_fields_is_refused(batch):
 
 
 def test_outputs_are_halved_where_it_is_clear():
-    kept = {"loss": torch.tensor(1.0), "weights": torch.arange(5), "name": "abcdef", "count": 6}
+    kept = {"loss": torch.tensor(1.0), "weights": torch.arange(5), "words": ["a"] * 5, "name": "abcdef", "count": 6}
     outputs = {"pred": torch.arange(12).view(6, 2), "hidden": (torch.arange(6), np.arange(6) * 2), "texts": [*"abcdef"]}
     half = first_half({**kept, **outputs}, rows=3)
     assert all(half[key] is value for key, value in kept.items())
