@@ -13,13 +13,6 @@ from transformers import BatchEncoding
 from fastnlp_adv.batch import Part, count_examples, double_batch, first_half, take_part
 
 Pair = namedtuple("Pair", "words target")
-
-
-def rows_of(value):
-    return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else list(value)
-
-
-Bounds = namedtuple("Bounds", "first last")
 KEYS = st.one_of(st.text("abc", min_size=1), st.integers(0, 9), st.tuples(st.integers(0, 3)))
 DATA = np.random.default_rng(0).integers(0, 100, (5, 2))
 
@@ -38,12 +31,12 @@ LISTS = st.sampled_from(
         lambda rows: [{"id": i} for i in rows],
     ]
 )
-SCALARS = st.sampled_from([None, "text", 0.5, 3]).map(lambda value: lambda rows: value)
+SCALARS = st.sampled_from([None, "text", 0.5, torch.tensor(2.0)]).map(lambda value: lambda rows: value)
 
 
 def sequences(fields):
     listed = st.lists(fields, min_size=1, max_size=3)
-    kinds = st.sampled_from([list, tuple, lambda fields: Bounds(fields[0], fields[-1])])
+    kinds = st.sampled_from([list, tuple, lambda fields: Pair(fields[0], fields[-1])])
     return st.tuples(kinds, listed).map(lambda drawn: lambda rows: drawn[0]([field(rows) for field in drawn[1]]))
 
 
@@ -101,25 +94,10 @@ def test_a_key_of_a_dict_is_no_place_in_a_list(keys):
     assert f"for `batch['a'][{keys[1]!r}]`" in message and "A list of tensors" not in message
 
 
-def test_a_part_of_nested_fields():
-    x, scale = torch.arange(6).view(3, 2), torch.tensor(2.0)
-    batch = {"pair": Pair(x, [x, x + 1]), "deep": {"x": np.arange(3)}, "scale": scale, "name": "all"}
-    taken = take_part(batch, Part(torch.tensor([0, 2]), of=3), "Do this.")
-    assert taken["pair"].words.tolist() == [[0, 1], [4, 5]]
-    assert [each.tolist() for each in taken["pair"].target] == [[[0, 1], [4, 5]], [[1, 2], [5, 6]]]
-    assert taken["deep"]["x"].tolist() == [0, 2]
-    assert taken["scale"] is scale
-    assert taken["name"] == "all"
-    assert isinstance(take_part(BatchEncoding(batch), Part(torch.tensor([1]), of=3), ""), BatchEncoding)
-
-
 def test_what_has_no_part_is_refused_by_name_with_the_way_out():
+    batch = {"x": torch.zeros(3), "y": pack_sequence([torch.zeros(2)])}
     with pytest.raises(ValueError, match=r"`batch\['y'\]`, where `batch\['x'\]` has 3 rows: no part .* Do this\."):
-        take_part(
-            {"x": torch.zeros(3), "y": pack_sequence([torch.zeros(2)])}, Part(torch.tensor([1]), of=3), "Do this."
-        )
-    with pytest.raises(ValueError, match=r"tensors or lists.* Do this\."):
-        count_examples({"x": 1}, "Do this.")
+        take_part(batch, Part(torch.tensor([1]), of=3), "Do this.")
 
 
 @pytest.mark.parametrize(
@@ -143,15 +121,14 @@ def test_dtype_device_and_graph_are_kept():
 
 @pytest.mark.parametrize(
     "make",
-    [OrderedDict, UserDict, BatchEncoding, lambda items: defaultdict(list, items)],
-    ids=["OrderedDict", "UserDict", "BatchEncoding", "defaultdict"],
+    [UserDict, BatchEncoding, lambda items: defaultdict(list, items)],
+    ids=["UserDict", "BatchEncoding", "defaultdict"],
 )
 def test_dicts_keep_their_type(make):
     batch = make({"x": torch.tensor([1, 2])})
-    doubled, _ = double_batch(batch)
-    assert type(doubled) is type(batch)
-    assert doubled["x"].tolist() == [1, 2, 1, 2]
-    assert batch["x"].tolist() == [1, 2]
+    doubled, taken = double_batch(batch)[0], take_part(batch, Part(torch.tensor([1]), of=2), "Do this.")
+    assert type(doubled) is type(taken) is type(batch)
+    assert [each["x"].tolist() for each in (doubled, taken, batch)] == [[1, 2, 1, 2], [2], [1, 2]]
 
 
 def test_a_sequence_of_fields():
@@ -159,7 +136,7 @@ def test_a_sequence_of_fields():
     for batch in [(x, y), [x, y], Pair(x, y)]:
         doubled, rows = double_batch(batch)
         assert type(doubled) is type(batch)
-        assert [rows_of(f) for f in doubled] == [rows_of(x) * 2, rows_of(y) * 2]
+        assert [f.tolist() for f in doubled] == [x.tolist() * 2, y.tolist() * 2]
         assert rows == 3
     doubled, rows = double_batch((x[:2], y[:2]))  # as many fields as examples
     assert [len(f) for f in doubled] == [4, 4]
@@ -170,14 +147,13 @@ SIZES = pytest.mark.parametrize("rows", [1, 2, 5])
 
 
 @SIZES
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("kind", [list, tuple, lambda items: Pair(items[0], items[-1])], ids=["list", "tuple", "named"])
-def test_a_sequence_of_tensors_holds_fields_for_every_batch_size(rows, count, kind):
+@pytest.mark.parametrize("kind", [list, tuple, lambda items: Pair(*items)], ids=["list", "tuple", "named"])
+def test_a_sequence_of_tensors_holds_fields_for_every_batch_size(rows, kind):
     """As default_collate makes of a field of several numbers: tensors with all the rows."""
-    spans = kind([torch.arange(rows) + 10 * i for i in range(count)])
-    for batch in ({"spans": spans, "x": torch.zeros(rows, 2)}, {"spans": spans}, {"x": {"spans": [spans, None]}}):
+    spans = kind([torch.arange(rows), torch.arange(rows) + 10])
+    for batch in ({"spans": spans, "x": torch.zeros(rows, 2)}, {"spans": spans}, {"nested": {"x": [spans, None]}}):
         doubled, counted = double_batch(batch)
-        found = doubled["spans"] if "spans" in doubled else doubled["x"]["spans"][0]
+        found = doubled["spans"] if "spans" in doubled else doubled["nested"]["x"][0]
         assert counted == rows
         assert type(found) is type(spans)
         assert [s.tolist() for s in found] == [s.tolist() * 2 for s in spans]
@@ -227,22 +203,10 @@ def test_a_batch_without_fields_is_refused(batch):
 
 
 def test_outputs_are_halved_where_it_is_clear():
-    hidden = (torch.arange(6), torch.arange(6) * 2)
-    outputs = {
-        "loss": torch.tensor(1.0),
-        "pred": torch.arange(12).reshape(6, 2),
-        "hidden": hidden,
-        "texts": ["a"] * 6,
-        "nested": {"score": np.arange(6)},
-        "weights": torch.arange(5),
-        "name": "abcdef",
-        "count": 6,
-    }
-    half = first_half(outputs, rows=3)
-    assert half["loss"] is outputs["loss"]
+    kept = {"loss": torch.tensor(1.0), "weights": torch.arange(5), "words": ["a"] * 5, "name": "abcdef", "count": 6}
+    outputs = {"pred": torch.arange(12).view(6, 2), "hidden": (torch.arange(6), np.arange(6) * 2), "texts": [*"abcdef"]}
+    half = first_half({**kept, **outputs}, rows=3)
+    assert all(half[key] is value for key, value in kept.items())
     assert half["pred"].tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert [h.tolist() for h in half["hidden"]] == [[0, 1, 2], [0, 2, 4]]
-    assert half["texts"] == ["a"] * 3
-    assert half["nested"]["score"].tolist() == [0, 1, 2]
-    assert half["weights"].tolist() == [0, 1, 2, 3, 4]
-    assert (half["name"], half["count"]) == ("abcdef", 6)
+    assert [each.tolist() for each in half["hidden"]] == [[0, 1, 2], [0, 2, 4]]
+    assert half["texts"] == ["a", "b", "c"]

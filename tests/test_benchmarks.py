@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pages import read
+from support import weights
 
 from benchmarks import memory, overhead, page, reading, record, textbook, variants
 from benchmarks.__main__ import ROOT, main
@@ -16,14 +17,13 @@ from benchmarks.setting import Setting
 from benchmarks.sweeps import QUICK, sweeps
 from benchmarks.targets import CHECKS, targets
 from benchmarks.timing import Stepper
-from benchmarks.words import NOTE, TITLE
+from benchmarks.words import TITLE
 from fastnlp_adv.callbacks import METHODS
 
 TIMED = ("methods", "overhead", "vocabulary", "hidden", "tokens", "steps", "rdrop", "every", "precision")
 FREELB = {"init": 0.0}  # textbook and package draw their noise in different orders
 LOOPS = {
     "fgm": (*variants.fgm(), 0.0),
-    "pgd-1": (*variants.pgd(1), 0.0),
     "pgd-3": (*variants.pgd(3), 0.0),
     "freelb": (
         variants.ours("FreeLB", **FREELB),
@@ -34,19 +34,15 @@ LOOPS = {
 }
 
 
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def trained(variant, model, setting, steps=3):
     """How the weights moved, in double precision: by as little as the learning rate of the benchmarks allows."""
     model = model.double()
-    before = flat(model)
+    before = weights(model)
     stepper = Stepper(model, variant, setting)
     torch.manual_seed(1)
     for _ in range(steps):
         stepper.timed()
-    return flat(model) - before
+    return weights(model) - before
 
 
 def apart(a, b):
@@ -180,10 +176,6 @@ def test_a_page_shows_the_memory_and_the_large_vocabulary_of_the_committed_recor
     after_the_table = read(name).partition("`RDropCallback(mode=")[2].partition("`FGMCallback()`")[2]
     assert re.findall(r"\d+(?:\.\d+)?", after_the_table.replace("steps=3", ""))[: len(told)] == told
     assert all(micro.high < 2000 for micro, _ in reading.overheads(found["overhead"]).values())  # "less than 2 ms"
-
-
-def test_every_sweep_has_its_title_and_its_note():
-    assert TITLE.keys() == NOTE.keys() == sweeps().keys()
 
 
 @pytest.mark.parametrize("wrong", [["--only=nothing"], ["--rounds=1"], ["--device=cuda:99"]])

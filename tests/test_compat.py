@@ -64,10 +64,6 @@ class Bag(nn.Module):
 class ArrayState(Callback):
     """Saves numbers, arrays and numpy's random state, as users' callbacks do."""
 
-    def __init__(self):
-        super().__init__()
-        self.loaded = None
-
     def on_save_checkpoint(self, trainer):
         numbers = {"best": np.float64(0.75), "count": np.int64(3), "done": np.bool_(True)}
         return {**numbers, "curve": np.float32([[1, 2]]), "order": array("I", [2, 0]), "rng": RNG}
@@ -107,10 +103,10 @@ def make_trainer(dataloader, seed=0, **options):
     return Trainer(model=model, optimizers=optimizer, train_dataloader=dataloader, **options)
 
 
-def save_halfway(folder, *callbacks, **loader_options):
+def save_halfway(folder, *callbacks):
     """Train to the end, and leave a checkpoint of the first epoch; returns the trainer and the checkpoint's folder."""
     save = CheckpointCallback(folder=folder, every_n_epochs=1, save_object="trainer")
-    trainer = make_trainer(loader(**loader_options), callbacks=[save, *callbacks])
+    trainer = make_trainer(loader(), callbacks=[save, *callbacks])
     trainer.run()
     return trainer, str(next(Path(folder).glob("*/trainer-epoch_1")))
 
@@ -196,32 +192,25 @@ def resume_weights():
     assert trainer.global_forward_batches == 2 * 3
 
 
-def save_every_batch(folder):
+def train_saving(folder, after=None):
+    """Save every batch; resume after one in a new Trainer, which writes its checkpoints to the same folder."""
+    (checkpoint,) = Path(folder).glob(f"*/trainer-epoch_0-batch_{after}") if after else (None,)
     save = CheckpointCallback(folder=folder, every_n_batches=1, save_object="trainer")
-    trainer = make_trainer(loader(shuffle=True), callbacks=[save])
-    trainer.run()
-    return trainer.model
-
-
-def resume_from(folder, batch):
-    """Resume in a new Trainer, which goes on to write its checkpoints to the same folder."""
-    (checkpoint,) = Path(folder).glob(f"*/trainer-epoch_0-batch_{batch}")
-    save = CheckpointCallback(folder=folder, every_n_batches=1, save_object="trainer")
-    trainer = make_trainer(loader(shuffle=True), seed=1, callbacks=[save])
-    trainer.run(resume_from=str(checkpoint))
+    trainer = make_trainer(loader(shuffle=True), seed=int(after is not None), callbacks=[save])
+    trainer.run(resume_from=checkpoint and str(checkpoint))
     return trainer.model
 
 
 def resume_after_an_epoch():
     with TemporaryDirectory() as folder:
-        assert_same_weights(save_every_batch(folder), resume_from(folder, batch=3))
+        assert_same_weights(train_saving(folder), train_saving(folder, after=3))
 
 
 def resume_twice():
     with TemporaryDirectory() as folder:
-        whole = save_every_batch(folder)
-        assert_same_weights(whole, resume_from(folder, batch=1))
-        assert_same_weights(whole, resume_from(folder, batch=2))
+        whole = train_saving(folder)
+        assert_same_weights(whole, train_saving(folder, after=1))
+        assert_same_weights(whole, train_saving(folder, after=2))
 
 
 @contextlib.contextmanager
@@ -281,23 +270,27 @@ def resume_shards():
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+#: the scenario of each repair, and the kind of its error without it
 SCENARIOS = {
-    "prefetch_factor": use_defaults,
-    "mix_prefetch_factor": mix_data_sets,
-    "batched_fetch": fetch_batches,
-    "save_to_new_folder": save_models,
-    "load_whole_model": load_models,
-    "load_arrays": resume_arrays,
-    "resume_weights_only": resume_weights,
-    "finished_epoch": resume_after_an_epoch,
-    "resume_again": resume_twice,
-    "fsdp_unwrap": train_shards,
-    "fsdp_launch": shard,
-    "fsdp_checkpoints": resume_shards,
+    "prefetch_factor": (use_defaults, "ValueError"),
+    "mix_prefetch_factor": (mix_data_sets, "ValueError"),
+    "batched_fetch": (fetch_batches, "TypeError"),  # raised by the scenario: it gets a list of letters for a batch
+    "save_to_new_folder": (save_models, "RuntimeError"),
+    "load_whole_model": (load_models, "UnpicklingError"),
+    "load_arrays": (resume_arrays, "UnpicklingError"),
+    "resume_weights_only": (resume_weights, "AttributeError"),
+    "finished_epoch": (resume_after_an_epoch, "AssertionError"),
+    "resume_again": (resume_twice, "AssertionError"),
+    "fsdp_unwrap": (train_shards, "AttributeError"),
+    "fsdp_launch": (shard, "RuntimeError"),
+    "fsdp_checkpoints": (resume_shards, "RuntimeError"),
 }
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 if TORCH < (2, 6):  # which shards only on a GPU
-    SCENARIOS = {name: scenario for name, scenario in SCENARIOS.items() if not name.startswith("fsdp")}
+    SCENARIOS = {name: each for name, each in SCENARIOS.items() if not name.startswith("fsdp")}
+REFUSES = TORCH >= (2, 6)
+#: the repairs whose fault this version of torch brings out
+NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
 
 
 def failures(names):
@@ -305,7 +298,7 @@ def failures(names):
     failed = {}
     for name in names:
         try:
-            SCENARIOS[name]()
+            SCENARIOS[name][0]()
         except Exception as error:
             failed[name] = type(error).__name__
     return failed
@@ -326,40 +319,12 @@ def test_each_scenario_fails_until_its_own_repair_is_made():
     command = [sys.executable, "-m", "tests.test_compat"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
-    errors = {
-        "prefetch_factor": "ValueError",
-        "mix_prefetch_factor": "ValueError",
-        "batched_fetch": "TypeError",  # raised by the scenario: it gets a list of letters for a batch
-        "save_to_new_folder": "RuntimeError",
-        "load_whole_model": "UnpicklingError",
-        "load_arrays": "UnpicklingError",
-        "resume_weights_only": "AttributeError",
-        "finished_epoch": "AssertionError",
-        "resume_again": "AssertionError",
-        "fsdp_unwrap": "AttributeError",
-        "fsdp_launch": "RuntimeError",
-        "fsdp_checkpoints": "RuntimeError",
-    }
-    left = {name: error for name, error in errors.items() if name in NEEDED}
+    left = {name: SCENARIOS[name][1] for name in NEEDED}
     expected = {"": dict(left)}
-    for name in errors:
+    for name in compat.REPAIRS:
         left.pop(name, None)
         expected[name] = dict(left)
     assert json.loads(done.stdout.splitlines()[-1]) == expected
-
-
-REFUSES = TORCH >= (2, 6)
-refuses_pickles = pytest.mark.skipif(
-    not REFUSES, reason="torch.load refuses files of more than weights from torch 2.6 on"
-)
-#: the repairs whose fault this version of torch brings out
-NEEDED = [name for name in SCENARIOS if REFUSES or name not in ("load_whole_model", "load_arrays")]
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_repaired(name):
-    assert (name in compat.repair()) == (name in NEEDED)
-    SCENARIOS[name]()
 
 
 def patched():
@@ -379,17 +344,12 @@ def patched():
     ]
 
 
-def test_repairing_twice_is_repairing_once():
-    names = compat.repair()
-    before = patched()
-    assert compat.repair() == names == tuple(NEEDED)
-    assert patched() == before
-
-
-def test_skipped_where_there_is_no_fault(monkeypatch):
+def test_all_repairs_together_are_made_once(monkeypatch):
     """Another copy of the package finds all repaired, and leaves it so."""
-    compat.repair()
+    assert compat.repair() == tuple(NEEDED)
+    assert failures(SCENARIOS) == {}
     before = patched()
+    assert compat.repair() == tuple(NEEDED)
     for name in [name for name in sys.modules if name.startswith("fastnlp_adv.compat")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(fastnlp_adv, "compat", compat)  # to be put back: the import sets the other
@@ -400,14 +360,18 @@ def test_skipped_where_there_is_no_fault(monkeypatch):
     assert patched() == before
 
 
-@refuses_pickles
+@pytest.mark.skipif(not REFUSES, reason="torch.load refuses files of more than weights from torch 2.6 on")
 def test_torch_stays_as_it_is(tmp_path):
+    """And a whole model is not loaded unasked."""
     compat.repair()
     with pytest.raises(ValueError, match="prefetch_factor"):
         DataLoader([0], prefetch_factor=2)
-    torch.save(Bag(), tmp_path / "model")
+    trainer = make_trainer(loader())
+    trainer.save_model(tmp_path)
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "model")
+        torch.load(tmp_path / "fastnlp_model.pkl.tar")
+    with pytest.raises(pickle.UnpicklingError, match="only_state_dict=False"):
+        trainer.load_model(tmp_path)
     importlib.import_module("torch._dynamo")  # registers classes of its own, when something imports it
     safe = torch.serialization.get_safe_globals()
     resume_arrays()
@@ -424,8 +388,6 @@ SAMPLING = {
     "buckets": lambda data: {"batch_sampler": BucketedBatchSampler(data, length="tokens", batch_size=5)},
     "unknown to fastNLP": lambda data: {"sampler": WeightedRandomSampler([1.0] * len(data), len(data))},
 }
-
-
 DRAWN_ANEW = ("random batches", "buckets")  # these put the rest of an epoch into new batches
 
 
@@ -456,15 +418,6 @@ def test_resume_after_any_batch(tmp_path, sampling):
         assert rest.batches == whole.batches[done:] or sampling in DRAWN_ANEW
         assert rest.ends == [end for end in whole.ends if end >= done]
     assert train(resume_from=str(next(tmp_path.glob(f"*/trainer-epoch_*-batch_{3 * epochs}")))).batches == []
-
-
-@refuses_pickles
-def test_a_whole_model_is_not_loaded_unasked(tmp_path):
-    compat.repair()
-    trainer = make_trainer(loader())
-    trainer.save_model(tmp_path)
-    with pytest.raises(pickle.UnpicklingError, match="only_state_dict=False"):
-        trainer.load_model(tmp_path)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
-from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from fastnlp_adv.divergences import bernoulli, categorical, divergence, mse
+from fastnlp_adv.divergences import divergence
 
-few = settings(max_examples=40, deadline=None)
 KINDS = ("categorical", "bernoulli", "mse")
 INF, NAN = math.inf, math.nan
 
@@ -25,10 +22,6 @@ seeds = st.integers(0, 2**31)
 def draw(shape, seed, scale=3.0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return tuple((scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2))
-
-
-def draw_mask(shape, seed):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.6
 
 
 # The definitions, one number at a time.
@@ -75,62 +68,23 @@ def by_hand(kind, p, q, reduction, mask, symmetric):
     return total / count if count else 0.0
 
 
-@few
 @given(
     kind=st.sampled_from(KINDS),
     shape=shapes,
     seed=seeds,
     reduction=st.sampled_from(["batchmean", "sum", "mean"]),
     symmetric=st.sampled_from(["mean", "sum", None]),
-    masked=st.booleans(),
+    masked=st.sampled_from([None, torch.bool, torch.int64, torch.float32]),
 )
 def test_equals_the_definition(kind, shape, seed, reduction, symmetric, masked):
     p, q = draw(shape, seed)
-    mask = draw_mask(shape[:-1], seed) if masked else None
+    mask = torch.rand(shape[:-1], generator=torch.Generator().manual_seed(seed + 1)) < 0.6
+    mask = None if masked is None else mask.to(masked)
     found = divergence(p, q, kind=kind, reduction=reduction, mask=mask, symmetric=symmetric)
     assert found.shape == ()
     assert found.item() == pytest.approx(by_hand(kind, p, q, reduction, mask, symmetric), rel=1e-9, abs=1e-12)
 
 
-@few
-@given(shape=shapes, seed=seeds)
-def test_equals_torch_distributions(shape, seed):
-    p, q = draw(shape, seed)
-    expected = kl_divergence(Categorical(logits=p), Categorical(logits=q))
-    torch.testing.assert_close(categorical(p, q, symmetric=None).sum(-1), expected)
-    expected = kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q))
-    torch.testing.assert_close(bernoulli(p, q, symmetric=None), expected)
-    torch.testing.assert_close(mse(p, q), F.mse_loss(p, q, reduction="none"))
-
-
-@few
-@given(kind=st.sampled_from(KINDS), shape=shapes, seed=seeds, symmetric=st.sampled_from(["mean", "sum", None]))
-def test_is_a_divergence(kind, shape, seed, symmetric):
-    p, q = draw(shape, seed)
-    there = divergence(p, q, kind=kind, symmetric=symmetric)
-    assert there > 0
-    assert divergence(p, p.clone(), kind=kind, symmetric=symmetric) == 0
-    if symmetric is not None:
-        torch.testing.assert_close(there, divergence(q, p, kind=kind, symmetric=symmetric))
-
-
-@few
-@given(
-    kind=st.sampled_from(KINDS),
-    shape=shapes,
-    seed=seeds,
-    reduction=st.sampled_from(["batchmean", "sum", "mean"]),
-    dtype=st.sampled_from([torch.bool, torch.int64, torch.float32]),
-)
-def test_a_mask_is_like_slicing_the_positions_out(kind, shape, seed, reduction, dtype):
-    p, q = draw(shape, seed)
-    mask = draw_mask(shape[:-1], seed)
-    found = divergence(p, q, kind=kind, reduction=reduction, mask=mask.to(dtype))
-    kept = divergence(p[mask], q[mask], kind=kind, reduction=reduction)  # an empty slice gives 0 as well
-    torch.testing.assert_close(found, kept)
-
-
-@few
 @given(kind=st.sampled_from(KINDS), seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
 def test_half_precision_is_computed_in_single(kind, seed, dtype):
     p, q = draw((4, 3), seed, dtype=dtype)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import support
 import torch
@@ -31,16 +29,13 @@ each_method = pytest.mark.parametrize("method", METHODS)
 class Scaled(Callback):
     """Gives the Trainer a gradient scaler, and keeps the scale of every step."""
 
-    def __init__(self, scale, autocast=None):
+    def __init__(self, scale):
         super().__init__()
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-        self.autocast = autocast
         self.scales = []
 
     def on_after_trainer_initialized(self, trainer, driver):
         driver.grad_scaler = self.scaler
-        if self.autocast is not None:
-            driver.auto_cast = functools.partial(torch.autocast, "cpu", dtype=self.autocast)
 
     def on_train_batch_end(self, trainer):
         self.scales.append(self.scaler.get_scale())

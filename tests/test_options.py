@@ -22,7 +22,7 @@ from fastnlp_adv import RDropMixin, options
 from fastnlp_adv.callbacks import METHODS
 from fastnlp_adv.robustness import WorstCase
 
-NOTHING = (object(), [], (), {})
+NOTHING = (object(), [], (), {})  # no value of any argument
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,12 @@ class Kind:
     """
     :param expected: how a message says it.
     :param taken: values that are taken, and kept as they were given.
-    :param refused: values that are not, besides those that are no value at all.
+    :param refused: values that are not, besides ``NOTHING``.
     """
 
     expected: str
     taken: tuple[Any, ...]
     refused: tuple[Any, ...]
-
-    @property
-    def all_refused(self) -> tuple[Any, ...]:
-        return (*NOTHING, *self.refused)
 
 
 def one_of(*choices: str) -> Kind:
@@ -195,7 +191,7 @@ def test_other_values_are_refused_by_name_and_change_nothing(method, name):
     for make, more in makers(method, name):
         late = make(**more)
         before = late.values()
-        for value in kind.all_refused:
+        for value in (*NOTHING, *kind.refused):
             with refused(name, kind):
                 make(**more, **{name: value})
             with refused(name, kind):
@@ -214,7 +210,7 @@ def test_settings_of_the_mixin_are_those_of_rdrop(name):
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": torch.tensor([0, 1])}
     for value in kind.taken:
         type("Model", (RDropMixin, Classifier), {f"rdrop_{name}": staticmethod(value) if callable(value) else value})
-    for value in kind.all_refused:
+    for value in (*NOTHING, *kind.refused):
         with refused(name, kind):
             type("Model", (RDropMixin, Classifier), {f"rdrop_{name}": value})
         setattr(model, f"rdrop_{name}", value)

@@ -6,13 +6,12 @@ import re
 import sys
 
 import pytest
-from pages import ROOT, blocks, broken_links, linked_methods, pages_of_methods, read, without_comments
+from pages import blocks, broken_links, linked_methods, pages_of_methods, read, without_comments
 from processes import run
 
 #: what the quickstart prints: the training, clean accuracy, and accuracy under the stronger attack
 ROWS = r"^(plain|FGM) +epsilon 0.0: +([\d.]+)% .* epsilon 0.2: +([\d.]+)%$"
 READMES = ["README.md", "README.zh-CN.md"]
-BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md"]
 
 
 def quickstart(name):
@@ -28,22 +27,21 @@ def test_both_languages_show_the_same_code():
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_readme_is_short(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
+    text = read(name)
     assert len(text.splitlines()) <= 200
     assert len(text.split()) <= 1300
     assert len(quickstart(name).splitlines()) < 40
 
 
 def test_the_quickstart_comes_first():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = read("README.md")
     assert "```python" in text[text.index("\n## Quickstart\n") : text.index("\n## Ways to use it")]
     assert "```python" not in text[: text.index("\n## Quickstart\n")]
 
 
 def test_the_quickstart_runs_in_an_empty_folder(tmp_path):
     (tmp_path / "quickstart.py").write_text(quickstart("README.md"), encoding="utf-8")
-    command = [sys.executable, "quickstart.py"]
-    done = run(command, cwd=tmp_path)
+    done = run([sys.executable, "quickstart.py"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = re.findall(ROWS, done.stdout, flags=re.M)
     (plain, clean, attacked), (fgm, clean_too, attacked_too) = rows
@@ -51,7 +49,7 @@ def test_the_quickstart_runs_in_an_empty_folder(tmp_path):
     assert min(float(clean), float(clean_too)) > 95
     assert float(attacked_too) > float(attacked) + 5
     for name in (*READMES, "docs/quickstart.md", "docs/zh-CN/quickstart.md"):
-        shown = re.findall(ROWS, (ROOT / name).read_text(encoding="utf-8"), flags=re.M)
+        shown = re.findall(ROWS, read(name), flags=re.M)
         assert [row[0] for row in shown] == ["plain", "FGM"]
         for row, now in zip(shown, rows, strict=True):  # another build of torch may round otherwise
             assert [float(each) for each in row[1:]] == pytest.approx([float(each) for each in now[1:]], abs=3), name
@@ -75,6 +73,6 @@ def test_the_table_leads_to_pages_of_methods(name):
     assert f"]({'docs/zh-CN' if 'zh' in name else 'docs'}/methods.md)" in read(name)
 
 
-@pytest.mark.parametrize("name", [*READMES, *BESIDE])
+@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(name):
     assert broken_links(name) == []

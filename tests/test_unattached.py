@@ -9,16 +9,14 @@ import pytest
 import torch
 from fastNLP import CheckpointCallback
 from rows import each_method, step_of
-from support import Classifier, build, samples, snapshot, train, weights
+from support import Classifier, build, collate, samples, snapshot, train, weights
 
 from fastnlp_adv import AWP, FGM, PGD, FGMCallback, RDropCallback, TAVATCallback
 from fastnlp_adv.callbacks import METHODS
 
 NEED_A_MODEL = [name for name, entry in METHODS.items() if entry.method.needs_model]
-BATCH = {
-    "input_ids": torch.stack([each["input_ids"] for each in samples(4)]),
-    "labels": torch.stack([each["labels"] for each in samples(4)]),
-}
+BATCH = collate(samples(4))
+del BATCH["attention_mask"]
 
 
 def trained(method, model, steps=2):
@@ -115,11 +113,10 @@ def test_two_trainers_may_be_built_with_one_callback_before_either_runs():
 
 def test_a_callback_of_another_training_begins_anew():
     """The table of TA-VAT is of the examples of one training."""
-    callback, fresh = TAVATCallback(), TAVATCallback()
+    callback, one, other = TAVATCallback(), Classifier(), Classifier()
     train(Classifier(), [callback])
-    one, other = Classifier(), Classifier()
     train(one, [callback])
-    train(other, [fresh])
+    train(other, [TAVATCallback()])
     assert torch.equal(weights(one), weights(other))
 
 

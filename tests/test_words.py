@@ -119,12 +119,8 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.JoinedStr):
             parts |= {id(part) for part in node.values}
-            yield (
-                node.lineno,
-                "".join(
-                    str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "`" for part in node.values
-                ),
-            )
+            texts = [str(part.value) if isinstance(part, ast.Constant) else "`" for part in node.values]
+            yield node.lineno, "".join(texts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             yield node.lineno, node.value
     comments = {
