@@ -96,6 +96,16 @@ def test_half_precision_is_computed_in_single(kind, seed, dtype):
     assert p.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("kind", ["bernoulli", "mse"])
+def test_a_mask_of_single_elements(kind):
+    """As slicing them out, for kinds without a distribution over the last dimension."""
+    p, q = draw((3, 4), seed=6)
+    mask = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])
+    found = divergence(p, q, kind=kind, mask=mask, reduction="mean")
+    kept = mask.bool()
+    torch.testing.assert_close(found, divergence(p[kept], q[kept], kind=kind, reduction="mean"))
+
+
 # Gradients.
 
 
@@ -152,6 +162,16 @@ def test_what_only_one_of_both_rules_out_is_infinitely_far():
     assert divergence(p, q, symmetric=None) == INF
     assert divergence(q, p, symmetric=None).item() == pytest.approx(math.log(2))
     assert divergence(p, q) == divergence(q, p) == INF
+
+
+def test_where_every_class_is_ruled_out_there_is_nothing_to_compare():
+    p, q = draw((3, 4), seed=10)
+    p[1] = q[1] = -INF
+    p.requires_grad_()
+    found = divergence(p, q, reduction="sum")
+    torch.testing.assert_close(found, divergence(p[[0, 2]], q[[0, 2]], reduction="sum"))
+    found.backward()
+    assert (p.grad[1] == 0).all() and p.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
