@@ -30,7 +30,7 @@ def expected_of(model, number, way, reference):
     ids, labels = BATCHES[number]
     loss = loss_on(ids, labels)
     if "emb_name" in way:
-        return on_weights(model, loss, way["emb_name"], **reference)
+        return on_weights(model, loss, [way["emb_name"]], **reference)
     return textbook(model, way["granularity"], loss, ids, classifier_from(labels), **reference)
 
 
