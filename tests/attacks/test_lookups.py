@@ -39,10 +39,7 @@ class Pooled(nn.Module):
         self.double()
 
     def forward(self, ids):
-        return self.upper(self.word_embeddings(ids))
-
-    def upper(self, embedded):
-        embedded = torch.tanh(embedded.reshape(len(embedded), -1, 6))
+        embedded = torch.tanh(self.word_embeddings(ids).reshape(len(ids), -1, 6))
         place = torch.arange(1, embedded.shape[1] + 1, dtype=embedded.dtype).unsqueeze(-1)
         return self.head((embedded * place.cos()).sum(1))
 
@@ -74,10 +71,9 @@ def test_ids_of_any_shape_and_integer_type(build, reference, shape, dtype):
     ids, labels = batch(*shape, vocab=9)
     ids = ids.to(dtype)
     model = Pooled(padding_idx=3)
-    loss = loss_on(ids, labels)
-    assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
-    turned = loss_on(ids.transpose(0, -1).contiguous().transpose(0, -1), labels)
-    assert_same(step(build(model), model, turned), on_weights(model, turned, WORDS, **reference))
+    for laid_out in (ids, ids.transpose(0, -1).contiguous().transpose(0, -1)):
+        loss = loss_on(laid_out, labels)
+        assert_same(step(build(model), model, loss), on_weights(model, loss, WORDS, **reference))
 
 
 @ATTACKS
@@ -152,17 +148,15 @@ def test_two_lookups_in_a_forward(build, reference, granularity, shapes):
 @ATTACKS
 @each_granularity
 def test_two_forwards_before_one_backward(build, reference, granularity):
-    """R-Drop with two passes: here each its own noise of a fixed kind, so that the two differ."""
+    """As R-Drop with two passes has; the loss tells the two apart."""
     model = classifier()
 
-    def combine(one, other):
+    def loss_from(m, *lookups):
+        one, other = (m.head(m.rnn(embedded)[0].mean(1)) for embedded in lookups)
         return cross_entropy(one, LABELS) + 0.5 * cross_entropy(2 * other, LABELS) + (one - other * 0.9).square().mean()
 
-    def loss_from(m, first, second):
-        return combine(*(m.head(m.rnn(embedded)[0].mean(1)) for embedded in (first, second)))
-
     def loss(m):
-        return combine(m(IDS), m(IDS))
+        return loss_from(m, *(m.word_embeddings(IDS) for _ in range(2)))
 
     found = step(build(model, granularity=granularity), model, loss)
     expected = textbook(model, granularity, loss, [IDS, IDS], loss_from, **reference)
