@@ -42,17 +42,15 @@ def run(attack, model, number):
         loss(model).backward()
 
 
+MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": torch.enable_grad}
+
+
 def evaluate(model, how):
     """What may come between two steps."""
     ids, labels = batch(6, 5, seed=11)
-    if how == "no_grad":
-        with torch.no_grad():
+    if how in MODES:
+        with MODES[how]():
             model(ids)
-    elif how == "inference":
-        with torch.inference_mode():
-            model(ids)
-    elif how == "grad":
-        model(ids)
     elif how == "grad, same shape":
         model(BATCHES[3][0])
     elif how == "grad, twice, and kept":
@@ -65,9 +63,7 @@ def evaluate(model, how):
 
 @ATTACKS
 @each_way
-@pytest.mark.parametrize(
-    "how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"]
-)
+@pytest.mark.parametrize("how", [*MODES, "grad, same shape", "grad, twice, and kept", "backward"])
 def test_forwards_before_and_between_steps(build, reference, way, how):
     model = classifier()
     attack = build(model, **way)
@@ -83,7 +79,7 @@ def test_forwards_before_and_between_steps(build, reference, way, how):
 @pytest.mark.parametrize(
     ("where", "how"),
     [
-        *(("before", how) for how in ("no_grad", "inference", "grad", "grad, twice, and kept")),
+        *(("before", how) for how in (*MODES, "grad, twice, and kept")),
         *(("inside", how) for how in ("no_grad", "inference")),
     ],
 )
