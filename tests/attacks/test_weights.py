@@ -239,6 +239,16 @@ def test_without_a_direction_the_step_is_a_plain_one(adaptive, factor):
     assert sam.perturbation_norm == 0
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_parameter_without_a_direction_is_left_out_of_awp(bad):
+    model, arguments = classifier(), {"gamma": 0.1, "replace": True}
+    losses = [LOSS, lambda model: LOSS(model) + bad * model.head.weight[0, 0]]
+    found, awp = after(model, lambda model: losses.pop()(model), AWP, arguments)
+    others = [name for name, _ in model.named_parameters() if "weight" in name and name != "head.weight"]
+    assert_same(found, reference(model, LOSS, AWP, arguments, others.__contains__)[0])
+    assert awp.skipped == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [({}, "and 4 more: rho 0.05, shared by all"), ({"rho": 0.5, "adaptive": True}, "all, in units of each parameter")],
