@@ -300,7 +300,6 @@ def test_attack_and_a_step_without_the_batch_are_refused(build):
     ],
 )
 def test_a_batch_that_has_no_part_is_refused_with_the_way_out(batch, message):
-    model = Model()
-    fgm = FGM(model, fraction=0.5)
+    fgm = FGM(model := Model(), fraction=0.5)
     with refused(model, f"{message}.*Use `fraction=1`, which attacks the whole batch"):
         fgm.step(lambda b: model.train_step(b["ids"], b["labels"])["loss"], batch)
