@@ -166,12 +166,6 @@ def test_the_choice_has_a_stream_of_its_own():
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.4
 
 
-def test_states_from_before_there_was_a_choice_are_read():
-    state = FGM(Model()).state_dict()
-    del state["choice"]
-    FGM(Model()).load_state_dict(state)
-
-
 # Lookups of all kinds.
 
 
