@@ -171,16 +171,13 @@ def test_two_lookups_in_a_forward(method, reference, padding_idx):
     assert_as_found(found, model, tables)
 
 
-def test_perturbations_and_their_report():
+def test_the_defaults_and_the_report():
     model = classifier()
     attack, _, generator = attack_on(FreeLB, model, epsilon=0.15, steps=3)
-    with additions(model.word_embeddings, IDS) as found:
-        attack.step(lambda: LOSS(model))
+    attack.step(lambda: LOSS(model))
     defaults = {"alpha": 0.1, "init": 0.05}
-    wanted = freelb([IDS], [], loss_with(model, IDS, LABELS), generator, epsilon=0.15, steps=3, **defaults)
-    torch.testing.assert_close(torch.stack(found), torch.stack([d for (d,) in wanted]))
-    assert attack.perturbation_norm.item() == pytest.approx(found[-1].norm().item())
-    assert found[-1].flatten(1).norm(dim=1).max() == pytest.approx(0.15)
+    *_, (last,) = freelb([IDS], [], loss_with(model, IDS, LABELS), generator, epsilon=0.15, steps=3, **defaults)
+    assert attack.perturbation_norm.item() == pytest.approx(last.norm().item())
     assert attack.skipped.item() == 0
 
 
