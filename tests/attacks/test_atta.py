@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from fastNLP import TorchDataLoader, logger
+from fastNLP import TorchDataLoader
 from references import (
     Siamese,
     assert_same,
@@ -21,7 +21,7 @@ from references import (
     shrink,
     words,
 )
-from support import Classifier, build, collate, distance, samples, train, weights
+from support import Classifier, build, collate, distance, loader, samples, train, weights
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding
 
@@ -60,29 +60,26 @@ each_model = pytest.mark.parametrize(("make", "loss_of"), MODELS.values(), ids=M
 
 
 class Definition:
-    """Perturbations in a dictionary, a vector per token, and a step in loops over examples and tokens."""
+    """Perturbations in a dictionary, a vector per token, and a step in loops over examples."""
 
-    def __init__(self, dtype=torch.float16, epsilon=EPSILON, alpha=ALPHA):
-        self.kept, self.dtype, self.epsilon, self.alpha = {}, dtype, epsilon, alpha
+    def __init__(self, dtype):
+        self.kept, self.dtype = {}, dtype
 
-    def placed(self, ids, indices, like):
-        d = torch.zeros_like(like)
+    def placed(self, ids, indices, width):
+        d = torch.zeros(*ids.shape, width, dtype=torch.float64)
         for b, i in enumerate(indices):
-            places = [t for t in range(ids.shape[1]) if ids[b, t] != 0]
-            for t, vector in zip(places, self.kept.get(i, []), strict=False):
-                d[b, t] = vector.to(like.dtype)
-        return d
+            d[b, ids[b] != 0] = self.kept.get(i, torch.zeros(1, width)).double()
+        return d.requires_grad_()
 
     def move(self, ids, indices, d, grad):
         for b, i in enumerate(indices):
-            places = [t for t in range(ids.shape[1]) if ids[b, t] != 0]
-            here = shrink(d[b, places] + self.alpha * direction(grad[b, places], "l2"), self.epsilon, "l2")
-            self.kept[i] = list(here.to(self.dtype))
+            real = ids[b] != 0
+            self.kept[i] = shrink(d[b, real] + ALPHA * direction(grad[b, real], "l2"), EPSILON, "l2").to(self.dtype)
 
     def loss(self, model, loss_of, ids, labels, indices):
         """The loss at the perturbed input; its backward pass moves the perturbations."""
         embedded = words(model)(ids)
-        d = self.placed(ids, indices, embedded.detach()).requires_grad_()
+        d = self.placed(ids, indices, embedded.shape[-1])
         d.register_hook(lambda grad: self.move(ids, indices, d.detach(), grad))
         return loss_of(model, ids, labels, embedded + d)
 
@@ -112,23 +109,17 @@ def test_gradients_and_perturbations_are_those_of_the_definition(make, loss_of, 
     assert distance(model, other) < 1e-12
     for (_, lookup, example), row in atta.perturbations.items():
         assert lookup == 0
-        theirs = torch.stack(definition.kept[example])
-        assert row.shape == theirs.shape  # nothing is kept of the padding
-        torch.testing.assert_close(row, theirs)
-        assert theirs.double().norm() <= EPSILON * 1.01
-
-
-def indexed(loader=TorchDataLoader, **kwargs):
-    """A dataloader that tells indices; the last argument is what `compat.repair` would make of its default."""
-    return loader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **{"prefetch_factor": None, **kwargs})
+        torch.testing.assert_close(row, definition.kept[example])  # nothing is kept of the padding
+        assert row.double().norm() <= EPSILON * 1.01
 
 
 def test_first_epoch_is_plain_to_the_bit():
     """Also with workers, which are ahead of the batch that is trained."""
     ours, plain = Classifier(), Classifier()
-    workers = indexed(num_workers=2, prefetch_factor=2)
-    train(ours, [ATTACallback()], train_dataloader=workers, n_epochs=1, n_batches=-1)
-    train(plain, train_dataloader=indexed(), n_epochs=1, n_batches=-1)
+    workers = {"num_workers": 2, "prefetch_factor": 2}
+    data = TorchDataLoader(samples(), batch_size=4, shuffle=True, collate_fn=collate, **workers)
+    train(ours, [ATTACallback()], train_dataloader=data, n_epochs=1, n_batches=-1)
+    train(plain, train_dataloader=loader(shuffle=True), n_epochs=1, n_batches=-1)
     assert torch.equal(weights(ours), weights(plain))
 
 
@@ -143,11 +134,7 @@ def test_every_lookup_has_its_own_perturbation():
         model.zero_grad()
         other.zero_grad()
         atta.step(lambda: model(*sides), indices)  # noqa: B023
-        like = torch.zeros(3, 5, 6, dtype=torch.float64)
-        d = [
-            definition.placed(ids, indices, like[:, : ids.shape[1]]).requires_grad_()
-            for definition, ids in zip(definitions, sides, strict=True)
-        ]
+        d = [definition.placed(ids, indices, 6) for definition, ids in zip(definitions, sides, strict=True)]
         other.at(*sides)(d).backward()
         for definition, ids, v in zip(definitions, sides, d, strict=True):
             definition.move(ids, indices, v.detach(), v.grad)
@@ -177,9 +164,8 @@ def test_a_dataloader_without_indices_is_refused_when_the_trainer_is_built():
         build(Classifier(), [ATTACallback()], train_dataloader=plain)
 
 
-def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
-    said, kept = [], []
-    monkeypatch.setattr(logger, "info", said.append)
+def test_the_memory_is_said_once_and_is_an_upper_bound(said):
+    kept = []
 
     class Watch(ATTACallback):
         def on_train_batch_end(self, trainer):
@@ -187,23 +173,19 @@ def test_the_memory_is_said_once_and_is_an_upper_bound(monkeypatch):
             rows = self.method.perturbations.values()
             kept.append((sum(row.nbytes for row in rows), self.method.memory(24, 7)))
 
-    train(Classifier(), [Watch()], train_dataloader=indexed(), n_batches=12)
-    said = [message for message in said if "ATTA keeps" in message]
-    assert len(said) == 1
-    assert "estimate" in said[0]
-    assert "24 examples of 7 tokens" in said[0]
-    assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in said[0]
+    train(Classifier(), [Watch()], train_dataloader=loader(shuffle=True), n_batches=12)
+    (line,) = [each.getMessage() for each in said.records if "ATTA keeps" in each.getMessage()]
+    assert "estimate" in line
+    assert "24 examples of 7 tokens" in line
+    assert f"{24 * 7 * 8 * 2 / 2**20:.4g} MiB" in line
     assert 0 < kept[0][0] < kept[5][0] <= kept[5][1] == 24 * 7 * 8 * 2
     assert kept[5][0] == kept[-1][0]  # all examples are there after the first epoch
 
 
-def test_a_dataloader_that_gives_no_indices_after_all_is_refused():
-    class Forgetful(TorchDataLoader):
-        def get_batch_indices(self):
-            return None
-
-    with pytest.raises(ValueError, match="Forgetful, which does not"):
-        build(Classifier(), [ATTACallback()], train_dataloader=indexed(Forgetful)).run()
+def test_a_dataloader_that_gives_no_indices_after_all_is_refused(monkeypatch):
+    monkeypatch.setattr(TorchDataLoader, "get_batch_indices", lambda self: None)
+    with pytest.raises(ValueError, match="TorchDataLoader, which does not"):
+        build(Classifier(), [ATTACallback()]).run()
 
 
 def test_the_estimate_sees_through_a_batch_encoding():

@@ -10,16 +10,13 @@ from references import (
     IDS,
     LOSS,
     MODELS,
-    add,
     assert_same,
     batch,
     classifier,
     classifier_from,
     differ,
     each_granularity,
-    gradients,
     loss_on,
-    on_moved_weights,
     step,
     textbook,
 )
@@ -70,18 +67,6 @@ def test_the_granularities_and_norms_differ():
         assert all(differ(one, other) > 1e-3 for other in found[i:])
 
 
-def test_dropout_masks_are_those_of_two_forwards():
-    model = classifier(dropout=0.5)
-    torch.manual_seed(3)
-    loss = FGM(model, 0.7).step(lambda: LOSS(model))
-    name = "word_embeddings.weight"
-    torch.manual_seed(3)
-    clean, moved = on_moved_weights(model, LOSS, lambda _, g: {name: 0.7 * g[name] / (g[name] ** 2).sum().sqrt()})
-    assert_same(gradients(model), add(clean, moved))
-    torch.manual_seed(3)
-    assert torch.equal(loss, LOSS(model))
-
-
 @each_granularity
 def test_fgsm_is_fgm_along_the_sign(granularity):
     model = classifier()
@@ -109,14 +94,6 @@ def test_the_direction_is_that_of_finite_differences():
     with fgm.attack(), torch.no_grad():
         delta = model.word_embeddings(IDS) - weight[IDS]
     assert torch.allclose(delta, 0.7 * (slope / slope.norm())[IDS], atol=1e-7)
-
-
-def test_what_the_attack_reports():
-    model = classifier()
-    fgm = FGM(model, 0.7)
-    fgm.step(lambda: LOSS(model))
-    model.zero_grad()
-    LOSS(model).backward()
-    assert fgm.grad_norm.item() == pytest.approx(model.word_embeddings.weight.grad.norm().item())
+    assert fgm.grad_norm.item() == pytest.approx(slope.norm().item())
     assert fgm.perturbation_norm.item() == pytest.approx(0.7)
     assert fgm.skipped.item() == 0

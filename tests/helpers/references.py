@@ -143,6 +143,11 @@ def differ(found, other):
 # Geometry by Python's numbers.
 
 
+def length(*tensors):
+    """The norm of all of them together."""
+    return math.hypot(*(x for each in tensors for x in each.flatten().tolist()))
+
+
 def direction(g, norm):
     v = g.flatten().tolist()
     length = math.hypot(*v) if norm == "l2" else 1.0
