@@ -670,19 +670,6 @@ def test_closures_of_a_with_block_that_return_no_loss_say_so(attack, closure):
         attack(model, replace=True).attack(closure=closure(model))
 
 
-def test_an_attack_before_any_backward_pass_says_so():
-    model = Mean(nn.Embedding(VOCAB, 16))
-    fgm = FGM(model)
-    with pytest.raises(RuntimeError, match=r"Call `loss.backward\(\)` before `attack\(\)`"):
-        fgm.attack()
-    mean_loss(model)
-    with pytest.raises(RuntimeError, match=r"Call `loss.backward\(\)` first"):
-        fgm.attack()
-    mean_loss(model).backward()
-    with fgm.attack():
-        mean_loss(model).backward()
-
-
 def test_a_callback_takes_no_model_and_a_method_no_callback():
     model = Mean(nn.Embedding(VOCAB, 16))
     for entry in METHODS.values():
