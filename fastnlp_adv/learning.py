@@ -12,7 +12,7 @@ from .schedule import Progress
 
 #: the batches that a loss is averaged over, in the beginning and lately; fewer in a short training
 STRETCH = 25
-#: optimizer steps before which it is too early to say, or a quarter of a shorter training, but not below the second
+#: optimizer steps before which it is too early to say, or half of a shorter training, but not below the second
 LATEST, EARLIEST = 100, 10
 #: how many batches from one reading to the next, besides the first and those at the ends of epochs
 READ_EVERY = 200
@@ -50,7 +50,7 @@ class Learning:
     def first_check(progress: Progress) -> int:
         """Return the number of batches before which it is too early to say."""
         total = progress.total_steps
-        steps = LATEST if total is None else max(EARLIEST, min(LATEST, int(total) // 4))
+        steps = LATEST if total is None else max(EARLIEST, min(LATEST, int(total) // 2))
         return steps * progress.accumulation_steps
 
     def check(self, progress: Progress) -> str:
