@@ -16,7 +16,7 @@ help:  ## Show this list
 	@echo "  ARGS=...      for bench and faults: ARGS='--only NAME --again', ARGS=--help; for matrix: ARGS='-s py3.10-torch2.1.2'"
 	@echo "  FASTNLP=DIR   for upstream: a clone of fastNLP's repository, or its address"
 
-demo: $(STAMP)  ## Train on movie reviews, plain, with FGM and with R-Drop, and attack each: at most six minutes
+demo: $(STAMP)  ## Train on movie reviews, plain, with FGM and with R-Drop, and attack each: about six minutes
 	@PYTHONWARNINGS="ignore:pkg_resources is deprecated as an API" $(BIN)/python examples/demo.py
 
 bench: $(STAMP)  ## Measure the cost of each method and of textbook loops, for docs/benchmarks: about 15 minutes
