@@ -1,6 +1,6 @@
 """
 Fine-tune a small pretrained encoder on movie reviews, without a method and with three methods, attack each model, and
-compare clean accuracy, accuracy under attack and cost. Takes about five minutes on two CPU cores.
+compare clean accuracy, accuracy under attack and cost. Takes about six minutes on two CPU cores.
 
     python demo.py
     python demo.py --train-size 5000 --attack-size 1000 --seed 1
