@@ -55,6 +55,8 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
     # Attributes of attacks without the argument.
     adv_weight: float = 1.0
     replace: bool = True
+    adaptive: bool = False
+    coordinate_bound: float | None = None
 
     fixed = Attack.fixed | {"params"}
     #: whether one gradient without a direction leaves all weights where they are
@@ -97,7 +99,7 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
         factors = self.strength * self.lengths(shares / size, taps) / sizes
         without = ~factors.isfinite()  # a gradient that is zero or not finite has no direction
         factors = torch.where(without, 0, factors)
-        if self.follows_gradient:
+        if self.coordinate_bound is None and not self.adaptive:  # each weight moves along its own gradient
             for tap, value, factor in zip(taps, values, factors.unbind(), strict=True):
                 torch.addcmul(tap.backup, value, factor, out=value)
             lengths = list(torch.where(without, 0, factors * sizes).unbind())
@@ -120,11 +122,6 @@ class WeightAttack(_OnParameters, TwoPasses, Attack):
             "skipped": skipped + self.norms.get("skipped", 0),
         }
         return left
-
-    @property
-    def follows_gradient(self) -> bool:
-        """Whether each parameter moves along its gradient itself."""
-        return True
 
     def in_own_units(self, memory: Tensor, tap: WeightTap) -> Tensor:
         """Return the gradient, in the units of its norm and the precision of ``memory``, where it may be written."""
@@ -223,10 +220,6 @@ class AWP(AdversarialLoss, WeightAttack):
         wide = [(tap.backup, torch.promote_types(tap.backup.dtype, torch.float32)) for tap in taps]
         return self.gamma * torch.stack([torch.linalg.vector_norm(weight, dtype=dtype) for weight, dtype in wide])
 
-    @property
-    def follows_gradient(self) -> bool:
-        return self.coordinate_bound is None
-
     def in_units_of_weights(self, moves: list[Tensor], taps: list[WeightTap]) -> None:
         assert self.coordinate_bound is not None
         for move, tap in zip(moves, taps, strict=True):
@@ -299,10 +292,6 @@ class SAM(WeightAttack):
 
     def lengths(self, shares: Tensor, taps: list[WeightTap]) -> Tensor:
         return self.rho * shares
-
-    @property
-    def follows_gradient(self) -> bool:
-        return not self.adaptive
 
     def in_own_units(self, memory: Tensor, tap: WeightTap) -> Tensor:
         grad = super().in_own_units(memory, tap)

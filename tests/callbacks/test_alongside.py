@@ -1,4 +1,4 @@
-"""The methods beside what else a Trainer does: clipping, warmup, evaluation, optimizers, mappings."""
+"""The methods beside other features of a Trainer: clipping, warmup, evaluation, optimizers, mappings."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ class Mlp(Classifier):
 @pytest.mark.parametrize("start", [0, 3])
 def test_a_compiled_part_can_be_attacked_later_and_saved_meanwhile(start, tmp_path):
     def save(trainer):
-        if trainer.global_forward_batches == 4 and TORCH >= (2, 4):  # before, what torch.compile returns is not pickled
+        if trainer.global_forward_batches == 4 and TORCH >= (2, 4):  # before, compiled modules cannot be pickled
             trainer.save_model(tmp_path, only_state_dict=False)
 
     ours = Mlp()

@@ -23,13 +23,13 @@ def callback(**kwargs):
 
 
 def kept(folder):
-    """The only evaluation whose results were saved: its file, and what it holds."""
+    """The file and the results of the only saved evaluation."""
     (file,) = folder.rglob("fastnlp_evaluate_results.json")
     return file, json.loads(file.read_text())
 
 
 def evaluated(model):
-    """What `robust_evaluate` finds."""
+    """The results of `robust_evaluate`."""
     return robust_evaluate(
         model, loader(DATA), epsilons=(0.6,), steps=3, restarts=2, step=lambda batch: model(batch["input_ids"])
     )

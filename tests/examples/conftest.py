@@ -37,7 +37,7 @@ def tar(files):
 
 @pytest.fixture
 def put_on_shelf(tmp_path, monkeypatch):
-    """Make a small distribution of a package's name and shape, where alone pip looks; and an empty cache."""
+    """Put a small package of this name into the only folder where pip looks, and empty the cache."""
 
     def put(name, version, files):
         setup = f"from setuptools import setup; setup(name={name!r}, version={version!r}, packages=[])"
@@ -63,7 +63,7 @@ def put_on_shelf(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """Runs what cannot be run, and returns the one line that says so."""
+    """A function that runs a program with invalid arguments, and returns its last line, the error."""
 
     def run(main, words):
         with pytest.raises(SystemExit) as ended:

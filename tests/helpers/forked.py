@@ -44,7 +44,7 @@ def _run(function, *arguments):
 
 
 def write_to(path):
-    """Write what this rank says to a file, to whose name its number is added."""
+    """Redirect the output of this rank to a file, with the rank at the end of its name."""
     with open(f"{path}{os.environ['RANK']}", "w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 
 def kl(p, q):
-    """From logits p to logits q, averaged over what the last dimension does not hold."""
+    """The divergence from logits p to logits q, averaged over all dimensions but the last, the classes."""
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     return (p.exp() * (p - q)).sum() / p[..., 0].numel()
 
